@@ -1,0 +1,1 @@
+"""Pre-training of the Masked Modeling Duo family. Nothing is here yet."""
