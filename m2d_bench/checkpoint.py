@@ -1,0 +1,316 @@
+"""Checkpoint files ↔ encoders: every released format, read strictly, and written back.
+
+Source: the formats are those of the releases of github.com/nttcslab/m2d and of EVAR's fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from m2d_bench.encoder import EncoderConfig, M2DEncoder
+from m2d_bench.errors import CheckpointError
+from m2d_bench.frontend import DEFAULT_NORM_STATS, N_MELS
+from m2d_bench.registry import unknown
+from m2d_bench.vit import SIZES, ViTConfig
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+_ANCHOR = "patch_embed.proj.weight"
+_ENCODER_KEY = re.compile(r"(cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)")
+_EXTRA_KEY = re.compile(
+    r"(norm_stats$|mask_token$|decoder_|target_|offline_predictor\.|audio_proj\.|text_proj\.|logit_scale$|head\.)"
+)
+_HEAD_PLACES = {"running_mean": "norm", "running_var": "norm", "weight": "mlp.mlp.0", "bias": "mlp.mlp.0"}
+_HEAD_KEY = re.compile(r".*\bhead\.(norm|mlp)\.")
+_NAME = re.compile(
+    r"(?P<family>m2d_clap|m2d_as|m2d_s|m2d_x|m2d_d2v|m2d|msm_mae)_vit_(?P<size>tiny|small|base|large)"
+    r"-(?P<freq>\d+)x(?P<time>\d+)p(?P<patch_freq>\d+)x(?P<patch_time>\d+)(?:p(?P<khz>16|32)k)?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Args:
+        config: Configuration of the encoder, read from the tensors and cross-checked with the name.
+        encoder: The encoder's tensors, float32, under the names of `vit.ViT`.
+        extras: Everything else the family's checkpoints may carry (decoder, target encoder, projections of CLAP, …).
+        head: Head of a fine-tuned model: `running_mean`, `running_var`, `weight`, `bias`; empty if there is none.
+        ignored: Keys that belong to none of these and were left out (buffers of the tool that wrote the file).
+    """
+
+    config: EncoderConfig
+    encoder: State
+    extras: State = field(default_factory=dict)
+    head: State = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    def build(self) -> M2DEncoder:
+        """The encoder with these weights, frozen and in evaluation mode."""
+        encoder = M2DEncoder(self.config)
+        encoder.vit.load_state_dict(self.encoder)
+        return encoder.eval().requires_grad_(False)
+
+
+def parse_name(name: str) -> EncoderConfig | None:
+    """Configuration that a released name states, or None if the name is of another kind.
+
+    Args:
+        name: `{family}_vit_{size}-80x{frames}p{pf}x{pt}[p{16k|32k}][-…]`.
+    """
+    match = _NAME.match(name)
+    if match is None:
+        return None
+    width, depth = SIZES[match["size"]]
+    vit = ViTConfig(
+        width=width,
+        depth=depth,
+        patch_size=(int(match["patch_freq"]), int(match["patch_time"])),
+        input_size=(int(match["freq"]), int(match["time"])),
+    )
+    return EncoderConfig(name=name, vit=vit, sample_rate=32000 if match["khz"] == "32" else 16000)
+
+
+def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
+    """Reads a checkpoint file, strictly and without running code from it.
+
+    Args:
+        path: `.pth`, `.pt` or `.safetensors` file, or a folder that holds exactly one.
+        changes: Fields of EncoderConfig to set (`features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`,
+            `name`); and `patch_size`, to accept the tensors' patch size when the folder's name states another.
+
+    Raises:
+        CheckpointError: The file cannot be read, holds code, lacks encoder keys, has unexpected ones, or contradicts
+            its name.
+        UsageError: A change names no setting, or an impossible one.
+    """
+    path = _file(Path(path))
+    stated = next((c for c in map(parse_name, (path.parent.name, path.stem)) if c), None)
+    if path.suffix == ".safetensors":
+        state, config = _read_safetensors(path)
+    else:
+        state, config = _read_pickle(path), None
+    encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, state))
+    if config is None:
+        config = _configuration(path, encoder, extras, head, stated, changes.pop("patch_size", None))
+    changes.pop("patch_size", None)
+    _check_encoder(path, encoder, config)
+    config = change(config, changes)
+    return Checkpoint(config=config, encoder=encoder, extras=extras, head=head, ignored=ignored)
+
+
+def change(config: EncoderConfig, changes: Mapping[str, Any]) -> EncoderConfig:
+    """A configuration with some settings changed; an unknown one is a UsageError."""
+    allowed = [f.name for f in fields(EncoderConfig) if f.name != "vit"]
+    for name in changes:
+        if name not in allowed:
+            raise unknown("setting of a model", name, allowed, f"these: {', '.join(allowed)}, patch_size")
+    return replace(config, **changes)
+
+
+def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint: `.pth` in the released format, `.safetensors` with the configuration inside.
+
+    The file appears whole or not at all.
+
+    Raises:
+        CheckpointError: Unknown suffix.
+    """
+    path = Path(path)
+    mean_std = torch.tensor(checkpoint.config.norm_stats)
+    head = {f"head.{_HEAD_PLACES[key]}.{key}": value for key, value in checkpoint.head.items()}
+    state = {**checkpoint.encoder, **checkpoint.extras, **head, "norm_stats": mean_std}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".safetensors":
+            metadata = {"m2d_bench": json.dumps(asdict(checkpoint.config))}
+            safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata)
+        elif path.suffix in SUFFIXES:
+            torch.save({"model": state}, temporary)
+        else:
+            raise CheckpointError(f"{path}: a checkpoint's suffix is one of {', '.join(SUFFIXES)}.")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+        if len(found) != 1:
+            names = ", ".join(p.name for p in found) or "none"
+            raise CheckpointError(f"{path} is a folder with {len(found)} checkpoints ({names}); name one file.")
+        path = found[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path}: a checkpoint's suffix is one of {', '.join(SUFFIXES)}.")
+    return path
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their arguments beside
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be loaded safely. Only tensors are read from a pickle "
+            f"(weights_only=True), nothing in it is run. torch says: {cause}"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> tuple[State, EncoderConfig | None]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    if "m2d_bench" not in metadata:
+        return state, None
+    values = json.loads(metadata["m2d_bench"])
+    vit = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("vit").items()}
+    return state, EncoderConfig(**{**values, "norm_stats": tuple(values["norm_stats"]), "vit": ViTConfig(**vit)})
+
+
+def _unwrap(path: Path, state: Any) -> State:
+    """The state dict inside, with the predictor's blocks numbered as today."""
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not any(str(key).endswith(_ANCHOR) for key in state):
+        keys = list(state)[:8] if isinstance(state, Mapping) else type(state).__name__
+        raise CheckpointError(f"{path}: no encoder of the M2D family inside ({_ANCHOR} is missing); found {keys}.")
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return {key.replace("decoder_blocks.layers.", "decoder_blocks."): value for key, value in tensors.items()}
+
+
+def _sort_keys(path: Path, state: State) -> tuple[State, State, State, tuple[str, ...]]:
+    """Splits a state dict into encoder, extras, head and ignored keys, without their common prefix."""
+    anchors = [key for key in state if key.endswith(_ANCHOR)]
+    if len(anchors) != 1:
+        raise CheckpointError(f"{path}: holds {len(anchors)} encoders ({', '.join(anchors)}); expected one.")
+    prefix = anchors[0].removesuffix(_ANCHOR)
+    encoder: State = {}
+    extras: State = {}
+    head: State = {}
+    ignored, unexpected = [], []
+    for key, value in state.items():
+        inner = key.removeprefix(prefix)
+        if match := _HEAD_KEY.match(key):
+            head[key.removeprefix(match[0]).removeprefix("mlp.0.")] = value.float()
+        elif not key.startswith(prefix):
+            ignored.append(key)
+        elif _ENCODER_KEY.match(inner):
+            encoder[inner] = value.float()
+        elif _EXTRA_KEY.match(inner):
+            extras[inner] = value
+        else:
+            unexpected.append(inner)
+    head.pop("num_batches_tracked", None)
+    if unexpected:
+        raise CheckpointError(f"{path}: unexpected keys that no model of the family has: {_listing(unexpected)}.")
+    return encoder, extras, head, tuple(ignored)
+
+
+def _configuration(
+    path: Path, encoder: State, extras: State, head: State, stated: EncoderConfig | None, patch_size: Any
+) -> EncoderConfig:
+    """Configuration from the tensors; a name that states another patch or input size is an error."""
+    projection = encoder[_ANCHOR]
+    width, channels, *patch = projection.shape
+    if patch_size is not None and tuple(patch_size) != tuple(patch):
+        raise CheckpointError(f"{path}: patch_size={tuple(patch_size)} was asked for, its {_ANCHOR} says {patch}.")
+    if stated and patch_size is None and stated.vit.patch_size != tuple(patch):
+        by_name = "×".join(map(str, stated.vit.patch_size))
+        raise CheckpointError(
+            f"{path}: its name says patches of {by_name}, its {_ANCHOR} {list(projection.shape)} says "
+            f"{patch[0]}×{patch[1]}. Rename the folder or pass patch_size={tuple(patch)}."
+        )
+    n_freq = N_MELS // patch[0]
+    if "pos_embed" not in encoder or (encoder["pos_embed"].shape[1] - 1) % n_freq:
+        shape = list(encoder["pos_embed"].shape) if "pos_embed" in encoder else "missing"
+        raise CheckpointError(f"{path}: pos_embed ({shape}) does not fit {n_freq} patches in frequency.")
+    n_time = (encoder["pos_embed"].shape[1] - 1) // n_freq
+    frames = n_time * patch[1]
+    if stated and stated.vit.patch_size == tuple(patch):
+        if stated.vit.grid_size[1] != n_time:
+            raise CheckpointError(
+                f"{path}: its name says {stated.vit.input_size[1]} frames ({stated.vit.grid_size[1]} patches in time), "
+                f"its pos_embed {list(encoder['pos_embed'].shape)} says {n_time}. Rename the folder."
+            )
+        frames = stated.vit.input_size[1]
+    blocks = {int(key.split(".")[1]) for key in encoder if key.startswith("blocks.")}
+    vit = ViTConfig(
+        width=width,
+        depth=max(blocks, default=-1) + 1,
+        patch_size=(patch[0], patch[1]),
+        input_size=(N_MELS, frames),
+        channels=channels,
+    )
+    name = path.parent.name if parse_name(path.parent.name) else path.stem
+    if stated and (stated.vit.width, stated.vit.depth) != (vit.width, vit.depth):
+        logger.warning(
+            "%s: its name says width %d and depth %d, its tensors say %d and %d; the tensors count.",
+            *(path, stated.vit.width, stated.vit.depth, vit.width, vit.depth),
+        )
+    if stated is None:
+        logger.warning("%s: no released name to tell the sample rate; 16000 Hz is assumed.", path)
+    norm_stats = extras.pop("norm_stats", None)
+    if norm_stats is None:
+        logger.warning("%s: no norm_stats inside; the default %s is used.", path, list(DEFAULT_NORM_STATS))
+        norm_stats = torch.tensor(DEFAULT_NORM_STATS)
+    mean, std = (round(x, 6) for x in norm_stats.flatten().tolist())
+    config = EncoderConfig(
+        name=name, vit=vit, sample_rate=stated.sample_rate if stated else 16000, norm_stats=(mean, std)
+    )
+    if not head:
+        return config
+    inputs = head["weight"].shape[1] if "weight" in head else None
+    if inputs not in (width, width * n_freq):
+        raise CheckpointError(
+            f"{path}: its head takes {inputs} features; this encoder gives {width} (flat) or "
+            f"{width * n_freq} (stacked)."
+        )
+    return replace(config, features="stacked" if inputs == width * n_freq else "flat")
+
+
+def _check_encoder(path: Path, encoder: State, config: EncoderConfig) -> None:
+    """Every key of the encoder with its shape, none missing, none beside, all values finite."""
+    with torch.device("meta"):
+        expected = M2DEncoder(config).vit.state_dict()
+    missing = [key for key in expected if key not in encoder]
+    unexpected = [key for key in encoder if key not in expected]
+    shapes = [
+        f"{key} {list(encoder[key].shape)} instead of {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in encoder and encoder[key].shape != tensor.shape
+    ]
+    broken = [key for key, tensor in encoder.items() if not bool(tensor.isfinite().all())]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "with NaN or infinity": broken}
+    if any(faults.values()):
+        lists = "; ".join(f"{what}: {_listing(keys)}" for what, keys in faults.items() if keys)
+        raise CheckpointError(f"{path}: not the encoder its tensors describe. Keys {lists}.")
+
+
+def _listing(keys: list[str], limit: int = 20) -> str:
+    more = f" … and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more

@@ -1,0 +1,199 @@
+"""A task's clips: found on disk or generated once, checked, and decoded as equally long waveforms."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+from filelock import FileLock
+
+from m2d_bench import audio
+from m2d_bench.errors import DataError
+from m2d_bench.progress import track
+from m2d_bench.registry import resolve
+from m2d_bench.settings import Storage
+from m2d_bench.tasks.task import Layout, Task
+
+CROP_TOLERANCE = 0.01
+"""Seconds by which a clip may exceed the unit duration and still count as one of it: a frame of the spectrogram."""
+
+_SPLITS = {"train", "valid", "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The clips of a task, in the index's order.
+
+    Args:
+        task: The task.
+        root: Folder of the data set.
+        files: Paths of the clips, relative to the root, [N].
+        classes: Class names in order, [C].
+        labels: [N] int64 class numbers, or [N, C] float32 multi-hot.
+        splits: Fold of each clip, or its split (train, valid, test), [N] strings.
+    """
+
+    task: Task
+    root: Path
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    splits: np.ndarray
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the clips: names, sizes, labels and splits, 16 hexadecimal digits."""
+        sha = hashlib.sha256()
+        for file, split in zip(self.files, self.splits, strict=True):
+            sha.update(f"{file}\0{(self.root / file).stat().st_size}\0{split}\n".encode())
+        sha.update("\0".join(self.classes).encode())
+        sha.update(np.ascontiguousarray(self.labels))
+        return sha.hexdigest()[:16]
+
+    def longer(self) -> np.ndarray:
+        """Indices of the clips longer than the unit duration, whose training view is a random crop."""
+        seconds = np.array([audio.duration(self.root / file) for file in self.files])
+        return np.flatnonzero(seconds > self.task.clip_seconds + CROP_TOLERANCE)
+
+    def waveform(self, clip: int, sample_rate: int, *, crop: bool = False) -> np.ndarray:
+        """One clip, cut or zero-padded at its end to the unit duration.
+
+        Args:
+            clip: Index of the clip.
+            sample_rate: Hz.
+            crop: Start at a random place that is always the same for this clip, instead of at 0.
+
+        Returns:
+            [S] float32 with S = clip_seconds × sample_rate.
+        """
+        path, seconds = self.root / self.files[clip], self.task.clip_seconds
+        offset = 0.0
+        if crop:
+            excess = max(0.0, audio.duration(path) - seconds)
+            seed = hashlib.sha256(f"{self.task.name}/{self.files[clip]}".encode()).digest()
+            offset = np.random.default_rng(list(seed)).uniform(0, excess)
+        samples = round(seconds * sample_rate)
+        waveform = audio.read(path, sample_rate, offset=offset, seconds=seconds)[:samples]
+        return np.pad(waveform, (0, samples - len(waveform)))
+
+
+def load(task: Task, storage: Storage) -> Dataset:
+    """Finds a task's clips, or generates them, and checks that all are there.
+
+    Args:
+        task: The task.
+        storage: Data folder for published data sets, cache folder for generated ones.
+
+    Raises:
+        DataError: Not found, files missing, or other numbers of clips, classes or folds than the task has.
+    """
+    if task.generator:
+        root, layout = generated(task, storage.cache_root), GENERATED
+    else:
+        root, layout = _find(task, storage.data_root)
+    index = pd.read_csv(root / layout.index, dtype=str, keep_default_na=False)
+    if layout.where:
+        index = index[index[layout.where[0]] == layout.where[1]]
+    split = task.folds.column if task.folds else "split"
+    for column in (task.label, split):
+        if column not in index.columns:
+            raise DataError(f"{root / layout.index}: no column {column!r}; it has {', '.join(index.columns)}.")
+    files = tuple(layout.file.format_map(row) for row in index.to_dict("records"))
+    classes, labels = _labels(task, index[task.label].tolist())
+    dataset = Dataset(
+        task=task, root=root, files=files, classes=classes, labels=labels, splits=index[split].to_numpy(dtype=str)
+    )
+    _check(dataset)
+    return dataset
+
+
+GENERATED = Layout(folders=(), index="index.csv", file="audio/{filename}")
+
+
+def generated(task: Task, cache: Path) -> Path:
+    """Folder of a synthetic task in the cache; generated there once, whole or not at all."""
+    root = cache / "tasks" / f"{task.name}-v{task.version}"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{root}.lock"):
+        if not root.exists():
+            partial = Path(f"{root}.part")
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "audio").mkdir(parents=True)
+            _write_clips(task, partial)
+            os.replace(partial, root)
+    return root
+
+
+def _write_clips(task: Task, folder: Path) -> None:
+    from m2d_bench.tasks.synthetic import SAMPLE_RATE
+
+    clips = resolve(str(task.generator))()
+    with (folder / GENERATED.index).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "label", "fold"])
+        for number, clip in enumerate(track(clips, f"Generating {task.name}", task.n_clips, "clips")):
+            name = f"{number:05d}.wav"
+            soundfile.write(folder / "audio" / name, clip.waveform, SAMPLE_RATE, subtype="PCM_16")
+            writer.writerow([name, clip.label, clip.fold])
+
+
+def _find(task: Task, data: Path | None) -> tuple[Path, Layout]:
+    """The first folder that holds one of the task's layouts."""
+    if data is None:
+        raise DataError(
+            f"{task.name}: needs its data set from {task.source}. Unpack it anywhere and name the folder that holds it "
+            "with --data DIR or the environment's M2D_BENCH_DATA."
+        )
+    looked = []
+    for layout in task.layouts:
+        for root in (*(data / folder for folder in layout.folders), data):
+            if (root / layout.index).is_file():
+                return root, layout
+            looked.append(str(root / layout.index))
+    raise DataError(f"{task.name}: not found. Looked for {', '.join(looked)}. It comes from {task.source}.")
+
+
+def _labels(task: Task, cells: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names and [N] numbers, or [N, C] multi-hot from cells with several labels."""
+    rows = [cell.split(",") if task.multilabel else [cell] for cell in cells]
+    classes = sorted({label for row in rows for label in row})
+    number = {label: i for i, label in enumerate(classes)}
+    if not task.multilabel:
+        return tuple(classes), np.array([number[row[0]] for row in rows], dtype=np.int64)
+    labels = np.zeros((len(rows), len(classes)), dtype=np.float32)
+    for i, row in enumerate(rows):
+        labels[i, [number[label] for label in row]] = 1
+    return tuple(classes), labels
+
+
+def _check(dataset: Dataset) -> None:
+    """The task's numbers hold and every file is there."""
+    task = dataset.task
+    found = {"clips": len(dataset.files), "classes": len(dataset.classes)}
+    wanted = {"clips": task.n_clips, "classes": task.n_classes}
+    splits = set(dataset.splits.tolist())
+    if task.folds:
+        found["folds"], wanted["folds"] = len(splits), task.folds.count
+    elif not {"train", "test"} <= splits <= _SPLITS:
+        raise DataError(f"{task.name}: the column split holds {sorted(splits)}; allowed are {sorted(_SPLITS)}.")
+    for what, number in wanted.items():
+        if found[what] != number:
+            raise DataError(
+                f"{task.name}: {dataset.root} holds {found[what]} {what}, the task has {number}. The copy is "
+                f"incomplete or another edition; get it from {task.source or 'the cache anew: remove that folder'}."
+            )
+    missing = [file for file in dataset.files if not (dataset.root / file).is_file()]
+    if missing:
+        raise DataError(
+            f"{task.name}: {len(missing)} of {len(dataset.files)} files of the index are missing from {dataset.root}: "
+            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}."
+        )

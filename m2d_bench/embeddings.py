@@ -1,0 +1,136 @@
+"""Clips → scene embeddings, once: encoded in batches, cached on disk shard by shard."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m2d_bench.dataset import Dataset
+from m2d_bench.encoder import AudioEncoder
+from m2d_bench.errors import AudioError, DataError
+from m2d_bench.progress import bar
+from m2d_bench.settings import Compute, Storage
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SHARD = 512
+"""Clips a file of the cache; a killed run loses at most one shard."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Scene embeddings of a data set in two views.
+
+    Args:
+        features: [N + M, D] float32: N clips from their start, then M random crops of the clips that are longer.
+        crop_rows: Row of each clip's training view, [N].
+    """
+
+    features: Tensor
+    crop_rows: Tensor
+
+
+def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: Storage) -> Embeddings:
+    """Embeds every clip of a data set, or reads what an earlier call left in the cache.
+
+    Args:
+        encoder: Any encoder.
+        dataset: The clips.
+        compute: Batch size and decoding threads.
+        storage: The cache folder.
+
+    Raises:
+        DataError: Clips that cannot be decoded; all are named, and the work on the others is kept.
+    """
+    longer = dataset.longer()
+    views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in longer]
+    folder = storage.cache_root / "embeddings" / encoder.digest / _key(encoder, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures: list[str] = []
+    shards = [views[i : i + _SHARD] for i in range(0, len(views), _SHARD)]
+    with bar(f"Embedding {dataset.task.name}", len(views), "clips") as advance:
+        for number, shard in enumerate(shards):
+            path = folder / f"{number:05d}.npy"
+            if not path.exists():
+                _encode_shard(encoder, dataset, shard, path, compute, failures)
+            advance(len(shard))
+    if failures:
+        raise DataError(
+            f"{dataset.task.name}: {len(failures)} of {len(dataset.files)} clips cannot be used; the others' "
+            f"embeddings are cached. Repair or replace: {'; '.join(failures[:10])}{' …' if len(failures) > 10 else ''}"
+        )
+    features = np.concatenate([np.load(folder / f"{number:05d}.npy") for number in range(len(shards))])
+    crop_rows = torch.arange(len(dataset.files))
+    crop_rows[torch.from_numpy(longer)] = len(dataset.files) + torch.arange(len(longer))
+    return Embeddings(torch.from_numpy(features), crop_rows)
+
+
+def _key(encoder: AudioEncoder, dataset: Dataset) -> str:
+    """Name of the cache folder of these clips in this precision."""
+    task, precision = dataset.task, getattr(encoder, "precision", "fp32")
+    identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {precision}"
+    return f"{task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def _encode_shard(
+    encoder: AudioEncoder,
+    dataset: Dataset,
+    views: Sequence[tuple[int, bool]],
+    path: Path,
+    compute: Compute,
+    failures: list[str],
+) -> None:
+    """Writes the embeddings of one shard's clips; with a clip that cannot be read, adds to the failures instead."""
+
+    def read(view: tuple[int, bool]) -> np.ndarray | str:
+        clip, crop = view
+        try:
+            return dataset.waveform(clip, encoder.sample_rate, crop=crop)
+        except AudioError as error:
+            return str(error)
+
+    results, broken = [], []
+    batch: list[np.ndarray] = []
+    ahead = 2 * compute.batch_size
+    for number, waveform in enumerate(_map_ahead(read, views, compute.jobs, ahead), 1):
+        if isinstance(waveform, str):
+            broken.append(waveform)
+        else:
+            batch.append(waveform)
+        if len(batch) == compute.batch_size or (number == len(views) and batch):
+            with torch.inference_mode():
+                results.append(encoder.scene_embeddings(torch.from_numpy(np.stack(batch))).float().cpu().numpy())
+            batch = []
+    failures += broken
+    if broken:
+        return
+    embeddings = np.concatenate(results)
+    if not np.isfinite(embeddings).all():
+        raise DataError(f"{dataset.task.name}: the encoder returned NaN or infinity; try --precision fp32.")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, embeddings)
+    os.replace(temporary, path)
+
+
+def _map_ahead(function: Callable[[T], R], items: Sequence[T], jobs: int, ahead: int) -> Iterator[R]:
+    """Like map in threads, but never more than `ahead` results wait in memory."""
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

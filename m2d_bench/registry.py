@@ -1,0 +1,30 @@
+"""Names → values: one lazy lookup that suggests what a misspelt name may have meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+from m2d_bench.errors import UsageError
+
+
+def unknown(kind: str, name: str, names: Iterable[str], see: str) -> UsageError:
+    """The error for a name that is not among `names`, with the nearest ones.
+
+    Args:
+        kind: What the name names: task, model, …
+        name: What was received.
+        names: What is allowed.
+        see: Command that lists them.
+    """
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return UsageError(f"Unknown {kind} {name!r}.{hint} See {see}.")
+
+
+def resolve(reference: str) -> Any:
+    """The object that `module:attribute` refers to, imported now."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,104 @@
+"""Where things lie and what computes them: the settings every verb shares, with their defaults."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import platformdirs
+
+from m2d_bench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """Folders that are read and written.
+
+    Args:
+        data: Folder that holds each data set as its authors publish it; else the environment's M2D_BENCH_DATA.
+        cache: Folder for weights, generated tasks and embeddings; else M2D_BENCH_CACHE, else the user's cache folder.
+        runs: Folder for run records.
+    """
+
+    data: Path | None = None
+    cache: Path | None = None
+    runs: Path = Path("runs")
+
+    @property
+    def data_root(self) -> Path | None:
+        """The data folder in force, or None if none was named."""
+        named = self.data or os.environ.get("M2D_BENCH_DATA")
+        return Path(named).expanduser() if named else None
+
+    @property
+    def cache_root(self) -> Path:
+        """The cache folder in force."""
+        named = self.cache or os.environ.get("M2D_BENCH_CACHE")
+        return Path(named).expanduser() if named else platformdirs.user_cache_path("m2d-bench")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What the encoder runs on.
+
+    Args:
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
+        precision: fp32, bf16, or auto: bf16 where the processor multiplies it natively, else fp32.
+        batch_size: Clips a forward pass; less of it, less memory.
+        jobs: Threads that decode audio; 0 means one a core.
+    """
+
+    device: str = "auto"
+    precision: Precision = "auto"
+    batch_size: int = 32
+    jobs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.jobs < 0:
+            raise UsageError(
+                "batch_size must be at least 1 and jobs at least 0, got "
+                f"batch_size={self.batch_size}, jobs={self.jobs}."
+            )
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UsageError(f"precision is auto, fp32 or bf16, got {self.precision!r}.")
+
+    def torch_device(self) -> torch.device:
+        """The device in force; an unknown or missing one is a UsageError."""
+        import torch
+
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"Device {self.device!r} cannot be used: {reason}. Try --device cpu.") from None
+
+    def resolved_precision(self) -> Literal["fp32", "bf16"]:
+        """The precision in force on the device in force."""
+        import torch
+
+        if self.precision != "auto":
+            return self.precision
+        device = self.torch_device()
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this processor has bf16 dot products (AVX512_BF16 or AMX)."""
+    import torch
+
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch ≥ 2.10
+    if capabilities is not None:
+        found = capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,18 @@
+"""ESC-50: environmental sounds, 50 classes, five official folds (Piczak 2015)."""
+
+from m2d_bench.tasks.task import Folds, Layout, Task
+
+LAYOUT = Layout(folders=("ESC-50-master", "ESC-50", "esc50"), index="meta/esc50.csv", file="audio/{filename}")
+
+TASK = Task(
+    name="esc50",
+    domain="environment",
+    metric="accuracy",
+    clip_seconds=5.0,
+    n_classes=50,
+    n_clips=2000,
+    folds=Folds(column="fold", count=5),
+    layouts=(LAYOUT,),
+    label="category",
+    source="https://github.com/karolpiczak/ESC-50",
+)

@@ -1,0 +1,22 @@
+"""UrbanSound8K: urban sounds, ten classes, ten official folds (Salamon et al. 2014)."""
+
+from m2d_bench.tasks.task import Folds, Layout, Task
+
+TASK = Task(
+    name="us8k",
+    domain="environment",
+    metric="accuracy",
+    clip_seconds=4.0,
+    n_classes=10,
+    n_clips=8732,
+    folds=Folds(column="fold", count=10),
+    layouts=(
+        Layout(
+            folders=("UrbanSound8K", "urbansound8k", "us8k"),
+            index="metadata/UrbanSound8K.csv",
+            file="audio/fold{fold}/{slice_file_name}",
+        ),
+    ),
+    label="class",
+    source="https://urbansounddataset.weebly.com/urbansound8k.html",
+)
