@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from m2d_bench import audio
 from m2d_bench.dataset import Dataset
 from m2d_bench.encoder import AudioEncoder
-from m2d_bench.errors import AudioError, DataError
-from m2d_bench.progress import bar
+from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.progress import bar, track
 from m2d_bench.settings import Compute, Storage
 
 T = TypeVar("T")
@@ -27,6 +29,9 @@ R = TypeVar("R")
 _SHARD = 512
 """Clips a file of the cache; a killed run loses at most one shard."""
 
+_SECONDS_AT_ONCE = 640
+"""Seconds of padded audio a batch of files may hold: bounds memory when files are long."""
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -34,10 +39,12 @@ class Embeddings:
 
     Args:
         features: [N + M, D] float32: N clips from their start, then M random crops of the clips that are longer.
+        clips: Clip behind each row, [N + M].
         crop_rows: Row of each clip's training view, [N].
     """
 
     features: Tensor
+    clips: Tensor
     crop_rows: Tensor
 
 
@@ -53,8 +60,7 @@ def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: S
     Raises:
         DataError: Clips that cannot be decoded; all are named, and the work on the others is kept.
     """
-    longer = dataset.longer()
-    views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in longer]
+    views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in dataset.longer()]
     folder = storage.cache_root / "embeddings" / encoder.digest / _key(encoder, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
@@ -71,9 +77,10 @@ def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: S
             f"embeddings are cached. Repair or replace: {'; '.join(failures[:10])}{' …' if len(failures) > 10 else ''}"
         )
     features = np.concatenate([np.load(folder / f"{number:05d}.npy") for number in range(len(shards))])
+    clips = torch.tensor([clip for clip, _ in views])
     crop_rows = torch.arange(len(dataset.files))
-    crop_rows[torch.from_numpy(longer)] = len(dataset.files) + torch.arange(len(longer))
-    return Embeddings(torch.from_numpy(features), crop_rows)
+    crop_rows[clips[len(dataset.files) :]] = torch.arange(len(dataset.files), len(views))
+    return Embeddings(torch.from_numpy(features), clips, crop_rows)
 
 
 def _key(encoder: AudioEncoder, dataset: Dataset) -> str:
@@ -134,3 +141,75 @@ def _map_ahead(function: Callable[[T], R], items: Sequence[T], jobs: int, ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def embed_files(
+    encoder: AudioEncoder, files: Sequence[Path], compute: Compute
+) -> tuple[list[Path], np.ndarray, list[str]]:
+    """Scene embeddings of whole sound files of any length, batched by like length.
+
+    Args:
+        encoder: Any encoder that takes `lengths`.
+        files: Sound files.
+        compute: Batch size and decoding threads.
+
+    Returns:
+        The files that could be read, in the order given; their embeddings [N, D] float32; and a message for each other.
+    """
+    durations: dict[Path, float] = {}
+    failures = []
+    for file in files:
+        try:
+            durations[file] = audio.duration(file)
+        except AudioError as error:
+            failures.append(str(error))
+    ordered = sorted(durations, key=lambda file: durations[file])
+    found: dict[Path, np.ndarray] = {}
+
+    def read(file: Path) -> np.ndarray | AudioError:
+        try:
+            return audio.read(file, encoder.sample_rate)
+        except AudioError as error:
+            return error
+
+    def flush(batch: list[tuple[Path, np.ndarray]]) -> None:
+        lengths = [len(waveform) for _, waveform in batch]
+        padded = np.stack([np.pad(waveform, (0, max(lengths) - len(waveform))) for _, waveform in batch])
+        with torch.inference_mode():
+            scenes = encoder.scene_embeddings(padded, lengths).float().cpu().numpy()  # type: ignore[call-arg]
+        found.update(zip((file for file, _ in batch), scenes, strict=True))
+
+    batch: list[tuple[Path, np.ndarray]] = []
+    waveforms = _map_ahead(read, ordered, compute.jobs, compute.batch_size)
+    for file, waveform in track(zip(ordered, waveforms, strict=True), "Embedding", len(ordered), "files"):
+        if isinstance(waveform, AudioError):
+            failures.append(str(waveform))
+            continue
+        longest = max([len(waveform), *(len(other) for _, other in batch)])
+        full = len(batch) == compute.batch_size or (len(batch) + 1) * longest > _SECONDS_AT_ONCE * encoder.sample_rate
+        if batch and full:
+            flush(batch)
+            batch = []
+        batch.append((file, waveform))
+    if batch:
+        flush(batch)
+    done = [file for file in files if file in found]
+    return done, np.stack([found[file] for file in done]) if done else np.empty((0, encoder.scene_embedding_size)), failures
+
+
+def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, encoder: AudioEncoder) -> None:
+    """Writes embeddings with their files' names and the encoder's digest, as .npz or .parquet.
+
+    Raises:
+        UsageError: Another suffix.
+    """
+    names = [str(file) for file in files]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    if path.suffix == ".npz":
+        np.savez(temporary, files=np.array(names), embeddings=embeddings, digest=np.array(encoder.digest))
+    elif path.suffix == ".parquet":
+        table = pd.DataFrame({"file": names, "embedding": list(embeddings), "digest": encoder.digest})
+        table.to_parquet(temporary)
+    else:
+        raise UsageError(f"{path}: embeddings are written as .npz or .parquet.")
+    os.replace(temporary, path)

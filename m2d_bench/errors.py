@@ -1,5 +1,13 @@
 """The package's errors: one small tree, each message written for the person who meets it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m2d_bench.runs import Run
+
 
 class M2DBenchError(Exception):
     """Root of every error this package raises on bad input or a broken environment."""
@@ -23,3 +31,17 @@ class DataError(M2DBenchError):
 
 class RunError(M2DBenchError):
     """A run record cannot be read or written."""
+
+
+class TasksFailed(M2DBenchError):
+    """Some tasks of an evaluation failed; the others were done.
+
+    Args:
+        failures: Error of each failed task.
+        runs: Records of the tasks that were done.
+    """
+
+    def __init__(self, failures: Mapping[str, M2DBenchError], runs: Sequence[Run]) -> None:
+        super().__init__("\n".join(f"{task} failed: {error}" for task, error in failures.items()))
+        self.failures = failures
+        self.runs = runs

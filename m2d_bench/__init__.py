@@ -1,0 +1,30 @@
+"""m2d-bench: evaluate, fine-tune and pre-train audio encoders of the Masked Modeling Duo family.
+
+`load_encoder` gives an encoder by name, `linear` evaluates one; they and torch are imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from m2d_bench.registry import resolve
+
+if TYPE_CHECKING:
+    from m2d_bench.evaluation import LinearSettings as LinearSettings
+    from m2d_bench.evaluation import linear as linear
+    from m2d_bench.zoo import load as load_encoder
+
+__version__ = "0.1.0"
+__all__ = ["LinearSettings", "linear", "load_encoder"]
+
+_LAZY = {
+    "LinearSettings": "m2d_bench.evaluation:LinearSettings",
+    "linear": "m2d_bench.evaluation:linear",
+    "load_encoder": "m2d_bench.zoo:load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return resolve(_LAZY[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

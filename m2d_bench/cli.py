@@ -1,0 +1,55 @@
+"""`m2d-bench VERB`: the verbs by name, imported when they are used, and what becomes of their output and errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from m2d_bench import __version__
+from m2d_bench.errors import M2DBenchError, UsageError
+
+VERBS = {
+    "linear": ("m2d_bench.verbs:linear", "Evaluate an encoder: a linear probe, kNN or logistic regression per task."),
+    "embed": ("m2d_bench.verbs:embed", "Write the embeddings of sound files into a .npz or .parquet file."),
+    "models": ("m2d_bench.verbs:MODELS", "List the models, or show what one holds."),
+    "tasks": ("m2d_bench.verbs:list_tasks", "List the tasks."),
+}
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def build() -> App:
+    """The command line; rooms are reached by name, so that --help imports none of them."""
+    app = App(name="m2d-bench", help="Evaluate audio encoders of the Masked Modeling Duo family.", version=__version__)
+    for name, (reference, summary) in VERBS.items():
+        app.command(reference, name=name, help=summary)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb: its table on stdout, everything else on stderr.
+
+    Returns:
+        0 done, 1 something failed (the rest was done, the failures are named last), 2 bad usage, 130 interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        output = build()(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return BAD_USAGE
+    except M2DBenchError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return BAD_USAGE if isinstance(error, UsageError) else FAILED
+    except KeyboardInterrupt:
+        print("Interrupted. Finished seeds are kept; the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+    if output is None:  # --help and --version
+        return DONE
+    if output.text:
+        print(output.text)
+    for failure in output.failures:
+        print(f"ERROR: {failure}", file=sys.stderr)
+    return FAILED if output.failures else DONE

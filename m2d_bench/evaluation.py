@@ -1,0 +1,217 @@
+"""Linear evaluation: frozen embeddings of each task, a probe for every seed and fold, one record a task."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from m2d_bench import dataset as datasets
+from m2d_bench import embeddings, runs, tasks, zoo
+from m2d_bench.dataset import Dataset
+from m2d_bench.embeddings import Embeddings
+from m2d_bench.encoder import AudioEncoder
+from m2d_bench.errors import M2DBenchError, TasksFailed, UsageError
+from m2d_bench.probes import Problem, ProbeResult, ProbeSettings, draw_validation, run_probes
+from m2d_bench.progress import bar
+from m2d_bench.registry import unknown
+from m2d_bench.runs import Run, Score
+from m2d_bench.settings import Compute, Storage
+from m2d_bench.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_FRACTION = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings(ProbeSettings, Compute, Storage):
+    """How to evaluate; the defaults are the protocol of the papers.
+
+    Args:
+        seeds: Number of runs.
+        first_seed: Seed of the first run; the others follow.
+        force: Compute finished seeds anew.
+    """
+
+    seeds: int = 6
+    first_seed: int = 42
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        ProbeSettings.__post_init__(self)
+        Compute.__post_init__(self)
+        if self.seeds < 1:
+            raise UsageError(f"seeds must be at least 1, got {self.seeds}.")
+
+
+def linear(
+    model: str | AudioEncoder = zoo.DEFAULT,
+    task_names: str | Sequence[str] = tasks.BUILT_IN,
+    settings: LinearSettings = LinearSettings(),
+    **changes: Any,
+) -> list[Run]:
+    """Evaluates an encoder on tasks; finished seeds are read from their records instead of computed.
+
+    Args:
+        model: A model's name (see `zoo.load`) or an encoder.
+        task_names: Names of tasks, as a list or separated by commas; the built-in ones by default.
+        settings: How to evaluate.
+        changes: Fields of the settings to change, such as `seeds=3` or `data="/data"`.
+
+    Returns:
+        One record a task, with the scores of the seeds asked for.
+
+    Raises:
+        UsageError: Unknown model, task or setting; nothing was computed.
+        TasksFailed: Some tasks failed, after the others were done; it carries their records.
+
+    Source: M2D-X (2024), section IV-B; BYOL-A (arXiv 2103.06695).
+    """
+    names = [field.name for field in fields(LinearSettings)]
+    for name in changes:
+        if name not in names:
+            raise unknown("setting", name, names, "m2d-bench linear --help")
+    settings = replace(settings, **changes)
+    chosen = [tasks.get(name) for name in _names(task_names)]
+    encoder = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str) else model
+    done, failures = [], {}
+    for task in chosen:
+        try:
+            done.append(_evaluate(encoder, task, settings))
+        except M2DBenchError as error:
+            logger.error("%s", error)
+            failures[task.name] = error
+    if failures:
+        raise TasksFailed(failures, done)
+    return done
+
+
+def _names(task_names: str | Sequence[str]) -> list[str]:
+    parts = [task_names] if isinstance(task_names, str) else task_names
+    names = [name.strip() for part in parts for name in part.split(",") if name.strip()]
+    if not names:
+        raise UsageError("No task named. See m2d-bench tasks.")
+    return list(dict.fromkeys(names))
+
+
+def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings) -> Run:
+    """One task: its record with the scores of all seeds asked for."""
+    dataset = datasets.load(task, settings)
+    run = _blank_run(encoder, dataset, settings)
+    path = run.path(settings.runs)
+    n_folds = run.task["n_folds"]
+    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+    if not run.repeated and len(seeds) > 1:
+        logger.warning("%s: %s on an official split repeats nothing; one seed is run.", task.name, settings.probe)
+        seeds = seeds[:1]
+    finished = set() if settings.force or not path.exists() else runs.load(path).done(n_folds)
+    missing = [seed for seed in seeds if seed not in finished]
+    if missing:
+        started = time.perf_counter()
+        embedded = embeddings.encode(encoder, dataset, settings, settings)
+        run = replace(run, seconds={"embedding": round(time.perf_counter() - started, 3)})
+        record = _recorder(run, settings, n_folds)
+        with bar(f"Probing {task.name}", 100, "%") as advance:
+            shown = 0.0
+
+            def progress(share: float) -> None:
+                nonlocal shown
+                advance(round(100 * (share - shown), 2))  # type: ignore[arg-type]
+                shown = share
+
+            run_probes(
+                embedded.features,
+                torch.from_numpy(dataset.labels)[embedded.clips],
+                list(_problems(dataset, embedded, missing)),
+                settings,
+                metric=task.metric,
+                device=settings.torch_device(),
+                precision=settings.resolved_precision(),
+                on_result=record,
+                progress=progress,
+            )
+    return runs.load(path).limited_to(seeds)
+
+
+def _recorder(run: Run, settings: LinearSettings, n_folds: int) -> Callable[[ProbeResult], None]:
+    """A callback that writes a seed's scores into the record as soon as its last fold is done."""
+    waiting: dict[int, list[ProbeResult]] = {}
+    last = time.perf_counter()
+    fresh = settings.force
+
+    def record(result: ProbeResult) -> None:
+        nonlocal last, fresh
+        results = waiting.setdefault(result.seed, [])
+        results.append(result)
+        if len(results) < n_folds:
+            return
+        now = time.perf_counter()
+        seconds, last = round((now - last) / n_folds, 4), now
+        scores = tuple(Score(**asdict(r), seconds=seconds) for r in results)
+        runs.add(replace(run, scores=scores), settings.runs, replace_scores=fresh)
+        fresh = False
+
+    return record
+
+
+def _problems(dataset: Dataset, embedded: Embeddings, seeds: Sequence[int]) -> Iterator[Problem]:
+    """The training runs: every seed on every fold, or on the official split.
+
+    Training and validation see a clip's crop, the test its start. Where there is no official validation split, a tenth
+    of the training clips, drawn anew for each seed and fold, takes its place; the test fold never does.
+    """
+    labels, crops = torch.from_numpy(dataset.labels), embedded.crop_rows
+    folded = dataset.task.folds is not None
+    for seed in seeds:
+        for fold in sorted(set(dataset.splits)) if folded else ["test"]:
+            test = torch.from_numpy(dataset.splits == fold).nonzero().flatten()
+            train = torch.from_numpy(dataset.splits != fold if folded else dataset.splits == "train").nonzero().flatten()
+            valid = torch.from_numpy(dataset.splits == "valid").nonzero().flatten()
+            if not len(valid):
+                train, valid = draw_validation(labels, train, VALIDATION_FRACTION, _generator(seed, str(fold)))
+            yield Problem(seed, str(fold), train=crops[train], valid=crops[valid], test=test)
+
+
+def _generator(seed: int, fold: str) -> torch.Generator:
+    number = int.from_bytes(f"{seed} validation {fold}".encode()[:64].rjust(64), "big") % (2**63)
+    return torch.Generator().manual_seed(number)
+
+
+def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings) -> Run:
+    """The record of this evaluation, without scores."""
+    task = dataset.task
+    repeated = ("initialisation", "shuffling") if settings.probe == "linear" else ()
+    drawn = "valid" not in set(dataset.splits)
+    probe = {f.name: getattr(settings, f.name) for f in fields(ProbeSettings)}
+    if settings.probe != "linear":
+        probe = {"probe": settings.probe}
+    config = getattr(encoder, "config", None)
+    name = config.name if config is not None else type(encoder).__name__
+    return Run(
+        encoder={"name": name, "digest": encoder.digest, "config": asdict(config) if config is not None else {}},
+        task={
+            "name": task.name,
+            "version": task.version,
+            "metric": task.metric,
+            "domain": task.domain,
+            "synthetic": task.synthetic,
+            "n_classes": task.n_classes,
+            "n_clips": task.n_clips,
+            "n_folds": task.folds.count if task.folds else 1,
+            "fingerprint": dataset.fingerprint,
+        },
+        protocol=settings.probe,
+        settings={
+            **probe,
+            "clip_seconds": task.clip_seconds,
+            "precision": settings.resolved_precision(),
+            "validation_fraction": VALIDATION_FRACTION if drawn else None,
+        },
+        repeated=(*repeated, "validation split") if drawn else repeated,
+        environment=runs.environment(str(settings.torch_device())),
+    )

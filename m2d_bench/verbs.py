@@ -1,0 +1,153 @@
+"""What `m2d-bench` can be told to do: each verb a few lines over a public function, returning what is printed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from tabulate import tabulate
+
+from m2d_bench import evaluation, tasks, zoo
+from m2d_bench.checkpoint import Checkpoint
+from m2d_bench.embeddings import embed_files, write_embeddings
+from m2d_bench.errors import TasksFailed
+from m2d_bench.evaluation import LinearSettings
+from m2d_bench.registry import resolve
+from m2d_bench.settings import Compute, Storage
+
+Flat = Parameter(name="*")
+"""Makes the fields of a settings value options of the verb."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a verb prints: a text on stdout, and the failures that are named last and set the exit code."""
+
+    text: str
+    failures: tuple[str, ...] = ()
+
+
+def linear(
+    *,
+    model: str = zoo.DEFAULT,
+    task_names: Annotated[tuple[str, ...], Parameter(name="--tasks", consume_multiple=True)] = tasks.BUILT_IN,
+    style: Annotated[str, Parameter(name="--format")] = "text",
+    settings: Annotated[LinearSettings, Flat] = LinearSettings(),
+) -> Output:
+    """Evaluate an encoder on tasks: mean ± 95% CI over seeds.
+
+    Args:
+        model: m2d_tiny, a released name, a path, or random:NAME; see m2d-bench models.
+        task_names: Names separated by commas or spaces; see m2d-bench tasks.
+        style: text, md, csv, json, latex or html.
+        settings: How to evaluate.
+    """
+    render = resolve("m2d_bench.results:report")
+    resolve("m2d_bench.results:check_format")(style)
+    try:
+        return Output(render(evaluation.linear(model, task_names, settings), style))
+    except TasksFailed as error:
+        failures = tuple(f"{task} failed: {cause}" for task, cause in error.failures.items())
+        return Output(render(error.runs, style) if error.runs else "", failures)
+
+
+def embed(
+    files: tuple[Path, ...],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    model: str = zoo.DEFAULT,
+    compute: Annotated[Compute, Flat] = Compute(),
+    storage: Annotated[Storage, Flat] = Storage(),
+) -> Output:
+    """Write one embedding a sound file.
+
+    Args:
+        files: Sound files of any length and rate.
+        output: .npz (arrays files [N] and embeddings [N, D]) or .parquet (one row a file).
+        model: m2d_tiny, a released name, a path, or random:NAME.
+        compute: Device, precision, batch size, decoding threads.
+        storage: Cache folder of the weights.
+    """
+    encoder = zoo.load(model, compute=compute, storage=storage)
+    done, embeddings, failures = embed_files(encoder, files, compute)
+    write_embeddings(output, done, embeddings, encoder)
+    return Output(f"{output}: {len(done)} embeddings of {encoder.scene_embedding_size} numbers", tuple(failures))
+
+
+def list_tasks() -> Output:
+    """List the tasks."""
+    rows = [
+        {
+            "task": task.name,
+            "domain": task.domain,
+            "metric": task.metric,
+            "classes": task.n_classes,
+            "clips": task.n_clips,
+            "folds": task.folds.count if task.folds else "official split",
+            "seconds": task.clip_seconds,
+            "source": "synthetic, generated on first use" if task.synthetic else task.source,
+        }
+        for task in map(tasks.get, tasks.NAMES)
+    ]
+    return Output(tabulate(rows, headers="keys", tablefmt="simple"))
+
+
+MODELS = App(name="models", help="List the models, or show what one holds.")
+
+
+@MODELS.default
+def list_models(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
+    """List the models that have a name.
+
+    Args:
+        storage: Cache folder of the weights.
+    """
+    folder = storage.cache_root / "weights"
+    rows = [{"model": zoo.DEFAULT, "where": "in this package", "what": "tiny, not yet trained: random weights"}]
+    for release in zoo.RELEASED.values():
+        where = "in the cache" if (folder / release.name).is_dir() else f"download ({release.tag})"
+        rows.append({"model": release.name, "where": where, "what": release.about})
+    text = tabulate(rows, headers="keys", tablefmt="simple")
+    return Output(
+        f"{text}\n\nAlso: a path to .pth, .pt or .safetensors; random:NAME, the architecture of NAME with random weights."
+        f"\nReleased weights are under {zoo.LICENCE}; they are kept in {folder}."
+    )
+
+
+@MODELS.command(name="show")
+def show_model(model: str, /, *, storage: Annotated[Storage, Flat] = Storage()) -> Output:
+    """Show a model's configuration, its digest and what was read.
+
+    Args:
+        model: m2d_tiny, a released name, a path, or random:NAME.
+        storage: Cache folder of the weights.
+    """
+    found = zoo.read(model, storage=storage)
+    encoder = found.build()
+    facts = {
+        "name": found.config.name,
+        "digest": encoder.digest,
+        "parameters": sum(tensor.numel() for tensor in found.encoder.values()),
+        "scene_embedding_size": encoder.scene_embedding_size,
+        "timestamp_embedding_size": encoder.timestamp_embedding_size,
+        "hop_ms": encoder.hop_ms,
+        "config": asdict(found.config),
+        "read": _inventory(found),
+    }
+    return Output(json.dumps(facts, indent=2))
+
+
+def _inventory(found: Checkpoint) -> dict[str, object]:
+    """Numbers of tensors by kind."""
+    extras = Counter(key.split(".")[0] for key in found.extras)
+    return {
+        "encoder": len(found.encoder),
+        "extras": dict(extras),
+        "head": {key: list(tensor.shape) for key, tensor in found.head.items()},
+        "ignored": list(found.ignored),
+    }

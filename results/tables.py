@@ -1,0 +1,83 @@
+"""Runs → a table in any of the usual formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from m2d_bench.registry import unknown
+from m2d_bench.results.statistics import estimate, seed_scores
+from m2d_bench.runs import Run
+
+FORMATS = ("text", "md", "csv", "json", "latex", "html")
+_TABULATE = {"text": "simple", "md": "pipe", "latex": "latex_booktabs", "html": "html"}
+
+
+def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """One row a run: model, task, protocol, metric, mean and ci95 in percent, n seeds, seconds.
+
+    Runs without a finished seed are left out.
+    """
+    rows = []
+    for run in runs:
+        scores = seed_scores(run)
+        if not scores:
+            continue
+        result = estimate(scores)
+        rows.append(
+            {
+                "model": run.encoder["name"],
+                "task": run.task["name"] + (" (synthetic)" if run.task["synthetic"] else ""),
+                "protocol": run.protocol,
+                "metric": run.task["metric"],
+                "mean": round(100 * result.mean, 2),
+                "ci95": None if result.half_width is None else round(100 * result.half_width, 2),
+                "n": result.n,
+                "seconds": round(sum(run.seconds.values()) + sum(score.seconds for score in run.scores), 1),
+            }
+        )
+    return rows
+
+
+def render(rows: Sequence[dict[str, Any]], style: str = "text") -> str:
+    """A summary as text, Markdown, LaTeX or HTML (mean ± half width in one column), or as CSV or JSON (numbers apart)."""
+    if style == "json":
+        return json.dumps(list(rows), indent=1)
+    if style == "csv":
+        file = io.StringIO()
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue().rstrip("\n")
+    cells = [
+        {
+            "model": row["model"],
+            "task": row["task"],
+            "metric": f"{row['protocol']} {row['metric']}",
+            "mean ± 95% CI (%)": _interval(row),
+            "n": row["n"],
+            "seconds": row["seconds"],
+        }
+        for row in rows
+    ]
+    return tabulate(cells, headers="keys", tablefmt=_TABULATE[style], disable_numparse=True, stralign="left")
+
+
+def report(runs: Iterable[Run], style: str = "text") -> str:
+    """The table of these runs in one of FORMATS."""
+    return render(summary(runs), style)
+
+
+def check_format(style: str) -> None:
+    """Raises a UsageError, before any work is done, unless the format is one of FORMATS."""
+    if style not in FORMATS:
+        raise unknown("format", style, FORMATS, f"these: {', '.join(FORMATS)}")
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.2f}" + ("" if row["ci95"] is None else f" ± {row['ci95']:.2f}")
