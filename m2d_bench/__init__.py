@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2d_bench.registry import resolve
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from m2d_bench.evaluation import LinearSettings as LinearSettings
     from m2d_bench.evaluation import linear as linear
     from m2d_bench.zoo import load as load_encoder
+
+# In a source checkout the rooms lie beside this folder, not in it; `python -m …` started there finds them too.
+_checkout = Path(__file__).parents[1]
+if (_checkout / "pyproject.toml").is_file():
+    __path__.append(str(_checkout))
 
 __version__ = "0.1.0"
 __all__ = ["LinearSettings", "linear", "load_encoder"]

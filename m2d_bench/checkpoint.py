@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -108,9 +108,16 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     else:
         state, config = _read_pickle(path), None
     encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, state))
+    norm_stats, patch_size = extras.pop("norm_stats", None), changes.pop("patch_size", None)
     if config is None:
-        config = _configuration(path, encoder, extras, head, stated, changes.pop("patch_size", None))
-    changes.pop("patch_size", None)
+        vit = _shape(path, encoder, stated, patch_size)
+        config = EncoderConfig(
+            name=path.parent.name if parse_name(path.parent.name) else path.stem,
+            vit=vit,
+            sample_rate=_sample_rate(path, stated),
+            norm_stats=_norm_stats(path, norm_stats),
+            features=_features(path, head, vit),
+        )
     _check_encoder(path, encoder, config)
     config = change(config, changes)
     return Checkpoint(config=config, encoder=encoder, extras=extras, head=head, ignored=ignored)
@@ -188,7 +195,7 @@ def _read_safetensors(path: Path) -> tuple[State, EncoderConfig | None]:
     if "m2d_bench" not in metadata:
         return state, None
     values = json.loads(metadata["m2d_bench"])
-    vit = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("vit").items()}
+    vit: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("vit").items()}
     return state, EncoderConfig(**{**values, "norm_stats": tuple(values["norm_stats"]), "vit": ViTConfig(**vit)})
 
 
@@ -231,66 +238,69 @@ def _sort_keys(path: Path, state: State) -> tuple[State, State, State, tuple[str
     return encoder, extras, head, tuple(ignored)
 
 
-def _configuration(
-    path: Path, encoder: State, extras: State, head: State, stated: EncoderConfig | None, patch_size: Any
-) -> EncoderConfig:
-    """Configuration from the tensors; a name that states another patch or input size is an error."""
+def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size: Any) -> ViTConfig:
+    """Shape of the encoder from its tensors; a name that states another patch or input size is an error."""
     projection = encoder[_ANCHOR]
-    width, channels, *patch = projection.shape
-    if patch_size is not None and tuple(patch_size) != tuple(patch):
+    width, channels, *kernel = projection.shape
+    patch = (kernel[0], kernel[1])
+    if patch_size is not None and tuple(patch_size) != patch:
         raise CheckpointError(f"{path}: patch_size={tuple(patch_size)} was asked for, its {_ANCHOR} says {patch}.")
-    if stated and patch_size is None and stated.vit.patch_size != tuple(patch):
-        by_name = "×".join(map(str, stated.vit.patch_size))
+    if stated and patch_size is None and stated.vit.patch_size != patch:
         raise CheckpointError(
-            f"{path}: its name says patches of {by_name}, its {_ANCHOR} {list(projection.shape)} says "
-            f"{patch[0]}×{patch[1]}. Rename the folder or pass patch_size={tuple(patch)}."
+            f"{path}: its name says patches of {stated.vit.patch_size[0]}×{stated.vit.patch_size[1]}, its {_ANCHOR} "
+            f"{list(projection.shape)} says {patch[0]}×{patch[1]}. Rename the folder or pass patch_size={patch}."
         )
+    positions = encoder.get("pos_embed", torch.empty(0, 0))
     n_freq = N_MELS // patch[0]
-    if "pos_embed" not in encoder or (encoder["pos_embed"].shape[1] - 1) % n_freq:
-        shape = list(encoder["pos_embed"].shape) if "pos_embed" in encoder else "missing"
-        raise CheckpointError(f"{path}: pos_embed ({shape}) does not fit {n_freq} patches in frequency.")
-    n_time = (encoder["pos_embed"].shape[1] - 1) // n_freq
+    n_time, rest = divmod(positions.shape[1] - 1, n_freq)
+    if rest or n_time < 1:
+        raise CheckpointError(
+            f"{path}: its pos_embed {list(positions.shape)} does not hold a class token and "
+            f"whole columns of {n_freq} patches."
+        )
     frames = n_time * patch[1]
-    if stated and stated.vit.patch_size == tuple(patch):
+    if stated and stated.vit.patch_size == patch:
         if stated.vit.grid_size[1] != n_time:
             raise CheckpointError(
                 f"{path}: its name says {stated.vit.input_size[1]} frames ({stated.vit.grid_size[1]} patches in time), "
-                f"its pos_embed {list(encoder['pos_embed'].shape)} says {n_time}. Rename the folder."
+                f"its pos_embed {list(positions.shape)} says {n_time} patches. Rename the folder."
             )
         frames = stated.vit.input_size[1]
-    blocks = {int(key.split(".")[1]) for key in encoder if key.startswith("blocks.")}
-    vit = ViTConfig(
-        width=width,
-        depth=max(blocks, default=-1) + 1,
-        patch_size=(patch[0], patch[1]),
-        input_size=(N_MELS, frames),
-        channels=channels,
-    )
-    name = path.parent.name if parse_name(path.parent.name) else path.stem
-    if stated and (stated.vit.width, stated.vit.depth) != (vit.width, vit.depth):
+    depth = max((int(key.split(".")[1]) for key in encoder if key.startswith("blocks.")), default=-1) + 1
+    if stated and (stated.vit.width, stated.vit.depth) != (width, depth):
         logger.warning(
             "%s: its name says width %d and depth %d, its tensors say %d and %d; the tensors count.",
-            *(path, stated.vit.width, stated.vit.depth, vit.width, vit.depth),
+            *(path, stated.vit.width, stated.vit.depth, width, depth),
         )
-    if stated is None:
-        logger.warning("%s: no released name to tell the sample rate; 16000 Hz is assumed.", path)
-    norm_stats = extras.pop("norm_stats", None)
-    if norm_stats is None:
+    return ViTConfig(width=width, depth=depth, patch_size=patch, input_size=(N_MELS, frames), channels=channels)
+
+
+def _sample_rate(path: Path, stated: EncoderConfig | None) -> int:
+    if stated:
+        return stated.sample_rate
+    logger.warning("%s: no released name to tell the sample rate; 16000 Hz is assumed.", path)
+    return 16000
+
+
+def _norm_stats(path: Path, stored: Tensor | None) -> tuple[float, float]:
+    if stored is None:
         logger.warning("%s: no norm_stats inside; the default %s is used.", path, list(DEFAULT_NORM_STATS))
-        norm_stats = torch.tensor(DEFAULT_NORM_STATS)
-    mean, std = (round(x, 6) for x in norm_stats.flatten().tolist())
-    config = EncoderConfig(
-        name=name, vit=vit, sample_rate=stated.sample_rate if stated else 16000, norm_stats=(mean, std)
-    )
+        return DEFAULT_NORM_STATS
+    mean, std = (round(x, 6) for x in stored.flatten().tolist())  # 6 digits: what a float32 holds
+    return mean, std
+
+
+def _features(path: Path, head: State, vit: ViTConfig) -> Literal["stacked", "flat"]:
+    """Stacked, unless a fine-tuned head takes fewer inputs."""
     if not head:
-        return config
+        return "stacked"
     inputs = head["weight"].shape[1] if "weight" in head else None
-    if inputs not in (width, width * n_freq):
+    stacked = vit.width * vit.grid_size[0]
+    if inputs not in (vit.width, stacked):
         raise CheckpointError(
-            f"{path}: its head takes {inputs} features; this encoder gives {width} (flat) or "
-            f"{width * n_freq} (stacked)."
+            f"{path}: its head takes {inputs} features; this encoder gives {vit.width} (flat) or {stacked} (stacked)."
         )
-    return replace(config, features="stacked" if inputs == width * n_freq else "flat")
+    return "stacked" if inputs == stacked else "flat"
 
 
 def _check_encoder(path: Path, encoder: State, config: EncoderConfig) -> None:

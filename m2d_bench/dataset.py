@@ -17,7 +17,7 @@ import soundfile
 from filelock import FileLock
 
 from m2d_bench import audio
-from m2d_bench.errors import DataError
+from m2d_bench.errors import AudioError, DataError
 from m2d_bench.progress import track
 from m2d_bench.registry import resolve
 from m2d_bench.settings import Storage
@@ -56,13 +56,23 @@ class Dataset:
         for file, split in zip(self.files, self.splits, strict=True):
             sha.update(f"{file}\0{(self.root / file).stat().st_size}\0{split}\n".encode())
         sha.update("\0".join(self.classes).encode())
-        sha.update(np.ascontiguousarray(self.labels))
+        sha.update(self.labels.tobytes())
         return sha.hexdigest()[:16]
 
     def longer(self) -> np.ndarray:
-        """Indices of the clips longer than the unit duration, whose training view is a random crop."""
-        seconds = np.array([audio.duration(self.root / file) for file in self.files])
-        return np.flatnonzero(seconds > self.task.clip_seconds + CROP_TOLERANCE)
+        """Indices of the clips longer than the unit duration, whose training view is a random crop.
+
+        Files that cannot be opened are left out here; reading them says what is wrong.
+        """
+        limit = self.task.clip_seconds + CROP_TOLERANCE
+
+        def is_longer(file: str) -> bool:
+            try:
+                return audio.duration(self.root / file) > limit
+            except AudioError:
+                return False
+
+        return np.flatnonzero([is_longer(file) for file in self.files])
 
     def waveform(self, clip: int, sample_rate: int, *, crop: bool = False) -> np.ndarray:
         """One clip, cut or zero-padded at its end to the unit duration.

@@ -194,7 +194,11 @@ def embed_files(
     if batch:
         flush(batch)
     done = [file for file in files if file in found]
-    return done, np.stack([found[file] for file in done]) if done else np.empty((0, encoder.scene_embedding_size)), failures
+    return (
+        done,
+        np.stack([found[file] for file in done]) if done else np.empty((0, encoder.scene_embedding_size)),
+        failures,
+    )
 
 
 def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, encoder: AudioEncoder) -> None:

@@ -198,7 +198,8 @@ class M2DEncoder(nn.Module):
         outputs = [log_mel.new_zeros(*columns.shape, widest, self.timestamp_embedding_size) for _ in range(n_layers)]
         for row, place in self._groups(columns):
             width = int(columns[row, place].max())
-            layers = self._encode_windows(windows[row, place][..., : width * patch_time], columns[row, place])
+            x = windows[row, place][..., : width * patch_time]
+            layers = self._encode_windows(x, columns[row, place], self._positions(width))
             for output, layer in zip(outputs, layers[-n_layers:], strict=True):
                 output[row, place, :width] = layer
         total = int(columns.sum(1).max())
@@ -211,7 +212,7 @@ class M2DEncoder(nn.Module):
         width has positions of its own.
         """
         widest = int(columns.max())
-        if self.config.encoding == "one_pass" and self.config.dur_frames is None:
+        if self._positions_of_each_width:
             alike = [columns == width for width in columns.unique().tolist()]
         else:
             alike = [columns == widest, (columns > 0) & (columns < widest)]
@@ -221,13 +222,23 @@ class M2DEncoder(nn.Module):
                 if len(chosen):
                     yield chosen[:, 0], chosen[:, 1]
 
-    def _encode_windows(self, x: Tensor, columns: Tensor) -> list[Tensor]:
+    @property
+    def _positions_of_each_width(self) -> bool:
+        """Whether inputs of different widths have different positional embeddings."""
+        return self.config.encoding == "one_pass" and self.config.dur_frames is None
+
+    def _positions(self, width: int) -> Tensor:
+        """Positional embedding of a window of `width` patch columns, [N_F, width, D]."""
+        whole = width if self._positions_of_each_width else self._window(0) // self.config.vit.patch_size[1]
+        return self.vit.positions(whole)[:, :width]
+
+    def _encode_windows(self, x: Tensor, columns: Tensor, positions: Tensor) -> list[Tensor]:
         """[W, C, F, frames] of which `columns` [W] patch columns are real → [W, columns, D] a layer."""
         n_freq, n_time = self.config.vit.grid_size[0], x.shape[-1] // self.config.vit.patch_size[1]
         real = (torch.arange(n_time) < columns[:, None]).to(x.device)
         ragged = bool((columns < n_time).any())
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            layers = self.vit(self.vit.embed(x), real.repeat(1, n_freq) if ragged else None)
+            layers = self.vit(self.vit.embed(x, positions), real.repeat(1, n_freq) if ragged else None)
         results = []
         for layer in layers:
             grid = layer[:, 1:].float().unflatten(1, (n_freq, n_time)).transpose(1, 2)

@@ -16,7 +16,7 @@ from m2d_bench.dataset import Dataset
 from m2d_bench.embeddings import Embeddings
 from m2d_bench.encoder import AudioEncoder
 from m2d_bench.errors import M2DBenchError, TasksFailed, UsageError
-from m2d_bench.probes import Problem, ProbeResult, ProbeSettings, draw_validation, run_probes
+from m2d_bench.probes import ProbeResult, ProbeSettings, Problem, draw_validation, run_probes
 from m2d_bench.progress import bar
 from m2d_bench.registry import unknown
 from m2d_bench.runs import Run, Score
@@ -170,7 +170,9 @@ def _problems(dataset: Dataset, embedded: Embeddings, seeds: Sequence[int]) -> I
     for seed in seeds:
         for fold in sorted(set(dataset.splits)) if folded else ["test"]:
             test = torch.from_numpy(dataset.splits == fold).nonzero().flatten()
-            train = torch.from_numpy(dataset.splits != fold if folded else dataset.splits == "train").nonzero().flatten()
+            train = (
+                torch.from_numpy(dataset.splits != fold if folded else dataset.splits == "train").nonzero().flatten()
+            )
             valid = torch.from_numpy(dataset.splits == "valid").nonzero().flatten()
             if not len(valid):
                 train, valid = draw_validation(labels, train, VALIDATION_FRACTION, _generator(seed, str(fold)))

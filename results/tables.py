@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from m2d_bench.results.statistics import estimate, seed_scores
 from tabulate import tabulate
 
 from m2d_bench.registry import unknown
-from m2d_bench.results.statistics import estimate, seed_scores
 from m2d_bench.runs import Run
 
 FORMATS = ("text", "md", "csv", "json", "latex", "html")
@@ -45,7 +45,7 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def render(rows: Sequence[dict[str, Any]], style: str = "text") -> str:
-    """A summary as text, Markdown, LaTeX or HTML (mean ± half width in one column), or as CSV or JSON (numbers apart)."""
+    """A summary as text, Markdown, LaTeX or HTML (mean ± half width in one column), or CSV or JSON (numbers apart)."""
     if style == "json":
         return json.dumps(list(rows), indent=1)
     if style == "csv":

@@ -1,0 +1,81 @@
+"""Shared fixtures: golden arrays, small encoders, a miniature data set, and a cache of the tests' own."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from m2d_bench.checkpoint import Checkpoint, parse_name
+from m2d_bench.encoder import M2DEncoder
+from m2d_bench.vit import ViT, ViTConfig, initialise
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+HERE = Path(__file__).parent
+SHARED = HERE.parent.parent / "shared"
+GOLDEN = sorted({d.name: d for root in (HERE, SHARED) for d in (root / "golden").glob("*/")}.values())
+"""Golden folders: all of them where they lie beside the project, else the one kept with the tests."""
+
+ESC10 = SHARED / "data" / "esc10"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No test reads or writes the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["M2D_BENCH_CACHE"] = str(folder)
+    os.environ.pop("M2D_BENCH_DATA", None)
+    return folder
+
+
+def small_encoder(
+    patch_size: tuple[int, int] = (16, 16), frames: int = 208, sample_rate: int = 16000, **settings: object
+) -> M2DEncoder:
+    """A random encoder of width 128 and depth 2."""
+    import torch
+
+    from m2d_bench.encoder import EncoderConfig
+
+    vit = ViTConfig(width=128, depth=2, patch_size=patch_size, input_size=(80, frames))
+    config = EncoderConfig(name="small", vit=vit, sample_rate=sample_rate, **settings)  # type: ignore[arg-type]
+    weights = initialise(ViT(vit), torch.Generator().manual_seed(1)).state_dict()
+    return Checkpoint(config=config, encoder=weights).build()
+
+
+def random_checkpoint(name: str) -> Checkpoint:
+    """Random weights of a released name's architecture."""
+    import torch
+
+    config = parse_name(name)
+    assert config is not None
+    return Checkpoint(config=config, encoder=initialise(ViT(config.vit), torch.Generator().manual_seed(2)).state_dict())
+
+
+def write_tones(root: Path, task_index: str = "meta/esc10.csv", clips: int = 400, classes: int = 10) -> Path:
+    """A miniature of ESC-10's layout: a tone a class, noise, half a second each, five folds."""
+    rng = np.random.default_rng(0)
+    (root / "audio").mkdir(parents=True)
+    (root / task_index).parent.mkdir(parents=True, exist_ok=True)
+    with (root / task_index).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+        for i in range(clips):
+            label = i % classes
+            time = np.arange(4000) / 8000
+            wave = 0.1 * np.sin(2 * np.pi * 200 * 1.3**label * time) + 0.1 * rng.standard_normal(4000)
+            soundfile.write(root / "audio" / f"{i}.wav", wave, 8000)
+            writer.writerow([f"{i}.wav", 1 + (i // classes) % 5, label, f"tone{label}", "True", i, "A"])
+    return root
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data root with a miniature of ESC-10."""
+    root = tmp_path_factory.mktemp("data")
+    write_tones(root / "esc10")
+    return root

@@ -1,0 +1,72 @@
+"""Means and intervals are those of scipy; tables say what they show."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+from m2d_bench.results import check_format, estimate, report, summary
+from m2d_bench.results.statistics import seed_scores
+
+from m2d_bench.errors import UsageError
+from m2d_bench.runs import Score
+from tests.test_runs import RUN, scored
+
+
+def six_seeds():
+    scores = [Score(seed=s, fold=f, score=0.7 + 0.01 * s + 0.02 * int(f), n_test=9) for s in range(6) for f in "12"]
+    return replace(RUN, scores=tuple(scores))
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 30])
+def test_interval_is_scipy_s_student_t_interval(n):
+    scores = np.random.default_rng(n).uniform(size=n).tolist()
+    found = estimate(scores)
+    low, high = scipy.stats.t.interval(0.95, n - 1, loc=np.mean(scores), scale=scipy.stats.sem(scores))
+    assert found.mean == pytest.approx((low + high) / 2)
+    assert found.half_width == pytest.approx((high - low) / 2)
+    assert found.n == n
+
+
+def test_one_score_has_no_interval():
+    assert estimate([0.5]).half_width is None
+    assert "±" not in report([scored(42, "1", "2")]).splitlines()[-1]
+
+
+def test_a_seed_counts_as_the_mean_of_its_folds_and_unfinished_ones_not_at_all():
+    run = replace(six_seeds(), scores=(*six_seeds().scores, Score(seed=9, fold="1", score=0.0, n_test=9)))
+    assert seed_scores(run) == pytest.approx([0.73 + 0.01 * s for s in range(6)])
+
+
+def test_text_table_shows_percent_interval_and_n():
+    line = report([six_seeds()]).splitlines()[-1]
+    assert "75.50 ± 1.96" in line
+    assert "6" in line.split()
+
+
+def test_synthetic_tasks_are_named_so():
+    run = replace(six_seeds(), task={**RUN.task, "synthetic": True})
+    assert summary([run])[0]["task"] == "esc10 (synthetic)"
+
+
+def test_every_format_carries_the_numbers():
+    run = six_seeds()
+    assert json.loads(report([run], "json"))[0]["mean"] == 75.5
+    row = next(csv.DictReader(io.StringIO(report([run], "csv"))))
+    assert (row["mean"], row["ci95"], row["n"]) == ("75.5", "1.96", "6")
+    for style in ("md", "latex", "html"):
+        assert "75.50" in report([run], style)
+    assert report([run], "md").startswith("|")
+
+
+def test_nothing_to_show_is_not_an_error():
+    for style in ("text", "csv", "json"):
+        assert report([RUN], style) in ("", "[]")
+
+
+def test_unknown_format_is_refused():
+    with pytest.raises(UsageError, match="Did you mean latex"):
+        check_format("latx")

@@ -1,0 +1,85 @@
+"""Records keep every raw score, whoever writes and whatever dies."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from m2d_bench import runs
+from m2d_bench.errors import RunError
+from m2d_bench.runs import Run, Score
+
+RUN = Run(
+    encoder={"name": "random:m2d_vit_tiny-80x208p16x16", "digest": "0123456789abcdef"},
+    task={"name": "esc10", "version": 1, "fingerprint": "f", "metric": "accuracy", "synthetic": False, "n_folds": 2},
+    protocol="linear",
+    settings={"epochs": 200},
+    repeated=("initialisation",),
+    seconds={"embedding": 2.0},
+)
+
+
+def scored(seed, *folds, score=0.5):
+    return replace(
+        RUN, scores=tuple(Score(seed=seed, fold=fold, score=score, n_test=10, seconds=1.0) for fold in folds)
+    )
+
+
+def add(arguments):
+    folder, seed = arguments
+    runs.add(scored(seed, "1", "2"), folder)
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    written = runs.add(scored(42, "1", "2"), tmp_path)
+    assert runs.load(RUN.path(tmp_path)) == written
+    assert written.schema == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_seeds_add_up_and_repeated_ones_are_replaced(tmp_path):
+    runs.add(scored(42, "1", "2"), tmp_path)
+    runs.add(scored(43, "1", "2"), tmp_path)
+    found = runs.add(scored(42, "2", score=0.9), tmp_path)
+    assert [(s.seed, s.fold, s.score) for s in found.scores] == [
+        (42, "1", 0.5),
+        (42, "2", 0.9),
+        (43, "1", 0.5),
+        (43, "2", 0.5),
+    ]
+    assert len(runs.add(scored(44, "1"), tmp_path, replace_scores=True).scores) == 1
+
+
+def test_a_seed_is_done_when_all_its_folds_are():
+    run = replace(RUN, scores=(*scored(42, "1", "2").scores, *scored(43, "1").scores))
+    assert run.done(2) == {42}
+
+
+def test_identity_is_encoder_task_protocol_and_settings():
+    others = [
+        replace(RUN, encoder={**RUN.encoder, "digest": "f" * 16}),
+        replace(RUN, task={**RUN.task, "fingerprint": "g"}),
+        replace(RUN, protocol="knn"),
+        replace(RUN, settings={"epochs": 100}),
+    ]
+    assert len({RUN.key, *(other.key for other in others)}) == 5
+    assert replace(RUN, seconds={}, environment={"device": "cuda"}).key == RUN.key
+
+
+def test_several_processes_lose_nothing(tmp_path):
+    with ProcessPoolExecutor(4) as pool:
+        list(pool.map(add, [(tmp_path, seed) for seed in range(24)]))
+    assert runs.load(RUN.path(tmp_path)).done(2) == set(range(24))
+
+
+def test_broken_and_newer_records_are_named_and_left_alone(tmp_path):
+    path = tmp_path / "run.json"
+    for content in ("{", "[]", "{}", json.dumps({"schema": 1, "scores": [], "colour": 1})):
+        path.write_text(content)
+        with pytest.raises(RunError, match=r"run\.json: not a run record"):
+            runs.load(path)
+        assert path.read_text() == content
+    path.write_text(json.dumps({"schema": 99, "scores": []}))
+    with pytest.raises(RunError, match="Update m2d-bench"):
+        runs.load(path)
