@@ -53,3 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for failure in output.failures:
         print(f"ERROR: {failure}", file=sys.stderr)
     return FAILED if output.failures else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +104,7 @@ def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings) -> Ru
     """One task: its record with the scores of all seeds asked for."""
     dataset = datasets.load(task, settings)
     run = _blank_run(encoder, dataset, settings)
-    path = run.path(settings.runs)
+    path = run.path(settings.runs_root)
     n_folds = run.task["n_folds"]
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     if not run.repeated and len(seeds) > 1:
@@ -116,24 +117,18 @@ def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings) -> Ru
         embedded = embeddings.encode(encoder, dataset, settings, settings)
         run = replace(run, seconds={"embedding": round(time.perf_counter() - started, 3)})
         record = _recorder(run, settings, n_folds)
-        with bar(f"Probing {task.name}", 100, "%") as advance:
-            shown = 0.0
-
-            def progress(share: float) -> None:
-                nonlocal shown
-                advance(round(100 * (share - shown), 2))  # type: ignore[arg-type]
-                shown = share
-
+        problems = list(_problems(dataset, embedded, missing))
+        with bar(f"Probing {task.name}", len(problems) * settings.epochs, "epochs") as advance:
             run_probes(
                 embedded.features,
                 torch.from_numpy(dataset.labels)[embedded.clips],
-                list(_problems(dataset, embedded, missing)),
+                problems,
                 settings,
                 metric=task.metric,
                 device=settings.torch_device(),
                 precision=settings.resolved_precision(),
                 on_result=record,
-                progress=progress,
+                progress=advance,
             )
     return runs.load(path).limited_to(seeds)
 
@@ -153,7 +148,7 @@ def _recorder(run: Run, settings: LinearSettings, n_folds: int) -> Callable[[Pro
         now = time.perf_counter()
         seconds, last = round((now - last) / n_folds, 4), now
         scores = tuple(Score(**asdict(r), seconds=seconds) for r in results)
-        runs.add(replace(run, scores=scores), settings.runs, replace_scores=fresh)
+        runs.add(replace(run, scores=scores), settings.runs_root, replace_scores=fresh)
         fresh = False
 
     return record
@@ -180,8 +175,8 @@ def _problems(dataset: Dataset, embedded: Embeddings, seeds: Sequence[int]) -> I
 
 
 def _generator(seed: int, fold: str) -> torch.Generator:
-    number = int.from_bytes(f"{seed} validation {fold}".encode()[:64].rjust(64), "big") % (2**63)
-    return torch.Generator().manual_seed(number)
+    digest = hashlib.sha256(f"{seed}/{fold}/validation".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings) -> Run:
@@ -189,9 +184,7 @@ def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings
     task = dataset.task
     repeated = ("initialisation", "shuffling") if settings.probe == "linear" else ()
     drawn = "valid" not in set(dataset.splits)
-    probe = {f.name: getattr(settings, f.name) for f in fields(ProbeSettings)}
-    if settings.probe != "linear":
-        probe = {"probe": settings.probe}
+    probe = {field.name: getattr(settings, field.name) for field in fields(ProbeSettings)}
     config = getattr(encoder, "config", None)
     name = config.name if config is not None else type(encoder).__name__
     return Run(

@@ -27,15 +27,20 @@ class Storage:
         runs: Folder for run records.
     """
 
-    data: Path | None = None
-    cache: Path | None = None
-    runs: Path = Path("runs")
+    data: str | Path | None = None
+    cache: str | Path | None = None
+    runs: str | Path = "runs"
 
     @property
     def data_root(self) -> Path | None:
         """The data folder in force, or None if none was named."""
         named = self.data or os.environ.get("M2D_BENCH_DATA")
         return Path(named).expanduser() if named else None
+
+    @property
+    def runs_root(self) -> Path:
+        """The folder of run records."""
+        return Path(self.runs).expanduser()
 
     @property
     def cache_root(self) -> Path:

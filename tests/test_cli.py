@@ -1,0 +1,125 @@
+"""The command line: tables on stdout, the rest on stderr, exit codes that mean something."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from m2d_bench.cli import main
+
+ROOT = Path(__file__).parent.parent
+MODEL = "random:m2d_vit_tiny-80x208p16x16"
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def options(tmp_path, tones):
+    folders = ["--data", tones, "--cache", tmp_path / "cache", "--runs", tmp_path / "runs"]
+    return ["--model", MODEL, *folders, "--seeds", 2, "--epochs", 3, "--precision", "fp32"]
+
+
+def test_help_is_quick():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "m2d_bench.cli", "--help"], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        assert "linear" in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_linear_prints_one_table(capsys, options):
+    code, out, err = run(capsys, "linear", "--tasks", "esc10", *options)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 3
+    assert MODEL in lines[2]
+    assert " ± " in lines[2]
+
+
+@pytest.mark.parametrize("style", ["md", "csv", "json", "latex", "html"])
+def test_formats(capsys, options, style):
+    code, out, _ = run(capsys, "linear", "--tasks", "esc10", "--format", style, *options)
+    assert code == 0
+    assert "esc10" in out
+    if style == "json":
+        assert json.loads(out)[0]["n"] == 2
+
+
+def test_a_failed_task_is_named_last_with_exit_code_1(capsys, options):
+    for words in (["us8k,esc10"], ["us8k", "esc10"]):
+        code, out, err = run(capsys, "linear", "--tasks", *words, *options)
+        assert code == 1
+        assert "esc10" in out
+        assert "ERROR: us8k failed: us8k: not found." in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["linear", "--tasks", "ecs50"], "Did you mean esc50"),
+        (["linear", "--taks", "esc50"], "--tasks"),
+        (["linear", "--seeds", "many"], "many"),
+        (["linear", "--seeds", "0"], "at least 1"),
+        (["linear", "--format", "xml"], "xml"),
+        (["linear", "--model", "m2d_tyni"], "Did you mean m2d_tiny"),
+        (["linear", "--device", "gpu", "--model", MODEL], "'gpu' cannot be used"),
+        (["models", "show", "nothing"], "Unknown model"),
+        (["liner"], "liner"),
+    ],
+)
+def test_bad_usage_has_exit_code_2_and_a_message(capsys, words, message):
+    code, out, err = run(capsys, *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not out
+
+
+def test_models_and_tasks_are_listed(capsys):
+    code, out, _ = run(capsys, "models")
+    assert code == 0
+    for name in ("m2d_tiny", "m2d_s_vit_base-80x608p80x2-230220", "random:NAME"):
+        assert name in out
+    code, out, _ = run(capsys, "tasks")
+    assert code == 0
+    for name in ("esc50", "us8k", "gm_family", "synthetic"):
+        assert name in out
+
+
+def test_models_show_says_configuration_digest_and_what_was_read(capsys):
+    code, out, _ = run(capsys, "models", "show", ROOT / "tests/golden/m2d_vit_base-80x208p16x16-golden")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["config"]["vit"]["patch_size"] == [16, 16]
+    assert facts["read"]["encoder"] == 42
+    assert len(facts["digest"]) == 16
+
+
+def test_embed_writes_what_it_can_and_names_what_it_cannot(capsys, tmp_path):
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
+    (tmp_path / "b.wav").write_bytes(b"x")
+    files = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    code, out, err = run(capsys, "embed", *files, "-o", tmp_path / "out.npz", "--model", MODEL)
+    assert code == 1
+    assert "1 embeddings of 960" in out
+    assert "b.wav" in err
+    assert np.load(tmp_path / "out.npz")["embeddings"].shape == (1, 960)
+
+
+def test_embed_refuses_an_unknown_suffix_before_any_work(capsys, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.ones(16000), 16000)
+    code, _, err = run(capsys, "embed", tmp_path / "a.wav", "-o", tmp_path / "out.csv", "--model", MODEL)
+    assert code == 2
+    assert ".npz or .parquet" in err
