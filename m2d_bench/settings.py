@@ -1,6 +1,6 @@
 """Where things lie and what computes them: the settings every verb shares, with their defaults."""
 
-from __future__ import annotations
+# No postponed annotations here: the command line reads the types of these fields from other modules' subclasses.
 
 import os
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Compute:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UsageError(f"precision is auto, fp32 or bf16, got {self.precision!r}.")
 
-    def torch_device(self) -> torch.device:
+    def torch_device(self) -> "torch.device":
         """The device in force; an unknown or missing one is a UsageError."""
         import torch
 

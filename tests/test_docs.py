@@ -1,0 +1,51 @@
+"""What README and the guides say can be typed, can be typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2d_bench.cli import build, main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    for page in PAGES:
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            yield page.name, block
+
+
+COMMANDS = [
+    pytest.param(shlex.split(line.split("m2d-bench ", 1)[1]) if "m2d-bench " in line else [], id=f"{page}: {line}")
+    for page, block in blocks("console")
+    for line in (text[2:].split("  #")[0] for text in block.splitlines() if text.startswith("$ "))
+    if re.search(r"(^|&& )m2d-bench ", line)
+]
+SCRIPTS = [pytest.param(block, id=page) for page, block in blocks("python")]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_of_the_guides_is_understood(words):
+    command, _bound, ignored = build().parse_args(words, exit_on_error=False, print_error=True)
+    assert callable(command)
+    assert not ignored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [p for p in COMMANDS if not {"--data", "embed"} & set(p.values[0])])
+def test_commands_that_need_no_data_set_run(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_python_of_the_guides_runs(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "m2d_bench" in script
+    exec(script, {"waveform": np.zeros(16000, dtype=np.float32)})
