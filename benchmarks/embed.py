@@ -2,8 +2,8 @@
 
     python benchmarks/embed.py [--model NAME] [--clips N] [--seconds S] [--device D] [--data ESC10]
 
-Prints a Markdown table: clips a second (decoding apart), peak memory of the process, the cosine between both precisions'
-embeddings. With --data, linear evaluation of ESC-10 in both precisions as well.
+Prints a Markdown table: clips a second (decoding apart), peak memory of the process, the cosine between the embeddings
+of both precisions. With --data, linear evaluation of ESC-10 in both precisions as well.
 """
 
 from __future__ import annotations

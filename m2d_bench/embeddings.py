@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -201,19 +202,27 @@ def embed_files(
     )
 
 
+def check_output(path: Path) -> None:
+    """Raises a UsageError, before any work is done, unless embeddings can be written as this file."""
+    if path.suffix not in (".npz", ".parquet"):
+        raise UsageError(f"{path}: embeddings are written as .npz or .parquet.")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise UsageError(f"{path}: writing Parquet needs pyarrow. Run pip install 'm2d-bench[parquet]', or write .npz.")
+
+
 def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, encoder: AudioEncoder) -> None:
-    """Writes embeddings with their files' names and the encoder's digest, as .npz or .parquet.
+    """Writes embeddings with their files' names and the encoder's digest, as .npz or .parquet; whole or not at all.
 
     Raises:
-        UsageError: Another suffix.
+        UsageError: Another suffix, or .parquet without pyarrow.
     """
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     names = [str(file) for file in files]
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     if path.suffix == ".npz":
         np.savez(temporary, files=np.array(names), embeddings=embeddings, digest=np.array(encoder.digest))
-    elif path.suffix == ".parquet":
+    else:
         table = pd.DataFrame({"file": names, "embedding": list(embeddings), "digest": encoder.digest})
         table.to_parquet(temporary)
-    else:
-        raise UsageError(f"{path}: embeddings are written as .npz or .parquet.")
     os.replace(temporary, path)

@@ -204,7 +204,8 @@ def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings
         settings={
             **probe,
             "clip_seconds": task.clip_seconds,
-            "precision": settings.resolved_precision(),
+            "encoder_precision": getattr(encoder, "precision", "fp32"),
+            "probe_precision": settings.resolved_precision(),
             "validation_fraction": VALIDATION_FRACTION if drawn else None,
         },
         repeated=(*repeated, "validation split") if drawn else repeated,

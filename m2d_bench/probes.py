@@ -35,7 +35,7 @@ class ProbeSettings:
         weight_decay: Adam's, added to the gradient (L2).
         probe_batch_size: Clips a step; an epoch's last batch may be smaller.
         epochs: Most epochs trained.
-        patience: Epochs without a better validation score after which training stops.
+        patience: Epochs below the best validation score after which training stops; a tie counts as better.
 
     Raises:
         UsageError: A value is outside what is allowed.

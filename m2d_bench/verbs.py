@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from m2d_bench import evaluation, tasks, zoo
 from m2d_bench.checkpoint import Checkpoint
-from m2d_bench.embeddings import embed_files, write_embeddings
+from m2d_bench.embeddings import check_output, embed_files, write_embeddings
 from m2d_bench.errors import TasksFailed
 from m2d_bench.evaluation import LinearSettings
 from m2d_bench.registry import resolve
@@ -34,7 +34,9 @@ class Output:
 def linear(
     *,
     model: str = zoo.DEFAULT,
-    task_names: Annotated[tuple[str, ...], Parameter(name="--tasks", consume_multiple=True)] = tasks.BUILT_IN,
+    task_names: Annotated[
+        tuple[str, ...], Parameter(name="--tasks", consume_multiple=True, negative=())
+    ] = tasks.BUILT_IN,
     style: Annotated[str, Parameter(name="--format")] = "text",
     settings: Annotated[LinearSettings, Flat] = LinearSettings(),
 ) -> Output:
@@ -73,6 +75,7 @@ def embed(
         compute: Device, precision, batch size, decoding threads.
         storage: Cache folder of the weights.
     """
+    check_output(output)
     encoder = zoo.load(model, compute=compute, storage=storage)
     done, embeddings, failures = embed_files(encoder, files, compute)
     write_embeddings(output, done, embeddings, encoder)

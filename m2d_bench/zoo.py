@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from m2d_bench import checkpoint, download
 from m2d_bench.checkpoint import Checkpoint
@@ -117,12 +118,14 @@ def _random(name: str, architecture: str, changes: dict[str, Any]) -> Checkpoint
 def _released(release: Release, folder: Path) -> Path:
     """Path of released weights in the cache, downloaded and unpacked once."""
     target = folder / release.name
-    if not any(target.glob("*.pth")):
-        archive = folder / f"{release.name}.zip"
-        logger.warning("%s: %s", release.name, LICENCE)
-        download.fetch(release.url, archive, manual=f"put its .pth file into {target}")
-        _unpack(archive, target)
-        archive.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not any(target.glob("*.pth")):
+            archive = folder / f"{release.name}.zip"
+            logger.warning("%s: %s", release.name, LICENCE)
+            download.fetch(release.url, archive, manual=f"put its .pth file into {target}")
+            _unpack(archive, target)
+            archive.unlink()
     return target
 
 

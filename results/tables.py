@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from m2d_bench.results.statistics import estimate, seed_scores
 from tabulate import tabulate
 
 from m2d_bench.registry import unknown
+from m2d_bench.results.statistics import estimate, seed_scores
 from m2d_bench.runs import Run
 
 FORMATS = ("text", "md", "csv", "json", "latex", "html")

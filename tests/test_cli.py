@@ -24,8 +24,20 @@ def run(capsys, *words):
 
 @pytest.fixture
 def options(tmp_path, tones):
-    folders = ["--data", tones, "--cache", tmp_path / "cache", "--runs", tmp_path / "runs"]
-    return ["--model", MODEL, *folders, "--seeds", 2, "--epochs", 3, "--precision", "fp32"]
+    return [
+        "--model",
+        MODEL,
+        "--data",
+        tones,
+        "--runs",
+        tmp_path / "runs",
+        "--seeds",
+        2,
+        "--epochs",
+        3,
+        "--precision",
+        "fp32",
+    ]
 
 
 def test_help_is_quick():
@@ -118,8 +130,9 @@ def test_embed_writes_what_it_can_and_names_what_it_cannot(capsys, tmp_path):
     assert np.load(tmp_path / "out.npz")["embeddings"].shape == (1, 960)
 
 
-def test_embed_refuses_an_unknown_suffix_before_any_work(capsys, tmp_path):
+def test_embed_refuses_an_unknown_suffix_before_any_work(capsys, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", np.ones(16000), 16000)
+    monkeypatch.setattr("m2d_bench.zoo.load", None)  # not even the model is read
     code, _, err = run(capsys, "embed", tmp_path / "a.wav", "-o", tmp_path / "out.csv", "--model", MODEL)
     assert code == 2
     assert ".npz or .parquet" in err

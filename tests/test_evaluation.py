@@ -22,7 +22,6 @@ MODEL = "random:m2d_vit_tiny-80x208p16x16"
 def settings(tmp_path, tones):
     return {
         "data": tones,
-        "cache": tmp_path / "cache",
         "runs": tmp_path / "runs",
         "device": "cpu",
         "precision": "fp32",
@@ -41,7 +40,7 @@ def test_separable_tones_are_told_apart_on_every_seed_and_fold(settings):
     assert np.mean(list(scores(run).values())) > 0.9
     assert {score.n_test for score in run.scores} == {80}
     assert run.repeated == ("initialisation", "shuffling", "validation split")
-    assert run.settings["precision"] == "fp32"
+    assert run.settings["probe_precision"] == "fp32"
     assert torch.__version__.startswith(run.environment["versions"]["torch"].split("+")[0])
 
 
@@ -126,7 +125,7 @@ def test_kill_9_loses_no_finished_seed_and_the_final_table_is_the_same(tmp_path,
     def command(folder):
         options = f"--data {tones} --cache {tmp_path / 'cache'} --runs {tmp_path / folder} --learning-rate 1e-5"
         words = (
-            f"-m m2d_bench.cli linear --model {MODEL} --tasks esc10 --epochs 200 --patience 200 {options} --format csv"
+            f"-m m2d_bench.cli linear --model {MODEL} --tasks esc10 --epochs 100 --patience 100 {options} --format csv"
         )
         return [sys.executable, *words.split()]
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
-from m2d_bench.results import check_format, estimate, report, summary
-from m2d_bench.results.statistics import seed_scores
 
 from m2d_bench.errors import UsageError
+from m2d_bench.results import check_format, estimate, report, summary
+from m2d_bench.results.statistics import seed_scores
 from m2d_bench.runs import Score
 from tests.test_runs import RUN, scored
 

@@ -48,7 +48,7 @@ LANGUAGES = {
 # Variants that speak every language, and so tell nothing about it.
 VARIANTS = ("m1", "m2", "m3", "m4", "m7", "f1", "f2", "f3", "f4", "f5", "Alex", "Andy", "Denis", "linda", "steph")
 LANGUAGE_TAKES = 8
-LANGUAGE_SCENE = Scene(seconds=2.0, snr=(5, 20))
+LANGUAGE_SCENE = Scene(seconds=2.0, snr=(10, 25), channel=2)
 
 # espeak_voice: the speakers to tell apart, all with the accent en-US.
 VOICES = (

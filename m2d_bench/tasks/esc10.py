@@ -1,4 +1,4 @@
-"""ESC-10: the ten-class subset of ESC-50, five official folds (Piczak 2015); as Ogg files of its own or inside ESC-50."""
+"""ESC-10: the ten-class subset of ESC-50, five official folds (Piczak 2015); alone in Ogg or inside ESC-50."""
 
 from dataclasses import replace
 

@@ -41,7 +41,7 @@ class Scene:
         seconds: Length of the clip.
         snr: Mean power of the sound over that of the background noise, in dB.
         reverberation: Time in which the room decays by 60 dB, in seconds.
-        wet: Energy of the reverberation over that of the direct sound, as a ratio of amplitudes.
+        wet: Effective amplitude of the reverberation over that of the direct sound.
         channel: Standard deviation of the microphone's response from octave to octave, in dB.
         level: Peak of the clip, as an amplitude.
     """
