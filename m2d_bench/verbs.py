@@ -22,6 +22,8 @@ from m2d_bench.settings import Compute, Storage
 Flat = Parameter(name="*")
 """Makes the fields of a settings value options of the verb."""
 
+TaskNames = Parameter(name="--tasks", consume_multiple=True, negative=())
+
 
 @dataclass(frozen=True)
 class Output:
