@@ -39,8 +39,7 @@ def read(
             frames = -1 if seconds is None else round(seconds * rate)
             waveform = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        what = "no such file" if not Path(path).exists() else f"cannot be decoded ({error})"
-        raise AudioError(f"{path}: {what}. Formats that can be read: {', '.join(s[1:] for s in SUFFIXES)}.") from error
+        raise _unreadable(path, error) from error
     if waveform.size == 0:
         raise AudioError(f"{path}: no samples at {offset:g} s; the file is empty or shorter than that.")
     if not np.isfinite(waveform).all():
@@ -57,4 +56,9 @@ def duration(path: str | os.PathLike[str]) -> float:
     try:
         return soundfile.info(os.fspath(path)).duration
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise AudioError(f"{path}: not a sound file that can be read ({error}).") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> AudioError:
+    what = "no such file" if not Path(path).exists() else f"cannot be decoded ({error})"
+    return AudioError(f"{path}: {what}. Formats that can be read: {', '.join(s[1:] for s in SUFFIXES)}.")

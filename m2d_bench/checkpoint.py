@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from m2d_bench.encoder import EncoderConfig, M2DEncoder
-from m2d_bench.errors import CheckpointError
+from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.frontend import DEFAULT_NORM_STATS, N_MELS
 from m2d_bench.registry import unknown
 from m2d_bench.vit import SIZES, ViTConfig
@@ -103,21 +103,31 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     """
     path = _file(Path(path))
     stated = next((c for c in map(parse_name, (path.parent.name, path.stem)) if c), None)
-    if path.suffix == ".safetensors":
+    try:
+        return _interpret(path, stated, changes)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path}: malformed, no checkpoint of the family looks like this: {error}") from error
+
+
+def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]) -> Checkpoint:
+    if path.suffix.lower() == ".safetensors":
         state, config = _read_safetensors(path)
     else:
         state, config = _read_pickle(path), None
     encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, state))
     norm_stats, patch_size = extras.pop("norm_stats", None), changes.pop("patch_size", None)
     if config is None:
-        vit = _shape(path, encoder, stated, patch_size)
-        config = EncoderConfig(
-            name=path.parent.name if parse_name(path.parent.name) else path.stem,
-            vit=vit,
-            sample_rate=_sample_rate(path, stated),
-            norm_stats=_norm_stats(path, norm_stats),
-            features=_features(path, head, vit),
-        )
+        try:
+            vit = _shape(path, encoder, stated, patch_size)
+            config = EncoderConfig(
+                name=path.parent.name if parse_name(path.parent.name) else path.stem,
+                vit=vit,
+                sample_rate=_sample_rate(path, stated),
+                norm_stats=_norm_stats(path, norm_stats),
+                features=_features(path, head, vit),
+            )
+        except UsageError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     _check_encoder(path, encoder, config)
     config = change(config, changes)
     return Checkpoint(config=config, encoder=encoder, extras=extras, head=head, ignored=ignored)
@@ -161,14 +171,14 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
 def _file(path: Path) -> Path:
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
             raise CheckpointError(f"{path} is a folder with {len(found)} checkpoints ({names}); name one file.")
         path = found[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise CheckpointError(f"{path}: a checkpoint's suffix is one of {', '.join(SUFFIXES)}.")
     return path
 
@@ -206,7 +216,11 @@ def _unwrap(path: Path, state: Any) -> State:
     if not isinstance(state, Mapping) or not any(str(key).endswith(_ANCHOR) for key in state):
         keys = list(state)[:8] if isinstance(state, Mapping) else type(state).__name__
         raise CheckpointError(f"{path}: no encoder of the M2D family inside ({_ANCHOR} is missing); found {keys}.")
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        str(key): torch.as_tensor(value)
+        for key, value in state.items()
+        if isinstance(value, Tensor) or str(key).endswith("norm_stats")
+    }
     return {key.replace("decoder_blocks.layers.", "decoder_blocks."): value for key, value in tensors.items()}
 
 
@@ -222,7 +236,9 @@ def _sort_keys(path: Path, state: State) -> tuple[State, State, State, tuple[str
     ignored, unexpected = [], []
     for key, value in state.items():
         inner = key.removeprefix(prefix)
-        if match := _HEAD_KEY.match(key):
+        if key.endswith("norm_stats"):
+            extras["norm_stats"] = value
+        elif match := _HEAD_KEY.match(key):
             head[key.removeprefix(match[0]).removeprefix("mlp.0.")] = value.float()
         elif not key.startswith(prefix):
             ignored.append(key)

@@ -24,6 +24,7 @@ DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 def build() -> App:
     """The command line; rooms are reached by name, so that --help imports none of them."""
     app = App(name="m2d-bench", help="Evaluate audio encoders of the Masked Modeling Duo family.", version=__version__)
+    app.suppress_keyboard_interrupt = False  # main says what an interruption leaves
     for name, (reference, summary) in VERBS.items():
         app.command(reference, name=name, help=summary)
     return app
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output = build()(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:
         return BAD_USAGE
-    except M2DBenchError as error:
+    except (M2DBenchError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return BAD_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from string import Formatter
 
 import numpy as np
 import pandas as pd
@@ -51,10 +52,14 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the clips: names, sizes, labels and splits, 16 hexadecimal digits."""
+        """Identity of the clips: names, content, labels and splits, 16 hexadecimal digits.
+
+        The content counts by its size and three samples of it, so that large data sets are not read twice.
+        """
         sha = hashlib.sha256()
         for file, split in zip(self.files, self.splits, strict=True):
-            sha.update(f"{file}\0{(self.root / file).stat().st_size}\0{split}\n".encode())
+            sha.update(f"{file}\0{split}\0".encode())
+            sha.update(_sampled(self.root / file))
         sha.update("\0".join(self.classes).encode())
         sha.update(self.labels.tobytes())
         return sha.hexdigest()[:16]
@@ -96,6 +101,17 @@ class Dataset:
         return np.pad(waveform, (0, samples - len(waveform)))
 
 
+def _sampled(path: Path) -> bytes:
+    """Size of a file, and 4 KiB each of its start, middle and end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        parts = [size.to_bytes(8, "little")]
+        for start in (0, size // 2, max(0, size - 4096)):
+            file.seek(start)
+            parts.append(file.read(4096))
+    return b"".join(parts)
+
+
 def load(task: Task, storage: Storage) -> Dataset:
     """Finds a task's clips, or generates them, and checks that all are there.
 
@@ -110,13 +126,11 @@ def load(task: Task, storage: Storage) -> Dataset:
         root, layout = generated(task, storage.cache_root), GENERATED
     else:
         root, layout = _find(task, storage.data_root)
-    index = pd.read_csv(root / layout.index, dtype=str, keep_default_na=False)
+    split = task.folds.column if task.folds else "split"
+    named = [name for _, name, _, _ in Formatter().parse(layout.file) if name]
+    index = _read_index(root / layout.index, [task.label, split, *named, *(layout.where or ())[:1]])
     if layout.where:
         index = index[index[layout.where[0]] == layout.where[1]]
-    split = task.folds.column if task.folds else "split"
-    for column in (task.label, split):
-        if column not in index.columns:
-            raise DataError(f"{root / layout.index}: no column {column!r}; it has {', '.join(index.columns)}.")
     files = tuple(layout.file.format_map(row) for row in index.to_dict("records"))
     classes, labels = _labels(task, index[task.label].tolist())
     dataset = Dataset(
@@ -124,6 +138,18 @@ def load(task: Task, storage: Storage) -> Dataset:
     )
     _check(dataset)
     return dataset
+
+
+def _read_index(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """An index as text, with the columns that are needed."""
+    try:
+        index = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # empty, ragged, or not UTF-8
+        raise DataError(f"{path}: not a CSV file in UTF-8 with one line a clip: {error}") from error
+    for column in columns:
+        if column not in index.columns:
+            raise DataError(f"{path}: no column {column!r}; it has {', '.join(index.columns)}.")
+    return index
 
 
 GENERATED = Layout(folders=(), index="index.csv", file="audio/{filename}")
@@ -163,18 +189,23 @@ def _find(task: Task, data: Path | None) -> tuple[Path, Layout]:
             f"{task.name}: needs its data set from {task.source}. Unpack it anywhere and name the folder that holds it "
             "with --data DIR or the environment's M2D_BENCH_DATA."
         )
+    if not data.is_dir():
+        raise DataError(f"{task.name}: the data folder {data} does not exist. Name one with --data or M2D_BENCH_DATA.")
     looked = []
     for layout in task.layouts:
         for root in (*(data / folder for folder in layout.folders), data):
             if (root / layout.index).is_file():
                 return root, layout
             looked.append(str(root / layout.index))
-    raise DataError(f"{task.name}: not found. Looked for {', '.join(looked)}. It comes from {task.source}.")
+    raise DataError(
+        f"{task.name}: not found. Looked for {', '.join(looked)}. Name the folder "
+        f"that holds {task.layouts[0].folders[0]}, or that folder itself. It comes from {task.source}."
+    )
 
 
 def _labels(task: Task, cells: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names and [N] numbers, or [N, C] multi-hot from cells with several labels."""
-    rows = [cell.split(",") if task.multilabel else [cell] for cell in cells]
+    rows = [[label.strip() for label in cell.split(",")] if task.multilabel else [cell] for cell in cells]
     classes = sorted({label for row in rows for label in row})
     number = {label: i for i, label in enumerate(classes)}
     if not task.multilabel:

@@ -22,12 +22,12 @@ from m2d_bench.dataset import Dataset
 from m2d_bench.encoder import AudioEncoder
 from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.progress import bar, track
-from m2d_bench.settings import Compute, Storage
+from m2d_bench.settings import Compute, Storage, make_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SHARD = 512
+_SHARD = 64
 """Clips a file of the cache; a killed run loses at most one shard."""
 
 _SECONDS_AT_ONCE = 640
@@ -69,15 +69,17 @@ def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: S
     with bar(f"Embedding {dataset.task.name}", len(views), "clips") as advance:
         for number, shard in enumerate(shards):
             path = folder / f"{number:05d}.npy"
-            if not path.exists():
+            if not _is_whole(path, len(shard), encoder.scene_embedding_size):
                 _encode_shard(encoder, dataset, shard, path, compute, failures)
             advance(len(shard))
     if failures:
         raise DataError(
-            f"{dataset.task.name}: {len(failures)} of {len(dataset.files)} clips cannot be used; the others' "
-            f"embeddings are cached. Repair or replace: {'; '.join(failures[:10])}{' …' if len(failures) > 10 else ''}"
+            f"{dataset.task.name}: {len(failures)} of {len(dataset.files)} clips cannot be used; the work on "
+            f"the others is kept. Repair or replace: {'; '.join(failures[:10])}{' …' if len(failures) > 10 else ''}"
         )
-    features = np.concatenate([np.load(folder / f"{number:05d}.npy") for number in range(len(shards))])
+    features = np.empty((len(views), encoder.scene_embedding_size), dtype=np.float32)
+    for number, shard in enumerate(shards):
+        features[number * _SHARD :][: len(shard)] = np.load(folder / f"{number:05d}.npy")
     clips = torch.tensor([clip for clip, _ in views])
     crop_rows = torch.arange(len(dataset.files))
     crop_rows[clips[len(dataset.files) :]] = torch.arange(len(dataset.files), len(views))
@@ -89,6 +91,14 @@ def _key(encoder: AudioEncoder, dataset: Dataset) -> str:
     task, precision = dataset.task, getattr(encoder, "precision", "fp32")
     identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {precision}"
     return f"{task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def _is_whole(path: Path, rows: int, size: int) -> bool:
+    """Whether a shard is there and complete; one that a crash cut short is made again."""
+    try:
+        return np.load(path, mmap_mode="r").shape == (rows, size)
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _encode_shard(
@@ -129,6 +139,8 @@ def _encode_shard(
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         np.save(file, embeddings)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -206,6 +218,7 @@ def check_output(path: Path) -> None:
     """Raises a UsageError, before any work is done, unless embeddings can be written as this file."""
     if path.suffix not in (".npz", ".parquet"):
         raise UsageError(f"{path}: embeddings are written as .npz or .parquet.")
+    make_folder(path.parent)
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UsageError(f"{path}: writing Parquet needs pyarrow. Run pip install 'm2d-bench[parquet]', or write .npz.")
 
@@ -217,7 +230,6 @@ def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, 
         UsageError: Another suffix, or .parquet without pyarrow.
     """
     check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = [str(file) for file in files]
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     if path.suffix == ".npz":

@@ -6,19 +6,23 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from m2d_bench.errors import AudioError, UsageError
-from m2d_bench.frontend import DEFAULT_NORM_STATS, HOP_MS, LogMel
+from m2d_bench.frontend import DEFAULT_NORM_STATS, HOP_MS, N_MELS, LogMel
 from m2d_bench.vit import ViT, ViTConfig
 
 Waveform = Tensor | np.ndarray
 Lengths = Tensor | Sequence[int]
+Features = Literal["stacked", "flat"]
+Encoding = Literal["chunks", "one_pass"]
+
+EMBEDDING_VERSION = 1
+"""Part of every digest; raised when a change of the code changes embeddings, so that caches and records start anew."""
 
 _TOKENS_AT_ONCE = 16384
 """Patch tokens per forward pass of the blocks: bounds the memory of long audio."""
@@ -69,13 +73,21 @@ class EncoderConfig:
     vit: ViTConfig
     sample_rate: int = 16000
     norm_stats: tuple[float, float] = DEFAULT_NORM_STATS
-    features: Literal["stacked", "flat"] = "stacked"
-    encoding: Literal["chunks", "one_pass"] = "chunks"
+    features: Features = "stacked"
+    encoding: Encoding = "chunks"
     dur_frames: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.norm_stats[1] > 0:
-            raise UsageError(f"norm_stats: the standard deviation must be above 0, got {self.norm_stats[1]}.")
+        for name, allowed in (("features", get_args(Features)), ("encoding", get_args(Encoding))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.vit.input_size[0] != N_MELS:
+            raise UsageError(f"The front end gives {N_MELS} mel bins, the input size says {self.vit.input_size[0]}.")
+        numbers = isinstance(self.norm_stats, tuple | list) and [isinstance(x, int | float) for x in self.norm_stats]
+        if numbers != [True, True] or not self.norm_stats[1] > 0:
+            raise UsageError(f"norm_stats is (mean, standard deviation above 0), got {self.norm_stats!r}.")
+        if not isinstance(self.dur_frames, int | None):
+            raise UsageError(f"dur_frames is a whole number of frames, got {self.dur_frames!r}.")
         if self.dur_frames is not None and (self.encoding != "one_pass" or self.dur_frames < self.vit.patch_size[1]):
             raise UsageError(
                 f"dur_frames={self.dur_frames}: a window for encoding='one_pass' of at least one patch "
@@ -100,11 +112,11 @@ class M2DEncoder(nn.Module):
         stacked = config.vit.grid_size[0] if config.features == "stacked" else 1
         self.scene_embedding_size = self.timestamp_embedding_size = stacked * config.vit.width
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 over the configuration (without the name) and the weights, 16 hexadecimal digits."""
+        """SHA-256 over the configuration (without the name) and the weights as they are now, 16 hexadecimal digits."""
         config = {key: value for key, value in asdict(self.config).items() if key != "name"}
-        sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        sha = hashlib.sha256(json.dumps([EMBEDDING_VERSION, config], sort_keys=True).encode())
         for key, tensor in sorted(self.vit.state_dict().items()):
             sha.update(key.encode())
             sha.update(tensor.detach().float().cpu().contiguous().numpy())
@@ -208,12 +220,12 @@ class M2DEncoder(nn.Module):
     def _groups(self, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows that are encoded together, as (row, place) indices.
 
-        The widest windows go first, without a mask; all narrower ones follow under one, except in one pass, where each
-        width has positions of its own.
+        The widest windows go first, without a mask; all narrower ones follow under one. Each width goes alone in one
+        pass, where it has positions of its own, and in bf16, where masked attention rounds otherwise than unmasked.
         """
         widest = int(columns.max())
-        if self._positions_of_each_width:
-            alike = [columns == width for width in columns.unique().tolist()]
+        if self._positions_of_each_width or self.precision == "bf16":
+            alike = [columns == width for width in columns[columns > 0].unique().tolist()]
         else:
             alike = [columns == widest, (columns > 0) & (columns < widest)]
         at_once = max(1, _TOKENS_AT_ONCE // (self.config.vit.grid_size[0] * widest))
@@ -297,7 +309,12 @@ def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device)
     Raises:
         AudioError: Says what was received and what is allowed.
     """
-    batch = torch.as_tensor(waveform)
+    try:
+        batch = waveform if isinstance(waveform, Tensor) else torch.from_numpy(_native(waveform))
+    except (TypeError, ValueError) as error:
+        raise AudioError(
+            f"A waveform is a tensor or an array of floats, got {type(waveform).__name__}: {error}"
+        ) from error
     if batch.ndim not in (1, 2) or batch.numel() == 0:
         raise AudioError(
             f"A waveform is [samples] or [batch, samples] and not empty, got shape {list(batch.shape)}. "
@@ -320,3 +337,9 @@ def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device)
             f"lengths must be {len(batch)} numbers of samples between 1 and {samples}, got {counts.tolist()[:10]}."
         )
     return batch, counts
+
+
+def _native(waveform: Any) -> np.ndarray:
+    """A copy torch can own: contiguous, writable, native byte order, floats as float32."""
+    array = np.array(waveform)
+    return np.array(array, dtype=np.float32 if array.dtype.kind == "f" else None, order="C")

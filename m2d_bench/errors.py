@@ -41,7 +41,7 @@ class TasksFailed(M2DBenchError):
         runs: Records of the tasks that were done.
     """
 
-    def __init__(self, failures: Mapping[str, M2DBenchError], runs: Sequence[Run]) -> None:
+    def __init__(self, failures: Mapping[str, Exception], runs: Sequence[Run]) -> None:
         super().__init__("\n".join(f"{task} failed: {error}" for task, error in failures.items()))
         self.failures = failures
         self.runs = runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,7 +22,7 @@ from m2d_bench.probes import ProbeResult, ProbeSettings, Problem, draw_validatio
 from m2d_bench.progress import bar
 from m2d_bench.registry import unknown
 from m2d_bench.runs import Run, Score
-from m2d_bench.settings import Compute, Storage
+from m2d_bench.settings import Compute, Storage, make_folder
 from m2d_bench.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class LinearSettings(ProbeSettings, Compute, Storage):
 
 
 def linear(
-    model: str | AudioEncoder = zoo.DEFAULT,
+    model: str | os.PathLike[str] | AudioEncoder = zoo.DEFAULT,
     task_names: str | Sequence[str] = tasks.BUILT_IN,
     settings: LinearSettings = LinearSettings(),
     **changes: Any,
@@ -59,7 +60,7 @@ def linear(
     """Evaluates an encoder on tasks; finished seeds are read from their records instead of computed.
 
     Args:
-        model: A model's name (see `zoo.load`) or an encoder.
+        model: A model's name (see `zoo.load`), or an encoder, which keeps its own device and precision.
         task_names: Names of tasks, as a list or separated by commas; the built-in ones by default.
         settings: How to evaluate.
         changes: Fields of the settings to change, such as `seeds=3` or `data="/data"`.
@@ -79,13 +80,15 @@ def linear(
             raise unknown("setting", name, names, "m2d-bench linear --help")
     settings = replace(settings, **changes)
     chosen = [tasks.get(name) for name in _names(task_names)]
-    encoder = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str) else model
-    done, failures = [], {}
+    make_folder(settings.runs_root)
+    make_folder(settings.cache_root)
+    encoder = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
+    done: list[Run] = []
+    failures: dict[str, Exception] = {}
     for task in chosen:
         try:
             done.append(_evaluate(encoder, task, settings))
-        except M2DBenchError as error:
-            logger.error("%s", error)
+        except (M2DBenchError, OSError, torch.OutOfMemoryError) as error:
             failures[task.name] = error
     if failures:
         raise TasksFailed(failures, done)
@@ -110,8 +113,8 @@ def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings) -> Ru
     if not run.repeated and len(seeds) > 1:
         logger.warning("%s: %s on an official split repeats nothing; one seed is run.", task.name, settings.probe)
         seeds = seeds[:1]
-    finished = set() if settings.force or not path.exists() else runs.load(path).done(n_folds)
-    missing = [seed for seed in seeds if seed not in finished]
+    finished = runs.load(path).done(n_folds) if path.exists() else set()
+    missing = [seed for seed in seeds if settings.force or seed not in finished]
     if missing:
         started = time.perf_counter()
         embedded = embeddings.encode(encoder, dataset, settings, settings)
@@ -137,10 +140,9 @@ def _recorder(run: Run, settings: LinearSettings, n_folds: int) -> Callable[[Pro
     """A callback that writes a seed's scores into the record as soon as its last fold is done."""
     waiting: dict[int, list[ProbeResult]] = {}
     last = time.perf_counter()
-    fresh = settings.force
 
     def record(result: ProbeResult) -> None:
-        nonlocal last, fresh
+        nonlocal last
         results = waiting.setdefault(result.seed, [])
         results.append(result)
         if len(results) < n_folds:
@@ -148,8 +150,7 @@ def _recorder(run: Run, settings: LinearSettings, n_folds: int) -> Callable[[Pro
         now = time.perf_counter()
         seconds, last = round((now - last) / n_folds, 4), now
         scores = tuple(Score(**asdict(r), seconds=seconds) for r in results)
-        runs.add(replace(run, scores=scores), settings.runs_root, replace_scores=fresh)
-        fresh = False
+        runs.add(replace(run, scores=scores), settings.runs_root)
 
     return record
 
@@ -184,7 +185,10 @@ def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings
     task = dataset.task
     repeated = ("initialisation", "shuffling") if settings.probe == "linear" else ()
     drawn = "valid" not in set(dataset.splits)
-    probe = {field.name: getattr(settings, field.name) for field in fields(ProbeSettings)}
+    probe: dict[str, Any] = {"probe": settings.probe}
+    if settings.probe == "linear":
+        probe = {field.name: getattr(settings, field.name) for field in fields(ProbeSettings)}
+        probe["probe_precision"] = settings.resolved_precision()
     config = getattr(encoder, "config", None)
     name = config.name if config is not None else type(encoder).__name__
     return Run(
@@ -205,7 +209,6 @@ def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings
             **probe,
             "clip_seconds": task.clip_seconds,
             "encoder_precision": getattr(encoder, "precision", "fp32"),
-            "probe_precision": settings.resolved_precision(),
             "validation_fraction": VALIDATION_FRACTION if drawn else None,
         },
         repeated=(*repeated, "validation split") if drawn else repeated,

@@ -150,6 +150,11 @@ def run_probes(
 
     def report(index: int, chosen: Mapping[str, float], valid_score: float, test_logits: Tensor) -> None:
         problem = problems[index]
+        if not bool(test_logits.isfinite().all()):
+            raise DataError(
+                f"The probe diverged at seed {problem.seed}, fold {problem.fold}: its outputs are not finite. "
+                f"Try a lower learning rate than {settings.learning_rate:g}, or --precision fp32."
+            )
         found = score(metric, test_logits, labels[problem.test].to(test_logits.device))
         result = ProbeResult(problem.seed, problem.fold, found, len(problem.test), valid_score, chosen)
         results[index] = result

@@ -19,7 +19,8 @@ def unknown(kind: str, name: str, names: Iterable[str], see: str) -> UsageError:
         names: What is allowed.
         see: Command that lists them.
     """
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    lower = {allowed.lower(): allowed for allowed in names}
+    close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} See {see}.")
 

@@ -19,7 +19,10 @@ from filelock import FileLock
 from m2d_bench.errors import RunError
 
 SCHEMA = 1
-_PACKAGES = ("m2d-bench", "torch", "numpy", "scikit-learn", "soundfile", "soxr", "nnAudio")
+_PACKAGES = (
+    *("m2d-bench", "torch", "numpy", "scipy", "scikit-learn", "soundfile", "soxr", "nnAudio"),
+    *("espeakng-loader", "pretty_midi"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ def load(path: Path) -> Run:
         raise RunError(f"{path}: not a run record ({type(error).__name__}: {error}). Move it away to go on.") from error
 
 
-def add(run: Run, folder: Path, *, replace_scores: bool = False) -> Run:
+def add(run: Run, folder: Path) -> Run:
     """Adds a run's scores to its record and returns the record as it now stands.
 
     Scores of the same seed and fold are replaced; others that another process wrote meanwhile are kept. The file is
@@ -140,16 +143,15 @@ def add(run: Run, folder: Path, *, replace_scores: bool = False) -> Run:
     Args:
         run: The run with the new scores.
         folder: Root of the records.
-        replace_scores: Drop every earlier score.
     """
     path = run.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         earlier = load(path) if path.exists() else None
-        merged = {(s.seed, s.fold): s for s in (earlier.scores if earlier and not replace_scores else ())}
+        merged = {(s.seed, s.fold): s for s in (earlier.scores if earlier else ())}
         merged |= {(s.seed, s.fold): s for s in run.scores}
         created = earlier.created if earlier else datetime.now(timezone.utc).isoformat(timespec="seconds")
-        seconds = {**(earlier.seconds if earlier else {}), **run.seconds}
+        seconds = {**run.seconds, **(earlier.seconds if earlier else {})}
         run = replace(run, scores=tuple(merged[k] for k in sorted(merged)), created=created, seconds=seconds)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("w", encoding="utf-8") as file:

@@ -98,6 +98,17 @@ class Compute:
         return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder that is going to be written to, before any work is done; a UsageError says why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made ({error.strerror}). Name another folder.") from error
+    if not writable:
+        raise UsageError(f"{folder}: cannot be written to. Name another folder.")
+
+
 def _cpu_multiplies_bf16() -> bool:
     """Whether this processor has bf16 dot products (AVX512_BF16 or AMX)."""
     import torch

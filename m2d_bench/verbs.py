@@ -36,9 +36,7 @@ class Output:
 def linear(
     *,
     model: str = zoo.DEFAULT,
-    task_names: Annotated[
-        tuple[str, ...], Parameter(name="--tasks", consume_multiple=True, negative=())
-    ] = tasks.BUILT_IN,
+    task_names: Annotated[tuple[str, ...], TaskNames] = tasks.BUILT_IN,
     style: Annotated[str, Parameter(name="--format")] = "text",
     settings: Annotated[LinearSettings, Flat] = LinearSettings(),
 ) -> Output:
@@ -77,9 +75,12 @@ def embed(
         compute: Device, precision, batch size, decoding threads.
         storage: Cache folder of the weights.
     """
+    output = output.expanduser()
     check_output(output)
     encoder = zoo.load(model, compute=compute, storage=storage)
     done, embeddings, failures = embed_files(encoder, files, compute)
+    if not done:
+        return Output("", tuple(failures))
     write_embeddings(output, done, embeddings, encoder)
     return Output(f"{output}: {len(done)} embeddings of {encoder.scene_embedding_size} numbers", tuple(failures))
 

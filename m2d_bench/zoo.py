@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,11 @@ RELEASED = {
 
 
 def load(
-    name: str = DEFAULT, *, compute: Compute = Compute(), storage: Storage = Storage(), **changes: Any
+    name: str | os.PathLike[str] = DEFAULT,
+    *,
+    compute: Compute = Compute(),
+    storage: Storage = Storage(),
+    **changes: Any,
 ) -> M2DEncoder:
     """Loads an encoder by name, frozen and in evaluation mode.
 
@@ -75,19 +80,23 @@ def load(
             architecture of NAME with random weights).
         compute: Device and precision.
         storage: The cache folder released weights are downloaded into.
-        changes: Settings of the encoder to change: `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
+        changes: `device` and `precision`, short for `compute`; and settings of the encoder to change: `features`,
+            `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
 
     Raises:
         UsageError: Unknown name or setting.
         CheckpointError: The weights cannot be had, or are not what they claim to be.
     """
+    shorthand = {key: changes.pop(key) for key in ("device", "precision") if key in changes}
+    compute = replace(compute, **shorthand)
     encoder = read(name, storage=storage, **changes).build().to(compute.torch_device())
     encoder.precision = compute.resolved_precision()
     return encoder
 
 
-def read(name: str, *, storage: Storage = Storage(), **changes: Any) -> Checkpoint:
+def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **changes: Any) -> Checkpoint:
     """The checkpoint behind a name, with everything it holds. Args and Raises: as for `load`."""
+    name = os.fspath(name)
     if name == DEFAULT:
         logger.warning("%s: its weights are not trained yet; these are random ones, the floor of every table.", DEFAULT)
         return _random(DEFAULT, _DEFAULT_ARCHITECTURE, changes)
@@ -96,8 +105,8 @@ def read(name: str, *, storage: Storage = Storage(), **changes: Any) -> Checkpoi
         return _random(name, _DEFAULT_ARCHITECTURE if inner == DEFAULT else inner, changes)
     if name in RELEASED:
         return checkpoint.read(_released(RELEASED[name], storage.cache_root / "weights"), **changes)
-    path = Path(name).expanduser()
-    if path.exists() or path.suffix in checkpoint.SUFFIXES:
+    path = Path(os.path.expanduser(name))
+    if name and (path.exists() or path.suffix.lower() in checkpoint.SUFFIXES):
         return checkpoint.read(path, **changes)
     raise unknown("model", name, [DEFAULT, *RELEASED], "m2d-bench models, or give a path or random:NAME")
 

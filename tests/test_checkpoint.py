@@ -94,6 +94,33 @@ def test_evar_fine_tuned_checkpoints_give_encoder_and_head(tmp_path, state, inpu
     assert checkpoint.read(copy).head.keys() == found.head.keys()
 
 
+def test_norm_stats_are_found_wherever_a_wrapper_put_them(tmp_path, state):
+    stats = state.pop("norm_stats")
+    for prefix, place in (("module.", ""), ("module.ar.runtime.backbone.", "module."), ("", "")):
+        wrapped = {f"{prefix}{key}": value for key, value in state.items()} | {f"{place}norm_stats": stats}
+        assert checkpoint.read(write(tmp_path, wrapped)).config.norm_stats == (-7.0, 4.0)
+    assert checkpoint.read(write(tmp_path, {**state, "norm_stats": [-7.0, 4.0]})).config.norm_stats == (-7.0, 4.0)
+
+
+def test_upper_case_suffixes_are_read(tmp_path, state):
+    assert checkpoint.read(write(tmp_path, state, file="C.PTH").parent).config.name == NAME
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"norm_stats": torch.zeros(3)},
+        {"norm_stats": torch.tensor([0.0, 0.0])},
+        {"blocks.first.weight": torch.zeros(2)},
+        {"patch_embed.proj.weight": torch.zeros(192, 256)},
+        {"patch_embed.proj.weight": torch.zeros(100, 1, 16, 16)},
+    ],
+)
+def test_malformed_tensors_are_said_to_be(tmp_path, state, change):
+    with pytest.raises(CheckpointError, match="checkpoint-300"):
+        checkpoint.read(write(tmp_path, {**state, **change}))
+
+
 def test_head_of_another_width_is_refused(tmp_path, state):
     state |= {"head.mlp.mlp.0.weight": torch.zeros(10, 200), "head.mlp.mlp.0.bias": torch.zeros(10)}
     with pytest.raises(CheckpointError, match="takes 200 features"):

@@ -1,6 +1,7 @@
 """The command line: tables on stdout, the rest on stderr, exit codes that mean something."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from m2d_bench import runs
 from m2d_bench.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +99,22 @@ def test_bad_usage_has_exit_code_2_and_a_message(capsys, words, message):
     assert message in err
     assert "Traceback" not in err
     assert not out
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_what_is_kept(tmp_path, tones):
+    command = f"-m m2d_bench.cli linear --model {MODEL} --tasks esc10 --data {tones} --seeds 500 --runs {tmp_path}"
+    process = subprocess.Popen([sys.executable, *command.split()], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Finished seeds are kept" in err
+    assert "Traceback" not in err
+    (path,) = tmp_path.rglob("*.json")
+    assert runs.load(path).done(5)
 
 
 def test_models_and_tasks_are_listed(capsys):

@@ -97,6 +97,8 @@ def test_the_random_crop_of_a_clip_is_always_the_same_and_not_its_start(tmp_path
 def test_absent_data_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(DataError, match=r"--data DIR"):
         dataset.load(tasks.get("esc50"), Storage())
+    with pytest.raises(DataError, match="does not exist"):
+        dataset.load(tasks.get("esc50"), Storage(data=tmp_path / "gone"))
     with pytest.raises(DataError, match=r"ESC-50-master.*github\.com/karolpiczak"):
         dataset.load(tasks.get("esc50"), Storage(data=tmp_path))
 
@@ -135,8 +137,25 @@ def test_generated_tasks_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_fingerprint_changes_with_the_clips(tmp_path):
     storage = write_task(tmp_path, ROWS)
     before = dataset.load(tiny_task(), storage).fingerprint
-    soundfile.write(tmp_path / "tiny" / "a.wav", np.zeros(9000), 8000)
+    assert dataset.load(tiny_task(), storage).fingerprint == before
+    soundfile.write(tmp_path / "tiny" / "a.wav", np.zeros(8000), 8000, subtype="FLOAT")  # as long as it was
     assert dataset.load(tiny_task(), storage).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a CSV"),
+        (b"a,b\n1,2,3\n1,2,3,4\n", "not a CSV"),
+        (b"label\n\xe4\n", "not a CSV"),
+        (b"label,split\n", "filename"),
+    ],
+)
+def test_unusable_index_files_are_named(tmp_path, content, message):
+    storage = write_task(tmp_path, ROWS)
+    (tmp_path / "tiny" / "index.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"index\.csv.*{message}"):
+        dataset.load(tiny_task(), storage)
 
 
 def test_misspelt_task_gets_a_suggestion():

@@ -94,6 +94,17 @@ def test_broken_clips_are_all_named_and_the_others_kept(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
 
 
+def test_a_shard_that_a_crash_cut_short_is_made_again(storage):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    whole = embeddings.encode(encoder, data, COMPUTE, storage).features
+    first, second, *_ = sorted(storage.cache_root.rglob("*.npy"))
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:200])
+    encoder.clips = 0
+    assert torch.equal(embeddings.encode(encoder, data, COMPUTE, storage).features, whole)
+    assert encoder.clips == 128
+
+
 def test_other_precision_is_other_cache(storage):
     data, encoder = dataset.load(tasks.get("esc10"), storage), small_encoder()
     first = embeddings._key(encoder, data)

@@ -137,6 +137,23 @@ def test_bf16_stays_close_and_returns_float32():
     assert torch.cosine_similarity(found, expected).min() > 0.999
 
 
+def test_bf16_embeddings_do_not_depend_on_batch_mates_either():
+    encoder = small_encoder()
+    encoder.precision = "bf16"
+    lengths = [80000, 33280, 7520]
+    batch = noise(3, 80000)
+    together = encoder.scene_embeddings(batch, lengths)
+    for row, length, scene in zip(batch, lengths, together, strict=True):
+        assert torch.allclose(encoder.scene_embeddings(row[:length])[0], scene, atol=1e-5)
+
+
+def test_arrays_of_any_layout_are_taken():
+    encoder, waveform = small_encoder(), noise(2, 16000).numpy()
+    expected = encoder.scene_embeddings(waveform)
+    for odd in (np.asfortranarray(waveform), waveform.astype(">f4"), waveform[:, ::-1][:, ::-1], waveform.tolist()):
+        assert torch.equal(encoder.scene_embeddings(odd), expected)
+
+
 def test_gradients_flow_through_windows_and_masks():
     encoder = small_encoder().requires_grad_(True)
     encoder.scene_embeddings(noise(2, 50000), [50000, 20000]).sum().backward()
@@ -149,6 +166,7 @@ def test_digest_tells_weights_and_settings_but_not_names():
     assert digest != small_encoder(features="flat").digest
     assert digest != small_encoder(norm_stats=(-7.0, 4.0)).digest
     other = small_encoder()
+    assert digest == other.digest
     other.vit.cls_token.data[0, 0, 0] += 1
     assert digest != other.digest
 
@@ -162,6 +180,8 @@ def test_digest_tells_weights_and_settings_but_not_names():
         (torch.tensor([0.0] * 800 + [float("nan")]), "NaN"),
         (torch.tensor([[0.0] * 800, [float("inf")] * 800]), r"row\(s\) \[1\]"),
         (torch.zeros(800, dtype=torch.int16), "32768"),
+        ([[0.0, 0.0], [0.0]], "got list"),
+        (None, "got NoneType"),
     ],
 )
 def test_unusable_waveforms_get_a_message(waveform, message):
@@ -181,6 +201,9 @@ def test_wrong_lengths_get_a_message():
 
 
 def test_impossible_settings_get_a_message():
+    for wrong in ({"features": "Stacked"}, {"encoding": "one"}, {"norm_stats": None}, {"norm_stats": (0.0, 0.0)}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            small_encoder(**wrong)
     with pytest.raises(UsageError, match="dur_frames"):
         small_encoder(dur_frames=300)
     with pytest.raises(UsageError, match="tile"):

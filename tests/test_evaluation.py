@@ -63,6 +63,34 @@ def test_finished_seeds_are_read_and_only_missing_ones_computed(settings, monkey
     assert set(computed) == {42, 43, 44}
 
 
+def test_force_keeps_the_seeds_it_was_not_asked_for_and_times_are_kept(settings):
+    before = linear(small_encoder(), "esc10", seeds=2, **settings)[0]
+    linear(small_encoder(), "esc10", seeds=1, force=True, **settings)
+    after = linear(small_encoder(), "esc10", seeds=2, **settings)[0]
+    assert scores(after) == scores(before)
+    assert after.seconds == before.seconds
+
+
+def test_changed_weights_are_another_encoder(settings):
+    encoder = small_encoder()
+    before = linear(encoder, "esc10", seeds=1, **settings)[0]
+    for parameter in encoder.parameters():
+        parameter.data.zero_()
+    assert np.mean(list(scores(linear(encoder, "esc10", seeds=1, **settings)[0]).values())) < 0.2
+    assert np.mean(list(scores(before).values())) > 0.5
+
+
+def test_a_diverged_probe_is_a_failure_not_a_score(settings):
+    with pytest.raises(TasksFailed, match="diverged at seed 42"):
+        linear(small_encoder(), "esc10", seeds=1, **{**settings, "learning_rate": 1e38})
+
+
+def test_folders_that_cannot_be_written_are_said_before_any_work(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        linear(small_encoder(), "esc10", **{**settings, "runs": tmp_path / "file" / "runs"})
+
+
 def test_a_seed_scores_the_same_alone_and_among_others(settings):
     together = scores(linear(small_encoder(), "esc10", seeds=3, **settings)[0])
     settings["runs"] = settings["runs"].with_name("other")

@@ -55,6 +55,21 @@ def test_settings_can_be_changed_by_name():
     assert encoder.config.norm_stats == (-7.0, 3.0)
 
 
+def test_device_and_precision_can_be_said_in_short():
+    assert zoo.load("random:m2d_vit_tiny-80x208p16x16", device="cpu", precision="bf16").precision == "bf16"
+
+
+def test_paths_need_not_be_strings(tmp_path):
+    path = tmp_path / "m2d_vit_tiny-80x208p16x16" / "checkpoint-1.pth"
+    zoo.checkpoint.save(random_checkpoint(path.parent.name), path)
+    assert zoo.load(path, compute=CPU).digest == zoo.load(str(path), compute=CPU).digest
+
+
+def test_other_numbers_of_mel_bins_are_refused():
+    with pytest.raises(UsageError, match="80 mel bins"):
+        zoo.load("random:m2d_vit_tiny-64x208p16x16")
+
+
 def test_misspelt_names_get_a_suggestion():
     with pytest.raises(UsageError, match=r"Unknown model 'm2d_tyni'\. Did you mean m2d_tiny"):
         zoo.load("m2d_tyni")
