@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from m2d_bench.pretrain import recipe as recipes
-from m2d_bench.pretrain.flops import peak_flops, utilisation
-from m2d_bench.pretrain.run import RunSettings, launch
+from m2d_bench.pretrain.flops import peak_flops
 from m2d_bench.pretrain.sources import Source
 from m2d_bench.pretrain.trainer import Trainer
+from m2d_bench.training import launch
 
 
 class Noise(Source):
@@ -53,7 +53,7 @@ class Noise(Source):
 def measure(arguments: argparse.Namespace) -> None:
     """One recipe in one precision, in a process of its own for its peak memory."""
     recipe = recipes.load(arguments.recipe, changes={"effective_batch": arguments.batch_size})
-    fabric = launch(RunSettings(device=arguments.device, precision=arguments.precision))
+    fabric = launch(arguments.device, arguments.precision)
     steps = arguments.warmup + arguments.steps
     columns = recipe.input_size[1] // recipe.patch_size[1] * recipe.patch_size[1]
     source = Noise(steps * arguments.batch_size, (recipe.channels, recipe.input_size[0], columns))
@@ -74,8 +74,8 @@ def measure(arguments: argparse.Namespace) -> None:
     cuda = fabric.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     flops = rate * trainer.method.flops()
-    share = utilisation(flops, peak_flops(fabric.device))
-    print(rate, peak / 2**30, flops / 1e12, "–" if share is None else f"{100 * share:.1f}")
+    most = peak_flops(fabric.device)
+    print(rate, peak / 2**30, flops / 1e12, f"{100 * flops / most:.1f}" if most else "–")
 
 
 def main() -> None:

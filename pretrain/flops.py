@@ -150,15 +150,3 @@ def peak_flops(device: torch.device | str) -> float | None:
     if words & _PARTS:
         return None
     return next((peak for name, peak in _PEAK if words.issuperset(name.split())), None)
-
-
-def utilisation(flops_per_second: float, peak: float | None) -> float | None:
-    """Share of the peak in [0, 1] that the model's FLOPs take; None where the peak is not known.
-
-    Args:
-        flops_per_second: Model FLOP/s, over all devices.
-        peak: Sum of the devices' `peak_flops`.
-
-    Source: PaLM (arXiv 2204.02311), appendix B, model FLOPs utilisation.
-    """
-    return None if peak is None else flops_per_second / peak

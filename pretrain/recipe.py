@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from m2d_bench import recipes
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import method
 from m2d_bench.pretrain.method import MaskedModel
@@ -112,7 +111,7 @@ class Recipe:
 
 def names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return recipes.names(FOLDER)
 
 
 def load(name: str | Path, preset: str | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -126,17 +125,9 @@ def load(name: str | Path, preset: str | None = None, changes: Mapping[str, Any]
     Raises:
         UsageError: Unknown recipe, preset or value, or one of another type.
     """
-    path = FOLDER / f"{name}.yaml" if str(name) in names() else Path(name).expanduser()
-    if not path.is_file():
-        raise unknown("recipe", str(name), names(), f"these: {', '.join(names())}; or name a YAML file")
+    values = recipes.read(name, FOLDER)
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS, f"these: {', '.join(PRESETS)}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a recipe is NAME: VALUE lines, such as those of {FOLDER / 'm2d_base.yaml'}.")
     return resolve({**values, **PRESETS.get(preset or "", {}), **(changes or {})})
 
 
@@ -146,50 +137,9 @@ def resolve(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: Unknown names, or values of another type than the default's.
     """
-    own = {each.name: each for each in fields(Recipe) if each.name != "arguments"}
-    arguments = method.arguments_of(str(values.get("method", Recipe.method)))
-    for name in values:
-        if name not in own and name not in arguments:
-            raise unknown("value of a recipe", name, [*own, *arguments], f"these: {', '.join([*own, *arguments])}")
     defaults = Recipe()
-    found = {name: _typed(name, values[name], getattr(defaults, name)) for name in values if name in own}
-    chosen = {name: _typed(name, values[name], arguments[name]) for name in values if name in arguments}
+    own = {each.name: getattr(defaults, each.name) for each in fields(Recipe) if each.name != "arguments"}
+    arguments = method.arguments_of(str(values.get("method", Recipe.method)))
+    found = recipes.check(values, {**own, **arguments})
+    chosen = {name: found.pop(name) for name in arguments if name in found}
     return Recipe(**found, arguments=chosen)
-
-
-def parse(assignments: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs as YAML reads them.
-
-    Raises:
-        UsageError: Without an equals sign.
-    """
-    found = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text}: it takes NAME=VALUE, such as mask_ratio=0.6.")
-        try:
-            found[name.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {text}: {value!r} is no value YAML knows.") from error
-    return found
-
-
-def _typed(name: str, value: Any, default: Any) -> Any:
-    """The value in the type of the default; 3e-4, which YAML takes for text, is a number."""
-    try:
-        if isinstance(default, tuple):
-            first, second = value
-            return int(first), int(second)
-        if isinstance(default, str):
-            return str(value)
-        if default is None:  # a number, or none
-            return None if value is None else int(value)
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name}={value!r}: it takes a value like {default!r}.") from error
-    if isinstance(default, int):
-        if number != int(number):
-            raise UsageError(f"{name}={value!r}: it takes a whole number.")
-        return int(number)
-    return number

@@ -7,24 +7,25 @@ import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
 from m2d_bench import dataset, runs, tasks
 from m2d_bench.errors import TasksFailed, UsageError
 from m2d_bench.evaluation import linear
+from m2d_bench.log import Log, Rate
 from m2d_bench.output import Names
 from m2d_bench.pretrain import weights
 from m2d_bench.pretrain.data import measure_norm_stats, open_source
 from m2d_bench.pretrain.flops import peak_flops
-from m2d_bench.pretrain.log import Log, Rate
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.pretrain.sources import Source
-from m2d_bench.pretrain.trainer import RESUME, Step, Trainer, read_resume
+from m2d_bench.pretrain.trainer import Step, Trainer
 from m2d_bench.pretrain.watch import Watch, split
 from m2d_bench.progress import bar
-from m2d_bench.settings import Compute, Storage, file_name, make_folder, replacing
+from m2d_bench.settings import Storage, file_name, make_folder, replacing
+from m2d_bench.training import RESUME, Precision, launch, read_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -58,7 +59,7 @@ class RunSettings:
     """
 
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     batch_size: int = 0
     workers: int = -1
     compile: bool = False
@@ -112,7 +113,7 @@ def pretrain(
     """
     for name in settings.tasks:  # before the hours, not after them
         dataset.load(tasks.get(name), storage, recipe.sample_rate)
-    fabric = launch(settings)
+    fabric = launch(settings.device, settings.precision)
     folder = out / name_of(recipe, settings.tag)
     make_folder(folder)
     state = _state(folder, settings.resume)
@@ -151,38 +152,6 @@ def pretrain(
         config=recipe.values(),
     ) as log:
         return _run(trainer, held, log, settings, storage)
-
-
-def launch(settings: RunSettings) -> "Fabric":
-    """Devices and precision: one device, or those that torchrun or Slurm started this process for.
-
-    Raises:
-        UsageError: Lightning Fabric is not installed, or the device is not there.
-    """
-    try:
-        from lightning_fabric import Fabric
-    except ModuleNotFoundError:
-        raise UsageError("Pre-training needs Lightning Fabric. Run pip install 'm2d-bench[pretrain]'.") from None
-    compute = Compute(device=settings.device, precision="auto" if settings.precision == "fp16" else settings.precision)
-    kind = {"fp32": "32-true", "bf16": "bf16-mixed"}[compute.resolved_precision()]
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
-    nodes = int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("SLURM_NNODES") or 1)
-    device = compute.torch_device()
-    if settings.precision == "fp16" and device.type == "cpu":
-        raise UsageError("fp16 is trained on GPUs alone. On a CPU take --precision bf16 or fp32.")
-    one: Any = [device.index or 0] if device.type == "cuda" and devices == 1 else devices
-    try:
-        fabric = Fabric(
-            accelerator=device.type,
-            devices=one,
-            num_nodes=nodes,
-            strategy="ddp" if devices * nodes > 1 else "auto",
-            precision="16-mixed" if settings.precision == "fp16" else kind,  # type: ignore[arg-type]
-        )
-        fabric.launch()
-    except (RuntimeError, ValueError) as error:  # of its reading of torchrun's or Slurm's variables
-        raise UsageError(f"The devices cannot be set up as the environment says: {error}") from error
-    return fabric
 
 
 def name_of(recipe: Recipe, tag: str | None) -> str:

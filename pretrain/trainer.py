@@ -9,12 +9,9 @@ arithmetic is.
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,17 +23,15 @@ from m2d_bench.pretrain.data import Source, loader
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.recipe import Recipe
-from m2d_bench.pretrain.schedules import learning_rate, scaled_rate
 from m2d_bench.probes import generator_of
+from m2d_bench.schedules import learning_rate, scaled_rate
 from m2d_bench.settings import replacing
+from m2d_bench.training import RESUME, agreed, stops
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
-
-RESUME = "resume.pt"
-"""File in a training's folder from which it goes on."""
 
 _NAMED = 64  # clips of a batch in a message
 
@@ -155,14 +150,14 @@ class Trainer:
         last = self.total if limit_steps is None else min(self.total, limit_steps)
         saved: Path | None = None
         batches = self._batches() if self.step < last else iter(())
-        with _stops() as stopped:
+        with stops() as stopped:
             while self.step < last:
                 step = self._train_or_save(batches)
                 if on_step:
                     on_step(step)
                 epoch, rest = divmod(self.step, self.steps_per_epoch)
                 looks = self.step % check_steps == 0
-                stop = self._agreed(stopped(), looks)
+                stop = agreed(self.fabric, stopped(), looks)
                 due = not rest and bool(save_epochs) and epoch % save_epochs == 0
                 keeps = due or stop or self.step >= last or self.step % resume_steps == 0
                 if keeps or looks:
@@ -190,16 +185,6 @@ class Trainer:
             raise DataError(
                 f"{error} Mend or replace the file and go on with --resume; without it these would be other data."
             ) from error
-
-    def _agreed(self, asked: bool, looks: bool) -> bool:
-        """Whether to stop: on one device at once; on several, which may be asked one by one, when all look."""
-        if self.fabric.world_size == 1:
-            return asked
-        if not looks:
-            return False
-        flag = torch.tensor(float(asked), device=self.fabric.device)
-        torch.distributed.all_reduce(flag)
-        return bool(flag)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from here to the end; an epoch is cut to whole steps."""
@@ -344,43 +329,9 @@ class Trainer:
         self.step = state["step"]
 
 
-def read_resume(folder: Path) -> dict[str, Any] | None:
-    """What a training in this folder was saved as, if anything.
-
-    Raises:
-        TrainingError: The file cannot be read.
-    """
-    path = folder / RESUME
-    if not path.is_file():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken pickle raises
-        raise TrainingError(f"{path}: cannot be read ({error}). Remove it to start anew.") from error
-    return state
-
-
 def _groups(method: MaskedModel, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters with and without weight decay: biases and norms have none."""
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     plain = [parameter for parameter in trained if parameter.ndim == 1]
     decayed = [parameter for parameter in trained if parameter.ndim > 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-@contextmanager
-def _stops() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the training after the step under way, its state saved."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked:  # twice: now
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from tabulate import tabulate
 
+from m2d_bench import recipes
 from m2d_bench.errors import UsageError
 from m2d_bench.output import Flat, Output
-from m2d_bench.pretrain import recipe as recipes
+from m2d_bench.pretrain import recipe as own_recipes
 from m2d_bench.pretrain import run
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.settings import Storage
+from m2d_bench.training import is_first_process
 
 
 def pretrain(
@@ -55,10 +56,10 @@ def pretrain(
     if data is None:
         raise UsageError("Which data? --data FOLDER, such as m2d-bench prepare writes; or task:events to try it out.")
     chosen = {**recipes.parse(changes), **({} if epochs is None else {"epochs": epochs})}
-    found = recipes.load(recipe, preset, chosen)
+    found = own_recipes.load(recipe, preset, chosen)
     storage = Storage(data=task_data, cache=cache, runs=runs_folder)
     path = run.pretrain(found, data, out.expanduser(), settings, storage, data_root)
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+    if not is_first_process():
         return Output("")  # the first process says it for all
     hint = f"\nEvaluate it: m2d-bench linear --model {path}" if found.channels == 1 else ""
     return Output(f"{path}{hint}")
@@ -66,8 +67,8 @@ def pretrain(
 
 def _recipes() -> str:
     rows = []
-    for name in recipes.names():
-        found = recipes.load(name)
+    for name in own_recipes.names():
+        found = own_recipes.load(name)
         (freq, time), (patch_freq, patch_time) = found.input_size, found.patch_size
         rows.append(
             {

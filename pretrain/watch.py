@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m2d_bench.log import Log
 from m2d_bench.pretrain import pictures
 from m2d_bench.pretrain.features import diagnose
-from m2d_bench.pretrain.log import Log
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.sources import Source
 from m2d_bench.probes import generator_of
@@ -106,7 +106,9 @@ class Watch:
             result = self._method(x, type(mask)(*(each.to(self._device) for each in mask)))
             losses.append((len(x), float(result.loss)))
             if not number:
-                self._log.figure(step, "patches", self._method.picture(x[: pictures.SAMPLES], result))
+                path = self._log.folder / "pictures" / f"patches-{step}.png"
+                pictures.save(self._method.picture(x[: pictures.SAMPLES], result), path)
+                self._log.picture(step, "patches", path)
         loss = sum(count * value for count, value in losses) / sum(count for count, _ in losses)
         self._log.scalars(step, {"held_out/loss": loss, **{f"held_out/{k}": v for k, v in self._diagnosed(features)}})
         self._method.train(was_training)

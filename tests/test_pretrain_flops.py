@@ -80,7 +80,5 @@ def test_a_devices_peak_is_found_by_whole_words_of_its_name(monkeypatch, name, p
     assert flops.peak_flops("cuda:0") == peak
 
 
-def test_a_cpu_has_no_peak_and_no_utilisation():
+def test_a_cpu_has_no_peak():
     assert flops.peak_flops("cpu") is None
-    assert flops.utilisation(1e12, None) is None
-    assert flops.utilisation(1e14, 4e14) == 0.25

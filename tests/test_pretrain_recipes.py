@@ -8,8 +8,9 @@ import torch
 
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import recipe as recipes
-from m2d_bench.pretrain.recipe import PRESETS, load, parse, resolve
-from m2d_bench.pretrain.schedules import learning_rate, scaled_rate
+from m2d_bench.pretrain.recipe import PRESETS, load, resolve
+from m2d_bench.recipes import parse
+from m2d_bench.schedules import learning_rate, scaled_rate
 
 NAMES = ["debug", "m2d_base", "m2d_base_all_patches", "m2d_base_mr6", "m2d_base_p16x4", "m2d_image", "m2d_small"]
 NAMES += ["m2d_tiny", "msm_mae_base"]

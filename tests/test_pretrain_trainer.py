@@ -18,14 +18,15 @@ pytest.importorskip("lightning_fabric")
 from m2d_bench import dataset, linear, tasks, zoo
 from m2d_bench.cli import main
 from m2d_bench.errors import DataError, TasksFailed, TrainingError, UsageError
+from m2d_bench.log import read
 from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain import run, watch
 from m2d_bench.pretrain.data import open_source
-from m2d_bench.pretrain.log import read
 from m2d_bench.pretrain.run import RunSettings
-from m2d_bench.pretrain.trainer import RESUME, Trainer
+from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.results.statistics import paired, seed_means
 from m2d_bench.settings import Storage
+from m2d_bench.training import RESUME, launch
 
 SMALL = {
     "size": "tiny",
@@ -277,7 +278,7 @@ def test_the_schedule_and_its_rate_are_the_recipes(clips, tmp_path):
 
 
 def test_biases_and_norms_do_not_decay():
-    fabric = run.launch(RunSettings(device="cpu", precision="fp32"))
+    fabric = launch("cpu", "fp32")
     source = type("Clips", (), {"n_clips": 40})()
     trainer = Trainer(fabric, recipe_of("m2d"), source, None, batch_size=8)
     trainer.prepare()

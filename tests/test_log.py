@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from m2d_bench import log
 from m2d_bench.errors import RunError, UsageError
-from m2d_bench.pretrain import log
-from m2d_bench.pretrain.log import METRICS, Log, Rate, read
+from m2d_bench.log import METRICS, Log, Rate, read
 
 
 def plain(folder, **arguments):
     return Log(folder, tensorboard=False, **arguments)
 
 
-def drawn():
+def drawn(folder):
     figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(1, 1))
-    figure.add_subplot().plot([0, 1])
-    return figure
+    figure.savefig(folder / "map.png")
+    return folder / "map.png"
 
 
 def test_records_are_read_back_as_they_were_logged(tmp_path):
@@ -47,7 +47,7 @@ def test_values_that_json_does_not_have_are_null(tmp_path):
 
 def test_a_killed_process_loses_no_record(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from m2d_bench.pretrain.log import Log\n"
+        "import os, signal, sys; from pathlib import Path; from m2d_bench.log import Log\n"
         "run = Log(Path(sys.argv[1]), tensorboard=False)\n"
         "for step in range(100): run.scalars(step, {'loss': step})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
@@ -91,7 +91,7 @@ def test_a_line_that_is_no_record_is_named_and_nothing_is_lost(tmp_path, broken)
 def test_other_ranks_write_nothing_and_read_no_tensor(tmp_path):
     with Log(tmp_path, rank=1, tensorboard=True, wandb="project") as run:
         run.scalars(1, {"loss": pytest.fail})
-        run.figure(1, "picture", None)
+        run.picture(1, "picture", None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,12 +106,6 @@ def test_a_missing_package_is_an_error_only_where_it_was_asked_for(tmp_path, mon
     assert len(read(tmp_path / METRICS)) == 1
 
 
-def test_a_figure_is_written_as_png_named_by_its_step(tmp_path):
-    with plain(tmp_path) as run:
-        run.figure(12, "reconstruction", drawn())
-    assert (tmp_path / "pictures" / "reconstruction-12.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_tensorboard_shows_scalars_and_pictures_and_each_step_once_after_resuming(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -119,10 +113,10 @@ def test_tensorboard_shows_scalars_and_pictures_and_each_step_once_after_resumin
     with Log(tmp_path) as run:
         for step in (1, 2, 3):
             run.scalars(step, {"loss": step})
-        run.figure(3, "map", drawn())
+        run.picture(3, "map", drawn(tmp_path))
     with Log(tmp_path, resumed_at=2) as run:
         run.scalars(3, {"loss": 30})
-        run.figure(3, "map", drawn())
+        run.picture(3, "map", drawn(tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 30)]
@@ -152,8 +146,8 @@ def test_wandb_goes_on_with_the_same_run_when_resumed_and_with_another_when_new(
     for resumed_at in (None, 1, None):
         with plain(tmp_path, resumed_at=resumed_at, wandb="audio", config={"lr": 1}) as run:
             run.scalars(2, {"loss": torch.tensor(0.5)})
-            run.figure(2, "map", drawn())
-    picture = str(tmp_path / "pictures" / "map-2.png")
+            run.picture(2, "map", drawn(tmp_path))
+    picture = str(tmp_path / "map.png")
     assert calls == 3 * [(2, {"loss": 0.5}), (2, {"map": picture}), "finish"]
     first, resumed, new = (each["id"] for each in started)
     assert first == resumed != new
@@ -188,7 +182,7 @@ def test_before_the_first_update_nothing_is_known():
     rate = Rate(total=100, clock=Clock())
     assert rate.clips_per_second == 0
     assert rate.seconds_left is None
-    assert str(rate) == "0.0 clips/s · 0.0 GFLOP/s"
+    assert str(rate) == "0.0 clips/s"
 
 
 def test_a_change_of_speed_is_followed_with_the_half_life():

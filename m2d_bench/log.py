@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from m2d_bench.errors import RunError, UsageError
-from m2d_bench.pretrain import pictures
-from m2d_bench.pretrain.flops import utilisation
 from m2d_bench.settings import replacing
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import Tensor
 
 METRICS = "metrics.jsonl"
@@ -80,13 +77,10 @@ class Log:
             for writer in self._writers:
                 writer.scalars(step, numbers)
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        """Writes a picture as `pictures/NAME-STEP.png` and logs it."""
-        if self._writers:
-            path = self.folder / "pictures" / f"{name}-{step}.png"
-            pictures.save(figure, path)
-            for writer in self._writers:
-                writer.picture(step, name, path)
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Logs a picture, a PNG file."""
+        for writer in self._writers:
+            writer.picture(step, name, path)
 
     def close(self) -> None:
         """Flushes and closes everything; nothing is logged after it."""
@@ -214,7 +208,7 @@ class Rate:
     Args:
         total: Clips of the whole training, over all devices.
         done: Clips that were trained on before, by a run that is resumed.
-        flops_per_clip: Model FLOPs of a clip, see flops.py.
+        flops_per_clip: Model FLOPs of a clip; 0 if they are not counted.
         peak: FLOP/s of all devices together, None if unknown.
         half_life: In seconds.
         clock: Seconds from any start.
@@ -262,18 +256,23 @@ class Rate:
         return max(self._remaining, 0) / self.clips_per_second if self._clips and self._seconds else None
 
     def scalars(self) -> dict[str, float]:
-        """Values for the log: clips_per_second, flops_per_second, and utilisation where the peak is known."""
-        flops = self.clips_per_second * self._flops_per_clip
-        share = utilisation(flops, self._peak)
-        found = {"clips_per_second": self.clips_per_second, "flops_per_second": flops}
-        return found if share is None else {**found, "utilisation": share}
+        """Values for the log: clips_per_second; flops_per_second where they are counted; and utilisation, their share
+        of the peak, where that is known too."""
+        found = {"clips_per_second": self.clips_per_second}
+        if self._flops_per_clip:
+            found["flops_per_second"] = self.clips_per_second * self._flops_per_clip
+            if self._peak:
+                found["utilisation"] = found["flops_per_second"] / self._peak
+        return found
 
     def __str__(self) -> str:
         """For the progress line: 3512.0 clips/s · 295.0 TFLOP/s · 29.8% · 1:23:45 left."""
         values = self.scalars()
-        flops = values["flops_per_second"]
-        unit, prefix = (1e9, "G") if flops < 1e12 else (1e12, "T")
-        parts = [f"{values['clips_per_second']:.1f} clips/s", f"{flops / unit:.1f} {prefix}FLOP/s"]
+        parts = [f"{values['clips_per_second']:.1f} clips/s"]
+        if "flops_per_second" in values:
+            flops = values["flops_per_second"]
+            unit, prefix = (1e9, "G") if flops < 1e12 else (1e12, "T")
+            parts.append(f"{flops / unit:.1f} {prefix}FLOP/s")
         if "utilisation" in values:
             parts.append(f"{values['utilisation']:.1%}")
         if self.seconds_left is not None:
