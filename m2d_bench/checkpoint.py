@@ -33,6 +33,7 @@ State = dict[str, Tensor]
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 _ANCHOR = "patch_embed.proj.weight"
+_LABELS = "labels"
 _ENCODER_KEY = re.compile(r"(cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)")
 _EXTRA_KEY = re.compile(
     r"(norm_stats$|mask_token$|decoder_|target_|offline_predictor\.|audio_proj\.|text_proj\.|logit_scale$|head\.)"
@@ -46,6 +47,21 @@ _NAME = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What a head was trained to tell apart.
+
+    Args:
+        classes: Names of its outputs.
+        multilabel: Whether a clip may have several of them.
+        clip_seconds: Duration of the clips; shorter ones were zero-padded to it.
+    """
+
+    classes: tuple[str, ...]
+    multilabel: bool
+    clip_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What a checkpoint file holds.
 
@@ -54,6 +70,7 @@ class Checkpoint:
         encoder: The encoder's tensors, float32, under the names of `vit.ViT`.
         extras: Everything else the family's checkpoints may carry (decoder, target encoder, projections of CLAP, …).
         head: Head of a fine-tuned model: `running_mean`, `running_var`, `weight`, `bias`; empty if there is none.
+        labels: What the head's outputs stand for; None where the file does not say.
         ignored: Keys that belong to none of these and were left out (buffers of the tool that wrote the file).
     """
 
@@ -61,6 +78,7 @@ class Checkpoint:
     encoder: State
     extras: State = field(default_factory=dict)
     head: State = field(default_factory=dict)
+    labels: Labels | None = None
     ignored: tuple[str, ...] = ()
 
     def build(self) -> M2DEncoder:
@@ -122,9 +140,10 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]) -> Checkpoint:
     if path.suffix.lower() == ".safetensors":
-        state, config = _read_safetensors(path)
+        state, config, labels = _read_safetensors(path)
     else:
         state, config = _read_pickle(path), None
+        labels = state.get(_LABELS) if isinstance(state, Mapping) else None
     encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, state))
     norm_stats, patch_size = extras.pop("norm_stats", None), changes.pop("patch_size", None)
     if config is None:
@@ -141,7 +160,14 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
             raise CheckpointError(f"{path}: {error}") from error
     _check_encoder(path, encoder, config)
     config = change(config, changes)
-    return Checkpoint(config=config, encoder=encoder, extras=extras, head=head, ignored=ignored)
+    return Checkpoint(
+        config=config,
+        encoder=encoder,
+        extras=extras,
+        head=head,
+        labels=Labels(**{**labels, "classes": tuple(labels["classes"])}) if labels else None,
+        ignored=ignored,
+    )
 
 
 def change(config: EncoderConfig, changes: Mapping[str, Any]) -> EncoderConfig:
@@ -167,12 +193,13 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     state = {**checkpoint.encoder, **checkpoint.extras, **head, "norm_stats": mean_std}
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path}: a checkpoint's suffix is one of {', '.join(SUFFIXES)}.")
+    labels = {_LABELS: asdict(checkpoint.labels)} if checkpoint.labels else {}
     with replacing(path) as file:
         if path.suffix == ".safetensors":
-            metadata = {"m2d_bench": json.dumps(asdict(checkpoint.config))}
+            metadata = {"m2d_bench": json.dumps({**asdict(checkpoint.config), **labels})}
             file.write(safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, metadata))
         else:
-            torch.save({"model": state}, file)
+            torch.save({"model": state, **labels}, file)
 
 
 def _file(path: Path) -> Path:
@@ -201,7 +228,7 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _read_safetensors(path: Path) -> tuple[State, EncoderConfig | None]:
+def _read_safetensors(path: Path) -> tuple[State, EncoderConfig | None, dict[str, Any] | None]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -209,10 +236,12 @@ def _read_safetensors(path: Path) -> tuple[State, EncoderConfig | None]:
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
     if "m2d_bench" not in metadata:
-        return state, None
+        return state, None, None
     values = json.loads(metadata["m2d_bench"])
+    labels = values.pop(_LABELS, None)
     vit: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("vit").items()}
-    return state, EncoderConfig(**{**values, "norm_stats": tuple(values["norm_stats"]), "vit": ViTConfig(**vit)})
+    config = EncoderConfig(**{**values, "norm_stats": tuple(values["norm_stats"]), "vit": ViTConfig(**vit)})
+    return state, config, labels
 
 
 def _unwrap(path: Path, state: Any) -> State:

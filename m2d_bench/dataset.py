@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,23 @@ class Dataset:
         sha.update(self.labels.tobytes())
         return sha.hexdigest()[:16]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says of the task and these clips of it."""
+        task = self.task
+        return {
+            "name": task.name,
+            "version": task.version,
+            "metric": task.metric,
+            "other_metrics": task.other_metrics,
+            "domain": task.domain,
+            "synthetic": task.synthetic,
+            "n_classes": task.n_classes,
+            "n_clips": task.n_clips,
+            "n_folds": task.folds.count if task.folds else 1,
+            "fingerprint": self.fingerprint,
+        }
+
     def labels_of(self, clip: int) -> tuple[str, ...]:
         """Names of a clip's classes."""
         found = self.labels[clip]
@@ -85,23 +103,24 @@ class Dataset:
 
         return np.flatnonzero([is_longer(file) for file in self.files])
 
-    def waveform(self, clip: int, sample_rate: int, *, crop: bool = False) -> np.ndarray:
+    def crop_place(self, clip: int) -> float:
+        """A place to crop the clip at, see `waveform`, that is drawn once and for all."""
+        seed = hashlib.sha256(f"{self.task.name}/{self.files[clip]}".encode()).digest()
+        return float(np.random.default_rng(list(seed)).uniform())
+
+    def waveform(self, clip: int, sample_rate: int, *, place: float = 0.0) -> np.ndarray:
         """One clip, cut or zero-padded at its end to the unit duration.
 
         Args:
             clip: Index of the clip.
             sample_rate: Hz.
-            crop: Start at a random place that is always the same for this clip, instead of at 0.
+            place: Where a longer clip is cut, from 0 (its start) to 1 (its end).
 
         Returns:
             [S] float32 with S = clip_seconds × sample_rate.
         """
         path, seconds = self.root / self.files[clip], self.task.clip_seconds
-        offset = 0.0
-        if crop:
-            excess = max(0.0, audio.duration(path) - seconds)
-            seed = hashlib.sha256(f"{self.task.name}/{self.files[clip]}".encode()).digest()
-            offset = np.random.default_rng(list(seed)).uniform(0, excess)
+        offset = place * max(0.0, audio.duration(path) - seconds) if place else 0.0
         samples = round(seconds * sample_rate)
         waveform = audio.read(path, sample_rate, offset=offset, seconds=seconds)[:samples]
         return np.pad(waveform, (0, samples - len(waveform)))

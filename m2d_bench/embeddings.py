@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -114,7 +114,7 @@ def _encode_shard(
     def read(view: tuple[int, bool]) -> np.ndarray | str:
         clip, crop = view
         try:
-            return dataset.waveform(clip, encoder.sample_rate, crop=crop)
+            return dataset.waveform(clip, encoder.sample_rate, place=dataset.crop_place(clip) if crop else 0.0)
         except AudioError as error:
             return str(error)
 
@@ -140,7 +140,7 @@ def _encode_shard(
         np.save(file, embeddings)
 
 
-def map_ahead(function: Callable[[T], R], items: Sequence[T], jobs: int, ahead: int) -> Iterator[R]:
+def map_ahead(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: int) -> Iterator[R]:
     """Like map in threads, but never more than `ahead` results wait in memory."""
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         waiting: deque[Future[R]] = deque()

@@ -233,12 +233,13 @@ class M2DEncoder(nn.Module):
         total = int(columns.sum(1).max())
         return [output.flatten(1, 2)[:, :total] for output in outputs]
 
-    def encode_patches(self, log_mel: Tensor, kept: Tensor) -> list[Tensor]:
+    def encode_patches(self, log_mel: Tensor, kept: Tensor, *, last_only: bool = False) -> list[Tensor]:
         """Encodes some patches of a window.
 
         Args:
             log_mel: Normalised, [B, C, F, whole patches] of one window at most.
             kept: Indices into the frequency-major patches, [B, n].
+            last_only: Return the last layer alone.
 
         Returns:
             [B, n, width] float32 per layer.
@@ -247,7 +248,7 @@ class M2DEncoder(nn.Module):
             positions = self._positions(log_mel.shape[-1] // self.config.vit.patch_size[1])
             tokens = self.vit.embed(log_mel.to(self.dtype), positions)
             layers = self.vit(tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1])))
-        return [layer[:, 1:].float() for layer in layers]
+        return [layer[:, 1:].float() for layer in (layers[-1:] if last_only else layers)]
 
     def _groups(self, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows that are encoded together, as (row, place) indices.
@@ -298,6 +299,10 @@ class M2DEncoder(nn.Module):
         patch_time = self.config.vit.patch_size[1]
         return self.config.dur_frames or -(-frames // patch_time) * patch_time
 
+    def window_columns(self, frames: int) -> list[int]:
+        """Patch columns of each window of an input of so many frames."""
+        return [int(n) for n in self._columns(torch.tensor([frames]), self.window(frames))[0]]
+
     def _columns(self, frames: Tensor, window: int) -> Tensor:
         """Patch columns in each window of each row, [B, windows]; the last window is padded to whole patches."""
         patch_time = self.config.vit.patch_size[1]
@@ -326,6 +331,13 @@ class M2DEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config.name}, {self.sample_rate} Hz, a frame every {self.hop_ms:g} ms"
+
+
+def facts_of(encoder: AudioEncoder) -> dict[str, Any]:
+    """What a run's record says of an encoder: name, digest, and its configuration where it has one."""
+    config = getattr(encoder, "config", None)
+    name = config.name if config is not None else type(encoder).__name__
+    return {"name": name, "digest": encoder.digest, "config": asdict(config) if config is not None else {}}
 
 
 def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,17 @@ from m2d_bench import dataset as datasets
 from m2d_bench import embeddings, runs, tasks, zoo
 from m2d_bench.dataset import Dataset
 from m2d_bench.embeddings import Embeddings
-from m2d_bench.encoder import AudioEncoder
+from m2d_bench.encoder import AudioEncoder, facts_of
 from m2d_bench.errors import M2DBenchError, TasksFailed, UsageError
 from m2d_bench.probes import ProbeResult, ProbeSettings, Problem, draw_validation, generator_of, run_probes
 from m2d_bench.progress import bar
 from m2d_bench.registry import unknown
 from m2d_bench.runs import Predictions, Run, Score
-from m2d_bench.settings import Compute, Storage, make_folder
+from m2d_bench.settings import Compute, Storage, command_line, make_folder
+from m2d_bench.splits import VALIDATION_FRACTION, draws_validation, splits
 from m2d_bench.tasks.task import Task
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_FRACTION = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +89,15 @@ def linear(
         if name not in names:
             raise unknown("setting", name, names, "m2d-bench linear --help")
     settings = replace(settings, **changes)
-    chosen = {name: tasks.get(name) for name in _names(task_names)}
+    chosen = tasks.get_all(task_names)
     make_folder(settings.runs_root)
     make_folder(settings.cache_root)
     encoder = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
     done: list[Run] = []
     failures: dict[str, Exception] = {}
     for name, task in chosen.items():
-        command = "" if encoder is model else _command(str(model), name, settings)
+        words = ["linear", "--model", str(model), "--tasks", name]
+        command = "" if encoder is model else command_line(words, settings, leaving_out=("force",))
         try:
             done.append(_evaluate(encoder, task, settings, command))
         except (M2DBenchError, OSError, torch.OutOfMemoryError) as error:
@@ -106,25 +105,6 @@ def linear(
     if failures:
         raise TasksFailed(failures, done)
     return done
-
-
-def _names(task_names: str | Sequence[str]) -> list[str]:
-    parts = [task_names] if isinstance(task_names, str) else task_names
-    names = [name.strip() for part in parts for name in part.split(",") if name.strip()]
-    if not names:
-        raise UsageError("No task named. See m2d-bench tasks.")
-    return list(dict.fromkeys(names))
-
-
-def _command(model: str, task: str, settings: LinearSettings) -> str:
-    """What repeats the run: every option that is not at its default."""
-    words = ["m2d-bench", "linear", "--model", model, "--tasks", task]
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value != field.default and field.name != "force":
-            option = f"--{field.name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
-    return shlex.join(words)
 
 
 def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings, command: str) -> Run:
@@ -214,74 +194,35 @@ def _predictions(result: ProbeResult, dataset: Dataset) -> Predictions:
 def _problems(dataset: Dataset, embedded: Embeddings, seeds: Sequence[int], train_fraction: float) -> Iterator[Problem]:
     """The training runs: every seed on every fold, or on the official split.
 
-    Training and validation see a clip's crop, the test its start. Where there is no official validation split, a tenth
-    of the training clips, drawn anew for each seed and fold, takes its place; the test fold never does.
+    Training and validation see a clip's crop, the test its start.
     """
-    labels, crops, drawn = torch.from_numpy(dataset.labels), embedded.crop_rows, _draws_validation(dataset)
-
-    def rows(splits: Sequence[str]) -> torch.Tensor:
-        return torch.from_numpy(np.isin(dataset.splits, splits)).nonzero().flatten()
-
+    labels, crops = torch.from_numpy(dataset.labels), embedded.crop_rows
     for seed in seeds:
-        for fold, chooses, trains in _splits(dataset):
-            train, valid = rows(trains), rows([chooses])
-            if drawn:
-                generator = generator_of(seed, fold, "validation")
-                train, valid = draw_validation(labels, train, VALIDATION_FRACTION, generator)
+        for split in splits(dataset, seed):
+            train = split.train
             if train_fraction < 1:  # every class that has two clips keeps one
-                _, train = draw_validation(labels, train, train_fraction, generator_of(seed, fold, "training clips"))
-            yield Problem(seed, fold, train=crops[train], valid=crops[valid], test=rows([fold]))
-
-
-def _splits(dataset: Dataset) -> Iterator[tuple[str, str, list[str]]]:
-    """For each fold, or the official split: what tests, what chooses the epoch (if it is not drawn), what trains."""
-    folds = dataset.task.folds
-    if folds is None:
-        yield "test", "valid", ["train"]
-        return
-    names = sorted(set(dataset.splits.tolist()))
-    for test, following in zip(names, names[1:] + names[:1], strict=True):
-        held = {test, following} if folds.valid == "next" else {test}
-        yield test, following, [name for name in names if name not in held]
-
-
-def _draws_validation(dataset: Dataset) -> bool:
-    """Whether validation clips are drawn from the training ones."""
-    folds = dataset.task.folds
-    return folds.valid == "drawn" if folds else "valid" not in dataset.splits
+                generator = generator_of(seed, split.fold, "training clips")
+                _, train = draw_validation(labels, train, train_fraction, generator)
+            yield Problem(seed, split.fold, train=crops[train], valid=crops[split.valid], test=split.test)
 
 
 def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings) -> Run:
     """The record of this evaluation, without scores."""
-    task = dataset.task
     repeated: tuple[str, ...] = ("initialisation", "shuffling") if settings.probe == "linear" else ()
-    drawn = _draws_validation(dataset)
+    drawn = draws_validation(dataset)
     repeated += ("validation split",) if drawn else ()
     repeated += ("training clips",) if settings.train_fraction < 1 else ()
     probe: dict[str, Any] = {"probe": settings.probe}
     if settings.probe == "linear":
         probe = {field.name: getattr(settings, field.name) for field in fields(ProbeSettings)}
         probe["probe_precision"] = settings.resolved_precision()
-    config = getattr(encoder, "config", None)
-    name = config.name if config is not None else type(encoder).__name__
     return Run(
-        encoder={"name": name, "digest": encoder.digest, "config": asdict(config) if config is not None else {}},
-        task={
-            "name": task.name,
-            "version": task.version,
-            "metric": task.metric,
-            "other_metrics": task.other_metrics,
-            "domain": task.domain,
-            "synthetic": task.synthetic,
-            "n_classes": task.n_classes,
-            "n_clips": task.n_clips,
-            "n_folds": task.folds.count if task.folds else 1,
-            "fingerprint": dataset.fingerprint,
-        },
+        encoder=facts_of(encoder),
+        task=dataset.facts,
         protocol=settings.probe,
         settings={
             **probe,
-            "clip_seconds": task.clip_seconds,
+            "clip_seconds": dataset.task.clip_seconds,
             "encoder_precision": getattr(encoder, "precision", "fp32"),
             "validation_fraction": VALIDATION_FRACTION if drawn else None,
             "train_fraction": settings.train_fraction,

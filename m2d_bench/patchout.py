@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
@@ -41,6 +43,49 @@ def draw_patches(grid_size: tuple[int, int], ratio: float, batch: int, generator
     return (rows[:, :, None] * n_time + columns[:, None, :]).flatten(1)
 
 
+def draw_windows(
+    encoder: M2DEncoder, frames: int, ratio: float, batch: int, generator: Generator | None = None
+) -> list[Tensor]:
+    """Patches that stay of each window an encoder cuts a spectrogram into; see `draw_patches`.
+
+    Args:
+        encoder: The encoder.
+        frames: Frames of the log-mel spectrograms.
+        ratio: Share of the patches of each window to drop.
+        batch: Number of samples.
+        generator: Draws; torch's own if None.
+
+    Returns:
+        [B, n] indices for each window.
+    """
+    n_freq = encoder.config.vit.grid_size[0]
+    return [draw_patches((n_freq, n), ratio, batch, generator) for n in encoder.window_columns(frames)]
+
+
+def encode_kept(
+    encoder: M2DEncoder, log_mel: Tensor, kept: Sequence[Tensor], *, last_only: bool = False
+) -> list[Tensor]:
+    """Encodes normalised log-mel spectrograms of one length without the patches that were dropped, window by window.
+
+    Args:
+        encoder: The encoder.
+        log_mel: [B, 1, 80, frames].
+        kept: Patches of each window, see `draw_windows`.
+        last_only: Return the last layer alone.
+
+    Returns:
+        [B, patches that stay, width] float32 per layer, the windows one after the other.
+    """
+    patch_time, frames = encoder.config.vit.patch_size[1], log_mel.shape[-1]
+    window = encoder.window(frames)
+    outputs = []
+    for place, (columns, own) in enumerate(zip(encoder.window_columns(frames), kept, strict=True)):
+        part = log_mel[..., place * window :][..., : columns * patch_time]
+        part = pad(part, (0, columns * patch_time - part.shape[-1]))
+        outputs.append(encoder.encode_patches(part, own.to(log_mel.device), last_only=last_only))
+    return [torch.cat(layers, dim=1) for layers in zip(*outputs, strict=True)]
+
+
 def encode_patched_out(
     encoder: M2DEncoder, log_mel: Tensor, ratio: float, generator: Generator | None = None
 ) -> list[Tensor]:
@@ -55,13 +100,4 @@ def encode_patched_out(
     Returns:
         [B, patches that stay, width] float32 per layer, the windows one after the other.
     """
-    patch_time, frames = encoder.config.vit.patch_size[1], log_mel.shape[-1]
-    window = encoder.window(frames)
-    outputs = []
-    for start in range(0, frames, window):
-        part = log_mel[..., start : start + window]
-        columns = min(-(-part.shape[-1] // patch_time), window // patch_time)
-        part = pad(part, (0, max(0, columns * patch_time - part.shape[-1])))[..., : columns * patch_time]
-        kept = draw_patches((encoder.config.vit.grid_size[0], columns), ratio, len(log_mel), generator)
-        outputs.append(encoder.encode_patches(part, kept.to(log_mel.device)))
-    return [torch.cat(layers, dim=1) for layers in zip(*outputs, strict=True)]
+    return encode_kept(encoder, log_mel, draw_windows(encoder, log_mel.shape[-1], ratio, len(log_mel), generator))

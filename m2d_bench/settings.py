@@ -4,9 +4,10 @@
 
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -99,6 +100,17 @@ class Compute:
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def command_line(words: Sequence[str], settings: object, leaving_out: Sequence[str] = ()) -> str:
+    """What repeats a run: the verb and its words, and every field of the settings that is not at its default."""
+    words = ["m2d-bench", *words]
+    for field in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        if value != field.default and field.name not in leaving_out:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [text])]
+    return shlex.join(words)
 
 
 def file_name(text: str) -> str:

@@ -87,11 +87,11 @@ def test_clips_are_cut_or_padded_at_the_end(tmp_path):
 
 def test_the_random_crop_of_a_clip_is_always_the_same_and_not_its_start(tmp_path):
     found = dataset.load(tiny_task(), write_task(tmp_path, ROWS, seconds=2.0))
-    crop = found.waveform(0, 8000, crop=True)
+    crop = found.waveform(0, 8000, place=found.crop_place(0))
     assert len(crop) == 8000
     assert crop[0] > 0
-    assert np.array_equal(crop, found.waveform(0, 8000, crop=True))
-    assert not np.array_equal(crop, found.waveform(1, 8000, crop=True))
+    assert np.array_equal(crop, found.waveform(0, 8000, place=found.crop_place(0)))
+    assert not np.array_equal(crop, found.waveform(1, 8000, place=found.crop_place(1)))
 
 
 def test_absent_data_says_where_it_was_looked_for(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from m2d_bench.errors import UsageError
 from m2d_bench.registry import resolve, unknown
 from m2d_bench.tasks.task import Entry, Folds, Layout, Task
 
@@ -34,4 +37,20 @@ def get(name: str) -> Task:
     return task
 
 
-__all__ = ["BUILT_IN", "FORMATS", "NAMES", "Entry", "Folds", "Layout", "Task", "get"]
+def get_all(names: str | Sequence[str]) -> dict[str, Task]:
+    """Tasks by the names given, in their order, each once.
+
+    Args:
+        names: As a list, or separated by commas.
+
+    Raises:
+        UsageError, DataError: As of `get`; or no name at all.
+    """
+    parts = [names] if isinstance(names, str) else names
+    found = dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip())
+    if not found:
+        raise UsageError("No task named. See m2d-bench tasks.")
+    return {name: get(name) for name in found}
+
+
+__all__ = ["BUILT_IN", "FORMATS", "NAMES", "Entry", "Folds", "Layout", "Task", "get", "get_all"]

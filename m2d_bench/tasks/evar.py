@@ -22,6 +22,9 @@ from m2d_bench.tasks.task import Entry, Folds, Task
 logger = logging.getLogger(__name__)
 
 UNIT_SECONDS = {
+    "as20k": 10.0,
+    "as2m": 10.0,
+    "as": 10.0,
     "us8k": 4.0,
     "esc50": 5.0,
     "fsd50k": 7.6358,
