@@ -1,7 +1,7 @@
 """Augmentations of fine-tuning: mixup of waveforms; SpecAugment and random resize crop of log-mel spectrograms.
 
-Each is in two parts: what is drawn, for a whole batch and from a passed generator, and a function that applies it to any
-rows of the batch.
+Each is in two parts: what is drawn, for a whole batch and from a passed generator, and a function that applies it to
+any rows of the batch.
 """
 
 from __future__ import annotations

@@ -139,6 +139,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 
 def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]) -> Checkpoint:
+    labels: Any
     if path.suffix.lower() == ".safetensors":
         state, config, labels = _read_safetensors(path)
     else:

@@ -15,6 +15,8 @@ from m2d_bench.errors import M2DBenchError, UsageError
 VERBS = {
     "linear": ("m2d_bench.verbs:linear", "Evaluate an encoder: a linear probe, kNN or logistic regression per task."),
     "embed": ("m2d_bench.verbs:embed", "Write the embeddings of sound files into a .npz or .parquet file."),
+    "finetune": ("m2d_bench.finetuning.verbs:finetune", "Fine-tune an encoder on tasks, by the papers' recipes."),
+    "predict": ("m2d_bench.verbs:predict", "Tell the classes of sound files with a fine-tuned model."),
     "models": ("m2d_bench.verbs:MODELS", "List the models, or show what one holds."),
     "check": ("m2d_bench.hear_api.check:check", "Check that a model keeps the HEAR common API, one line a rule."),
     "superb": ("m2d_bench.superb_upstream.verbs:SUPERB", "Run SUPERB tasks with s3prl's own runner."),
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print(
-            "Interrupted. What was finished is kept; the same command goes on from there (pretrain: --resume).",
+            "Interrupted. What was finished is kept; the same command goes on from there (finetune, pretrain: --resume).",
             file=sys.stderr,
         )
         return INTERRUPTED

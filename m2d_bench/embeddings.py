@@ -153,7 +153,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: 
 
 
 def embed_files(
-    encoder: AudioEncoder, files: Sequence[Path], compute: Compute
+    encoder: AudioEncoder, files: Sequence[Path], compute: Compute, least_seconds: float = 0.0
 ) -> tuple[list[Path], np.ndarray, list[str]]:
     """Scene embeddings of whole sound files of any length, batched by like length.
 
@@ -161,6 +161,7 @@ def embed_files(
         encoder: Any encoder that takes `lengths`.
         files: Sound files.
         compute: Batch size and decoding threads.
+        least_seconds: Duration that shorter files are zero-padded to.
 
     Returns:
         The files that could be read, in the order given; their embeddings [N, D] float32; and a message for each other.
@@ -177,9 +178,10 @@ def embed_files(
 
     def read(file: Path) -> np.ndarray | AudioError:
         try:
-            return audio.read(file, encoder.sample_rate)
+            waveform = audio.read(file, encoder.sample_rate)
         except AudioError as error:
             return error
+        return np.pad(waveform, (0, max(0, round(least_seconds * encoder.sample_rate) - len(waveform))))
 
     def flush(batch: list[tuple[Path, np.ndarray]]) -> None:
         lengths = [len(waveform) for _, waveform in batch]

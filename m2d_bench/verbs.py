@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from tabulate import tabulate
 
 from m2d_bench import checkpoint, evaluation, tasks, zoo
+from m2d_bench import predict as predicting
 from m2d_bench.checkpoint import Checkpoint
 from m2d_bench.embeddings import check_output, embed_files, write_embeddings
 from m2d_bench.errors import TasksFailed, UsageError
@@ -72,6 +73,38 @@ def embed(
         return Output("", tuple(failures))
     write_embeddings(output, done, embeddings, encoder)
     return Output(f"{output}: {len(done)} embeddings of {encoder.scene_embedding_size} numbers", tuple(failures))
+
+
+def predict(
+    model: str,
+    files: tuple[Path, ...],
+    /,
+    *,
+    top: int = 5,
+    classes: Path | None = None,
+    multilabel: Annotated[bool | None, Parameter(negative="--single-label")] = None,
+    style: Annotated[str, Parameter(name="--format")] = "text",
+    compute: Annotated[Compute, Flat] = Compute(),
+    storage: Annotated[Storage, Flat] = Storage(),
+) -> Output:
+    """Tell the classes of sound files with a fine-tuned model.
+
+    Args:
+        model: What m2d-bench finetune wrote, or a released name of a fine-tuned model; see m2d-bench models.
+        files: Sound files of any length and rate.
+        top: Classes a file, the most probable first.
+        classes: CSV file that names the classes where the model does not: AudioSet's class_labels_indices.csv, or one
+            with a column name.
+        multilabel: Whether a clip may have several classes, where the model does not say.
+        style: text, csv, or jsonl, a line of JSON a file.
+        compute: Device, precision, batch size, decoding threads.
+        storage: Cache folder of the weights.
+    """
+    predicting.check_format(style)
+    names = predicting.read_classes(classes.expanduser()) if classes else None
+    classifier = zoo.load_classifier(model, classes=names, multilabel=multilabel, compute=compute, storage=storage)
+    found, failures = predicting.predict_files(classifier, files, compute, top)
+    return Output(predicting.render(found, style) if found else "", tuple(failures))
 
 
 def list_tasks() -> Output:

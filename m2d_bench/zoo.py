@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from m2d_bench import checkpoint, download
+from m2d_bench import checkpoint, classifier, download
 from m2d_bench.checkpoint import Checkpoint
+from m2d_bench.classifier import Classifier
 from m2d_bench.encoder import M2DEncoder
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import unknown
@@ -92,6 +94,32 @@ def load(
     encoder = read(name, storage=storage, **changes).build().to(compute.torch_device())
     encoder.precision = compute.resolved_precision()
     return encoder
+
+
+def load_classifier(
+    name: str | os.PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    multilabel: bool | None = None,
+    compute: Compute = Compute(),
+    storage: Storage = Storage(),
+) -> Classifier:
+    """Loads a fine-tuned model with its head, frozen and in evaluation mode.
+
+    Args:
+        name: As for `load`; a model with a head.
+        classes: Names of the head's outputs; by default those the checkpoint says, else numbers.
+        multilabel: Whether a clip may have several; by default what the checkpoint says.
+        compute: Device and precision.
+        storage: The cache folder released weights are downloaded into.
+
+    Raises:
+        UsageError: Unknown name.
+        CheckpointError: The weights cannot be had, or have no head or another number of classes.
+    """
+    found = classifier.build(read(name, storage=storage), classes, multilabel).to(compute.torch_device())
+    found.encoder.precision = compute.resolved_precision()
+    return found
 
 
 def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **changes: Any) -> Checkpoint:
