@@ -1,6 +1,7 @@
 """m2d-bench: evaluate, fine-tune and pre-train audio encoders of the Masked Modeling Duo family.
 
-`load_encoder` gives an encoder by name, `linear` evaluates one; they and torch are imported on first use.
+`load_encoder` gives an encoder by name, `linear` evaluates one, `finetune` trains one on tasks; they and torch are
+imported on first use.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from m2d_bench.registry import resolve
 if TYPE_CHECKING:
     from m2d_bench.evaluation import LinearSettings as LinearSettings
     from m2d_bench.evaluation import linear as linear
+    from m2d_bench.finetuning.run import finetune as finetune
     from m2d_bench.zoo import load as load_encoder
 
 # In a source checkout the rooms lie beside this folder, not in it; `python -m …` started there finds them too.
@@ -21,10 +23,11 @@ if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 __version__ = "0.1.0"
-__all__ = ["LinearSettings", "linear", "load_encoder"]
+__all__ = ["LinearSettings", "finetune", "linear", "load_encoder"]
 
 _LAZY = {
     "LinearSettings": "m2d_bench.evaluation:LinearSettings",
+    "finetune": "m2d_bench.finetuning.run:finetune",
     "linear": "m2d_bench.evaluation:linear",
     "load_encoder": "m2d_bench.zoo:load",
 }

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print(
-            "Interrupted. What was finished is kept; the same command goes on from there (finetune, pretrain: --resume).",
+            "Interrupted. What was finished is kept; the same command goes on from there, a training with --resume.",
             file=sys.stderr,
         )
         return INTERRUPTED

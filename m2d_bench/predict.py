@@ -42,8 +42,8 @@ def predict_files(
 ) -> tuple[list[Prediction], list[str]]:
     """The most probable classes of sound files of any length and rate.
 
-    A file shorter than the clips the head was trained on is zero-padded to that, as they were; of a longer one the whole
-    is encoded, window by window, and the features are averaged.
+    A file shorter than the clips the head was trained on is zero-padded to that, as they were; of a longer one the
+    whole is encoded, window by window, and the features are averaged.
 
     Args:
         classifier: On its device.
@@ -97,8 +97,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if len(table.columns) == 1:
         return (str(table.columns[0]), *table.iloc[:, 0])
     raise UsageError(
-        f"{path}: has the columns {', '.join(map(str, table.columns))}. Class names stand in a column name, label, class "
-        "or display_name, or alone, one a line."
+        f"{path}: has the columns {', '.join(map(str, table.columns))}. Class names stand in a column name, label, "
+        "class or display_name, or alone, one a line."
     )
 
 

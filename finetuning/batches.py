@@ -1,0 +1,232 @@
+"""What each step trains on: drawn from seed, fold and step alone, read ahead in threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m2d_bench import audio
+from m2d_bench.augment import draw_crops, draw_masks, draw_mixup
+from m2d_bench.dataset import CROP_TOLERANCE, Dataset
+from m2d_bench.embeddings import map_ahead
+from m2d_bench.encoder import M2DEncoder
+from m2d_bench.errors import AudioError, DataError
+from m2d_bench.finetuning.recipe import Recipe
+from m2d_bench.frontend import N_MELS
+from m2d_bench.patchout import draw_windows
+from m2d_bench.probes import generator_of
+from m2d_bench.progress import track
+
+_AHEAD = 2  # steps that are read while another is trained
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """All that is drawn for one optimizer step, a row a sample of the whole batch.
+
+    Args:
+        clips: Places in the task's index, [B].
+        places: Where longer clips are cut, see `Dataset.waveform`, [B].
+        partner: Row that each is mixed with, [B].
+        share: Its own share λ, [B].
+        masks: Bands of SpecAugment, [B, 4].
+        crops: Boxes of random resize crop, [B, 4].
+        kept: Patches that stay, [B, n] for each window; empty without patchout.
+    """
+
+    clips: Tensor
+    places: Tensor
+    partner: Tensor
+    share: Tensor
+    masks: Tensor
+    crops: Tensor
+    kept: list[Tensor]
+
+
+class Plan:
+    """What every step of a training sees.
+
+    Args:
+        recipe: How it is augmented.
+        labels: Class numbers [N] or multi-hot [N, C], of all clips.
+        clips: Those to train on, [n].
+        encoder: What is trained; says windows and patches.
+        frames: Frames of a clip's spectrogram.
+        words: Name the training: seed and fold.
+
+    Raises:
+        DataError: Fewer than two clips.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        labels: Tensor,
+        clips: Tensor,
+        encoder: M2DEncoder,
+        frames: int,
+        words: tuple[object, ...],
+    ) -> None:
+        if len(clips) < 2:
+            raise DataError(f"There are {len(clips)} clips to train on; it takes two or more.")
+        self.recipe, self.clips, self.words = recipe, clips, words
+        self.encoder, self.frames = encoder, frames
+        self.weights = clip_weights(labels[clips]) if recipe.sampler == "balanced" else None
+        self.epoch_clips = min(recipe.epoch_clips or len(clips), len(clips))
+        whole, rest = divmod(self.epoch_clips, recipe.batch_size)
+        self.steps_per_epoch = whole + (rest > 1)  # batch normalisation needs two
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def _draw_order(self, epoch: int) -> Tensor:
+        generator = generator_of(*self.words, "order", epoch)
+        if self.weights is None:
+            order = torch.randperm(len(self.clips), generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.epoch_clips, generator=generator)
+        return self.clips[order[: self.epoch_clips]]
+
+    def draw(self, step: int) -> Draws:
+        """The draws of an optimizer step, numbered from 0 over the whole training."""
+        recipe = self.recipe
+        epoch, place = divmod(step, self.steps_per_epoch)
+        clips = self._order(epoch)[place * recipe.batch_size :][: recipe.batch_size]
+        count, size = len(clips), (N_MELS, self.frames)
+        generator = generator_of(*self.words, "step", step)
+        partner, share = draw_mixup(count, recipe.mixup, generator)
+        kept = []
+        if recipe.patchout_ratio:
+            kept = draw_windows(self.encoder, self.frames, recipe.patchout_ratio, count, generator)
+        return Draws(
+            clips=clips,
+            places=torch.rand(count, generator=generator),
+            partner=partner,
+            share=share,
+            masks=draw_masks(count, size, (recipe.frequency_mask, recipe.time_mask), generator),
+            crops=draw_crops(count, size, generator),
+            kept=kept,
+        )
+
+
+def clip_weights(labels: Tensor) -> Tensor:
+    """How likely each clip is drawn: the sum over its labels of 1000 / (clips of that label + 100).
+
+    Args:
+        labels: Class numbers [N], or multi-hot [N, C].
+
+    Returns:
+        [N] float64 above 0.
+
+    Source: Audio-MAE (arXiv 2207.06405), official weights of AudioSet's samples.
+    """
+    several = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels)
+    weights = several.double() @ (1000 / (several.double().sum(0) + 100))
+    return weights.clamp(min=weights[weights > 0].min())  # a clip without labels counts as the least likely
+
+
+class Reader:
+    """Reads clips, and keeps those that need no crop in memory.
+
+    Args:
+        dataset: The clips.
+        sample_rate: Hz.
+        jobs: Threads; 0 means one a core.
+        memory: Bytes of waveforms to keep.
+
+    Raises:
+        DataError: Files that cannot be opened; all are named.
+    """
+
+    def __init__(self, dataset: Dataset, sample_rate: int, jobs: int, memory: float) -> None:
+        self.dataset, self.sample_rate, self.jobs = dataset, sample_rate, jobs
+        self._free, self._kept = memory, dict[int, np.ndarray]()
+        durations = self._durations()
+        self._longer = durations > dataset.task.clip_seconds + CROP_TOLERANCE
+
+    def _durations(self) -> np.ndarray:
+        broken = []
+
+        def duration(file: str) -> float | AudioError:
+            try:
+                return audio.duration(self.dataset.root / file)
+            except AudioError as error:
+                return error
+
+        found, files = [], self.dataset.files
+        checked = map_ahead(duration, files, self.jobs, ahead=256)
+        for each in track(checked, f"Checking {self.dataset.task.name}", len(files), "files"):
+            if isinstance(each, AudioError):
+                broken.append(str(each))
+            else:
+                found.append(each)
+        if broken:
+            more = " …" if len(broken) > 10 else ""
+            raise DataError(
+                f"{self.dataset.task.name}: {len(broken)} of {len(files)} files cannot be used. Repair or replace: "
+                f"{'; '.join(broken[:10])}{more}"
+            )
+        return np.array(found)
+
+    def read(self, clip: int, place: float = 0.0) -> np.ndarray:
+        """A clip's waveform, see `Dataset.waveform`, [S] float32."""
+        if clip in self._kept:
+            return self._kept[clip]
+        waveform = self.dataset.waveform(clip, self.sample_rate, place=place if self._longer[clip] else 0.0)
+        if not self._longer[clip] and waveform.nbytes <= self._free:
+            self._free -= waveform.nbytes
+            self._kept[clip] = waveform
+        return waveform
+
+    def batches(self, clips: Tensor, size: int) -> Iterator[Tensor]:
+        """Clips from their start, in order, [size, S] at a time."""
+        waveforms = map_ahead(self.read, clips.tolist(), self.jobs, 2 * size)
+        batch = []
+        for waveform in waveforms:
+            batch.append(waveform)
+            if len(batch) == size:
+                yield torch.from_numpy(np.stack(batch))
+                batch = []
+        if batch:
+            yield torch.from_numpy(np.stack(batch))
+
+    def ahead(
+        self, plan: Plan, rows: Callable[[int], Tensor], start: int, end: int
+    ) -> Iterator[tuple[Draws, Tensor, Tensor]]:
+        """The steps of a plan, their audio read while others are trained.
+
+        Args:
+            plan: What to read.
+            rows: Rows of a batch of so many samples that this process takes, [m].
+            start: First step.
+            end: The step after the last.
+
+        Yields:
+            What was drawn, and the waveforms of the rows and of their partners, [m, S] each.
+        """
+        with ThreadPoolExecutor(self.jobs or os.cpu_count()) as pool:
+
+            def submit(step: int) -> tuple[Draws, dict[int, Any]]:
+                draws = plan.draw(step)
+                own = rows(len(draws.clips))
+                wanted = torch.cat([own, draws.partner[own]]).unique().tolist()
+                clips, places = draws.clips.tolist(), draws.places.tolist()
+                return draws, {row: pool.submit(self.read, clips[row], places[row]) for row in wanted}
+
+            steps = iter(range(start, end))
+            waiting = deque(submit(step) for _, step in zip(range(_AHEAD + 1), steps, strict=False))
+            while waiting:
+                draws, futures = waiting.popleft()
+                found = {row: future.result() for row, future in futures.items()}
+                own = rows(len(draws.clips))
+                both = (own.tolist(), draws.partner[own].tolist())
+                mine, others = (torch.from_numpy(np.stack([found[row] for row in each])) for each in both)
+                yield draws, mine, others
+                waiting.extend(submit(step) for step in [next(steps, None)] if step is not None)

@@ -1,0 +1,148 @@
+"""What is trained: the encoder as a recipe wants it, low-rank updates, and the optimizer of its parameters."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.utils import parametrize
+
+from m2d_bench.checkpoint import Checkpoint, Labels
+from m2d_bench.classifier import Classifier, Head
+from m2d_bench.encoder import M2DEncoder
+from m2d_bench.errors import UsageError
+from m2d_bench.finetuning.recipe import Recipe
+from m2d_bench.frontend import N_MELS
+from m2d_bench.patchout import encode_kept
+from m2d_bench.vit import ViT
+
+
+class Backbone(nn.Module):
+    """The part of a classifier that is wrapped for several devices: log-mel spectrograms → features [B, D] float32."""
+
+    def __init__(self, encoder: M2DEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, log_mel: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """Mean of the last layer over time, or over the patches that stay.
+
+        Args:
+            log_mel: Normalised, [B, 1, 80, frames].
+            kept: See `patchout.encode_kept`; empty without patchout.
+        """
+        if kept:
+            return encode_kept(self.encoder, log_mel, kept, last_only=True)[0].mean(1)
+        frames = torch.full((len(log_mel),), log_mel.shape[-1])
+        return self.encoder.encode_log_mel(log_mel, frames, last_only=True)[0].mean(1)
+
+
+class LowRank(nn.Module):
+    """W → W + scale · B·A of a linear layer, A drawn and B zero at first.
+
+    Source: LoRA (arXiv 2106.09685), section 4.1.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, generator: Generator) -> None:
+        super().__init__()
+        bound = math.sqrt(3 / weight.shape[1])
+        self.a = nn.Parameter(torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator))
+        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.b @ self.a)
+
+
+def build(found: Checkpoint, recipe: Recipe, labels: Labels, frames: int, generator: Generator) -> Classifier:
+    """The classifier that a recipe begins with.
+
+    Args:
+        found: The pre-trained model.
+        recipe: What is frozen, and how positions and features are.
+        labels: What the head is to tell apart.
+        frames: Frames of a clip's spectrogram.
+        generator: Draws the head, and low-rank updates.
+    """
+    encoder = _adjusted(found, recipe, frames)
+    encoder.requires_grad_(not recipe.lora_rank)
+    encoder.vit.pos_embed.requires_grad_(False)
+    if recipe.freeze_patch_embed:
+        encoder.vit.patch_embed.requires_grad_(False)
+    head = Head(encoder.scene_embedding_size, len(labels.classes)).initialise(generator)
+    if recipe.lora_rank:
+        for module in encoder.vit.blocks.modules():
+            if isinstance(module, nn.Linear):
+                scale = recipe.lora_alpha / recipe.lora_rank
+                update = LowRank(module.weight, recipe.lora_rank, scale, generator)
+                parametrize.register_parametrization(module, "weight", update)
+    return Classifier(encoder, head, labels)
+
+
+def _adjusted(found: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
+    """The encoder with the recipe's features and, where it says so, an input size of the whole clip."""
+    config = replace(found.config, features=recipe.features)  # type: ignore[arg-type]
+    state = found.encoder
+    if recipe.adjust_positions:
+        whole = ViT(config.vit)
+        whole.load_state_dict(state)
+        config = replace(config, vit=replace(config.vit, input_size=(N_MELS, frames)))
+        with torch.no_grad():
+            grid = whole.positions(config.vit.grid_size[1]).flatten(0, 1)
+            state = {**state, "pos_embed": torch.cat([state["pos_embed"][:, :1], grid[None]], dim=1)}
+    return replace(found, config=config, encoder=state).build()
+
+
+def merged(classifier: Classifier) -> Checkpoint:
+    """What is saved of a classifier: low-rank updates added to the weights they are of."""
+    plain = copy.deepcopy(classifier).cpu()
+    for module in plain.modules():
+        if parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)  # type: ignore[arg-type]
+    return plain.checkpoint()
+
+
+def optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer; each group holds under `scale` its share of the learning rate.
+
+    Raises:
+        UsageError: LARS without the package that holds it.
+    """
+    groups = list(_groups(classifier, recipe.layer_decay))
+    decay = recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        betas = (recipe.beta1, recipe.beta2)
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=decay, amsgrad=recipe.amsgrad)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, weight_decay=decay)
+    try:
+        from pytorch_optimizer import LARS
+    except ModuleNotFoundError:
+        raise UsageError("LARS needs pytorch-optimizer. Run pip install 'm2d-bench[finetune]'.") from None
+    return LARS(groups, lr=0.0, momentum=recipe.momentum, weight_decay=decay)
+
+
+def _groups(classifier: Classifier, layer_decay: float) -> Iterator[dict[str, Any]]:
+    """Trained parameters by layer: patch embedding and class token lie below the blocks, head and last norm above.
+
+    Source: BEiT (arXiv 2106.08254), layer-wise learning-rate decay.
+    """
+    depth = classifier.encoder.config.vit.depth
+    layers: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in classifier.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = depth + 1
+        if name.startswith("encoder.vit.blocks."):
+            layer = int(name.split(".")[3]) + 1
+        elif name.startswith(("encoder.vit.patch_embed", "encoder.vit.cls_token")):
+            layer = 0
+        layers.setdefault(0 if layer_decay == 1 else layer, []).append(parameter)
+    for layer, parameters in sorted(layers.items()):
+        scale = 1.0 if layer_decay == 1 else layer_decay ** (depth + 1 - layer)
+        yield {"params": parameters, "scale": scale}

@@ -1,0 +1,375 @@
+"""The loop of one fine-tuning: one device, several under torchrun or Slurm; kill it at any moment and go on.
+
+Everything drawn depends on seed, fold and step alone. The head sees the features of the whole batch, however many
+devices and accumulated parts they come from: its batch normalisation is that of the batch, so the training is the same
+up to rounding, and a resumed one is the same to the bit where the device's arithmetic is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from m2d_bench import checkpoint, metrics
+from m2d_bench.augment import mask, mix, resize_crops
+from m2d_bench.classifier import Classifier
+from m2d_bench.errors import AudioError, DataError, TrainingError
+from m2d_bench.finetuning import model
+from m2d_bench.finetuning.batches import Draws, Plan, Reader
+from m2d_bench.schedules import learning_rate
+from m2d_bench.settings import replacing
+from m2d_bench.splits import Split
+from m2d_bench.tasks.task import Metric
+from m2d_bench.training import RESUME, agreed, stops
+
+if TYPE_CHECKING:  # an extra
+    from lightning_fabric import Fabric
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+"""Files in a training's folder: the best epoch's model, and the last one's."""
+
+Choice = Literal["valid", "test", "last"]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with soft labels, averaged over clips *and* classes: 1/C of the usual one.
+
+    Args:
+        logits: [N, C].
+        targets: One-hot or mixed labels, [N, C].
+
+    Source: protocol of M2D (2023), fine-tuning; the factor is part of its learning rates.
+    """
+    return -(targets * logits.log_softmax(1)).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """The best epoch so far.
+
+    Args:
+        number: From 1.
+        score: In the task's metric, on the clips that choose.
+        logits: Of the test clips, [N, C] float32 on the CPU.
+    """
+
+    number: int
+    score: float
+    logits: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What is known after an optimizer step, without waiting for the device.
+
+    Args:
+        number: Steps done.
+        epoch: Epoch it belongs to, from 1.
+        loss: Of the whole batch, a scalar on the device.
+        rate: Learning rate.
+        clips: Clips of the batch.
+        score: Last score on the clips that choose, if any.
+    """
+
+    number: int
+    epoch: int
+    loss: Tensor
+    rate: float
+    clips: int
+    score: float | None
+
+
+class Trainer:
+    """A fine-tuning in progress.
+
+    Args:
+        fabric: Launched; holds devices and precision.
+        classifier: What is trained, see `model.build`.
+        plan: What each step sees.
+        reader: The clips.
+        split: Clips that choose the epoch and test.
+        labels: Class numbers [N] or multi-hot [N, C], of all clips.
+        metric: How epochs are scored.
+        choice: The clips that choose the best epoch; "last" takes the last one.
+        folder: Where checkpoints go.
+        compile: Whether the encoder is compiled.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        classifier: Classifier,
+        plan: Plan,
+        reader: Reader,
+        split: Split,
+        labels: Tensor,
+        metric: Metric,
+        choice: Choice,
+        folder: Path,
+        *,
+        compile: bool = False,
+    ) -> None:
+        self.fabric, self.classifier, self.plan, self.reader = fabric, classifier, plan, reader
+        self.split, self.labels, self.metric, self.choice, self.folder = split, labels, metric, choice, folder
+        self.recipe = plan.recipe
+        self.total = self.recipe.epochs * plan.steps_per_epoch
+        self.step = 0
+        self.scores: list[float] = []
+        self.best: Epoch | None = None
+        fabric.to_device(classifier)
+        decay = self.recipe.ema_decay
+        self.average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        backbone: Any = model.Backbone(classifier.encoder)
+        if compile:
+            backbone = torch.compile(backbone)
+        self.backbone = fabric.setup_module(backbone)
+        self.optimizer: Any = fabric.setup_optimizers(model.optimizer(classifier, self.recipe))
+        self._unchecked: list[tuple[int, Tensor]] = []
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, with what was done before it was resumed."""
+        return time.monotonic() - self._started
+
+    def run(
+        self,
+        *,
+        resume_steps: int = 500,
+        check_steps: int = 20,
+        on_step: Callable[[Step], None] | None = None,
+        on_epoch: Callable[[int, float | None], None] | None = None,
+    ) -> Epoch:
+        """Trains from where it stands to the end.
+
+        Args:
+            resume_steps: Steps between resume files.
+            check_steps: Steps after which losses are looked at.
+            on_step: Called after every step.
+            on_epoch: Called after every epoch, with the step and its score.
+
+        Returns:
+            The best epoch, or the last.
+
+        Raises:
+            TrainingError: A loss is not finite.
+            DataError: A clip cannot be read; what was done before is kept.
+        """
+        steps = self.reader.ahead(self.plan, self._rows, self.step, self.total)
+        with stops() as stopped:
+            while self.step < self.total:
+                done = self._train_or_save(steps)
+                if on_step:
+                    on_step(done)
+                looks = self.step % check_steps == 0
+                stop = agreed(self.fabric, stopped(), looks)
+                ends = self.step % self.plan.steps_per_epoch == 0
+                keeps = stop or self.step == self.total or self.step % resume_steps == 0
+                if ends or looks or keeps:
+                    self.check()
+                if ends:
+                    self._finish_epoch()
+                    if on_epoch:
+                        on_epoch(self.step, self.scores[-1] if self.scores else None)
+                if keeps:
+                    self.save_resume()
+                if stop:
+                    raise KeyboardInterrupt
+        assert self.best is not None
+        return self.best
+
+    def _train_or_save(self, steps: Iterator[tuple[Draws, Tensor, Tensor]]) -> Step:
+        """One step; where its files cannot be read, what was done before is kept."""
+        try:
+            draws, own, others = next(steps)
+        except AudioError as error:
+            if self.fabric.world_size == 1:
+                self.check()
+                self.save_resume()
+            raise DataError(f"{error} Mend or replace it and go on with --resume.") from error
+        return self._train(draws, own, others)
+
+    def _train(self, draws: Draws, own: Tensor, others: Tensor) -> Step:
+        """One optimizer step. Nothing here waits for the device.
+
+        The head's loss is that of the whole batch on every device; its gradient by the features goes back into the
+        encoder part by part. Where there are several parts, the features are computed twice: first for the head.
+        """
+        rate = self._rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.classifier.train()
+        count, rows = len(draws.clips), self._rows(len(draws.clips))
+        x = self._augmented(draws, rows, own, others)
+        kept = [each[rows].to(x.device) for each in draws.kept]
+        size = -(-len(rows) // self.recipe.accumulate)
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        alone = len(parts) == 1
+        with torch.set_grad_enabled(alone):
+            features = [self.backbone(x[part], [each[part] for each in kept]) for part in parts]
+        batch = self._gathered(torch.cat(features).detach())[:count].requires_grad_()
+        loss = self._loss(self.classifier.head(batch), self._targets(draws).to(x.device))
+        (gradient,) = torch.autograd.grad(loss, batch, retain_graph=True)
+        self.fabric.backward(loss)  # the head's gradients
+        gradient = self._own(gradient) * self.fabric.world_size  # DDP takes the mean
+        for part in parts:
+            with self.fabric.no_backward_sync(self.backbone, enabled=part != parts[-1]):
+                feature = features[0] if alone else self.backbone(x[part], [each[part] for each in kept])
+                self.fabric.backward(feature, gradient=gradient[part])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update_parameters(self.classifier)
+        self.step += 1
+        loss = loss.detach()
+        self._unchecked.append((self.step, loss))
+        epoch = -(-self.step // self.plan.steps_per_epoch)
+        last = self.scores[-1] if self.scores else None
+        return Step(number=self.step, epoch=epoch, loss=loss, rate=rate, clips=count, score=last)
+
+    def _augmented(self, draws: Draws, rows: Tensor, own: Tensor, others: Tensor) -> Tensor:
+        """Waveforms of this device's rows → augmented log-mel spectrograms, [m, 1, 80, frames]."""
+        device, encoder = self.fabric.device, self.classifier.encoder
+        own = own.to(device)
+        if self.recipe.mixup:
+            own = mix(own, others.to(device), draws.share[rows].to(device))
+        with torch.no_grad():
+            x, _ = encoder.log_mel(own, torch.full((len(own),), own.shape[1]))
+            if self.recipe.frequency_mask or self.recipe.time_mask:
+                x = mask(x, draws.masks[rows])
+            return resize_crops(x, draws.crops[rows]) if self.recipe.random_resize_crop else x
+
+    def _targets(self, draws: Draws) -> Tensor:
+        """Labels of the whole batch, mixed as its waveforms are, [B, C] float32."""
+        labels = self.labels[draws.clips]
+        hot = labels.float() if labels.ndim == 2 else one_hot(labels, len(self.classifier.labels.classes)).float()
+        return mix(hot, hot[draws.partner], draws.share)
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        several = self.classifier.labels.multilabel
+        return binary_cross_entropy_with_logits(logits, targets) if several else soft_cross_entropy(logits, targets)
+
+    def _rate(self, step: int) -> float:
+        recipe = self.recipe
+        return learning_rate(
+            step,
+            peak=recipe.learning_rate,
+            warmup_steps=recipe.warmup_epochs * self.plan.steps_per_epoch,
+            total_steps=self.total,
+            end=recipe.end_rate,
+        )
+
+    def _rows(self, count: int) -> Tensor:
+        """This device's rows of so many; as many on every device, the last row repeated where they do not suffice."""
+        each = -(-count // self.fabric.world_size)
+        return (torch.arange(each) + self.fabric.global_rank * each).clamp(max=count - 1)
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all devices, one device after the other."""
+        if self.fabric.world_size == 1:
+            return rows
+        return self.fabric.all_gather(rows).flatten(0, 1)  # type: ignore[union-attr]
+
+    def _own(self, batch: Tensor) -> Tensor:
+        """This device's rows of a batch, zero where a row was repeated."""
+        each = -(-len(batch) // self.fabric.world_size)
+        mine = batch[self.fabric.global_rank * each :][:each]
+        return torch.nn.functional.pad(mine, (0, 0, 0, each - len(mine)))
+
+    @property
+    def evaluated(self) -> Classifier:
+        """What is scored and saved: the classifier, or its moving average."""
+        found: Classifier = self.average.module if self.average else self.classifier  # type: ignore[assignment]
+        return found
+
+    @torch.no_grad()
+    def logits(self, clips: Tensor) -> Tensor:
+        """Logits of clips from their start, without augmentation, [N, C] float32 on the CPU."""
+        classifier = self.evaluated.eval()
+        rows = clips[self._rows(len(clips))]
+        size = max(1, -(-self.recipe.batch_size // (self.recipe.accumulate * self.fabric.world_size)))
+        features = []
+        for waveforms in self.reader.batches(rows, size):
+            with self.fabric.autocast():
+                features.append(classifier.encoder.scene_embeddings(waveforms))
+        return classifier.head(self._gathered(torch.cat(features))[: len(clips)].float()).cpu()
+
+    def _finish_epoch(self) -> None:
+        """Scores the epoch, and keeps it if it is the best."""
+        number = self.step // self.plan.steps_per_epoch
+        last = self.step == self.total
+        if self.choice == "last":
+            if last:
+                self.best = Epoch(number=number, score=float("nan"), logits=self.logits(self.split.test))
+                self.save(BEST)
+            return
+        clips = self.split.valid if self.choice == "valid" else self.split.test
+        logits = self.logits(clips)
+        score = metrics.score(self.metric, logits, self.labels[clips])
+        self.scores.append(score)
+        if self.best is None or score > self.best.score or isnan(self.best.score):
+            test = logits if self.choice == "test" else self.logits(self.split.test)
+            self.best = Epoch(number=number, score=score, logits=test)
+            self.save(BEST)
+
+    def check(self) -> None:
+        """Looks at the losses since the last check, and at the weights; every device sees the same.
+
+        Raises:
+            TrainingError: One is not finite; its step and the last good state are named.
+        """
+        norm = torch.nn.utils.get_total_norm(self.classifier.parameters())
+        numbers, values = zip(*self._unchecked, (self.step, norm), strict=True)
+        finite = torch.stack(values).isfinite().tolist()
+        if not all(finite):
+            number = numbers[finite.index(False)]
+            path = self.folder / RESUME
+            good = f"The last good state is {path}" if path.is_file() else "Nothing was saved before"
+            raise TrainingError(
+                f"The loss or the weights of step {number} are not finite. {good}. Try a lower learning_rate than "
+                f"{self.recipe.learning_rate:g}, or --precision fp32."
+            )
+        self._unchecked.clear()
+
+    def save(self, name: str) -> None:
+        """Writes the model with its head, whole or not at all."""
+        if self.fabric.is_global_zero:
+            checkpoint.save(model.merged(self.evaluated), self.folder / name)
+        self.fabric.barrier()
+
+    def save_resume(self) -> None:
+        """Writes all that is needed to go on, whole or not at all."""
+        if self.fabric.is_global_zero:
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "scores": self.scores,
+                "best": None if self.best is None else asdict(self.best),
+                "classifier": self.classifier.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
+                "optimizer": self.optimizer.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),  # of fp16, the loss scale
+            }
+            with replacing(self.folder / RESUME) as file:
+                torch.save(state, file)
+        self.fabric.barrier()
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `save_resume` wrote."""
+        self.classifier.load_state_dict(state["classifier"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.step, self.scores = state["step"], list(state["scores"])
+        self._started -= state["seconds"]
+        self.best = Epoch(**state["best"]) if state["best"] else None

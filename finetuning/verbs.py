@@ -1,0 +1,86 @@
+"""`m2d-bench finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from tabulate import tabulate
+
+from m2d_bench import recipes, zoo
+from m2d_bench.errors import TasksFailed, UsageError
+from m2d_bench.finetuning import recipe as own_recipes
+from m2d_bench.finetuning import run
+from m2d_bench.finetuning.run import FinetuneSettings
+from m2d_bench.output import Flat, Names, Output
+from m2d_bench.registry import resolve
+from m2d_bench.runs import Run
+from m2d_bench.training import is_first_process
+
+
+def finetune(
+    *,
+    model: str = zoo.DEFAULT,
+    task_names: Annotated[tuple[str, ...], Parameter("--tasks"), Names] = (),
+    recipe: str | None = None,
+    epochs: int | None = None,
+    changes: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True, negative=())] = (),
+    style: Annotated[str, Parameter(name="--format")] = "text",
+    settings: Annotated[FinetuneSettings, Flat] = FinetuneSettings(),
+    list_recipes: Annotated[bool, Parameter("--list", negative=())] = False,
+) -> Output:
+    """Fine-tune an encoder on tasks: mean ± 95% CI over seeds.
+
+    Args:
+        model: m2d_tiny, a released name, a path, or random:NAME; see m2d-bench models.
+        task_names: Names separated by commas or spaces, see m2d-bench tasks; or hear:PATH, or evar:PATH.
+        recipe: A recipe of the papers (--list), or a YAML file; by default the one of the task's name.
+        epochs: Passes over the training clips.
+        changes: Values of the recipe to change, NAME=VALUE: learning_rate=0.1 mixup=0.3.
+        style: text, md, csv, json, latex or html.
+        settings: What is trained and where it runs.
+        list_recipes: List the recipes.
+    """
+    if list_recipes:
+        return Output(_recipes())
+    if not task_names:
+        raise UsageError("Which tasks? --tasks esc50, such as m2d-bench tasks lists; or evar:PATH, or hear:PATH.")
+    render = resolve("m2d_bench.results:report")
+    resolve("m2d_bench.results:check_format")(style)
+    chosen = {**recipes.parse(changes), **({} if epochs is None else {"epochs": epochs})}
+    failures: tuple[str, ...] = ()
+    try:
+        done = run.finetune(model, task_names, recipe, chosen, settings)
+    except TasksFailed as error:
+        done = list(error.runs)
+        failures = tuple(f"{task} failed: {cause}" for task, cause in error.failures.items())
+    if not is_first_process():
+        return Output("", failures)  # the first process says it for all
+    text = render(done, style) if done else ""
+    notes = "\n".join(_notes(done, settings)) if style == "text" else ""
+    return Output(f"{text}\n\n{notes}" if notes else text, failures)
+
+
+def _notes(done: list[Run], settings: FinetuneSettings) -> list[str]:
+    """How epochs were chosen where that flatters, and where the models are."""
+    found = []
+    for each in done:
+        if each.settings["best_by"] == "test":
+            found.append(
+                f"{each.task_title}: the best epoch by its test score, the papers' convention where a task has no "
+                "validation clips; --best-by valid chooses by clips that are not tested."
+            )
+        if settings.checkpoints != "none":
+            found.append(f"Models: {each.path(Path(settings.out)).with_suffix('')}")
+    return found
+
+
+def _recipes() -> str:
+    shown = ("optimizer", "learning_rate", "batch_size", "epochs", "mixup", "patchout_ratio", "adjust_positions")
+    rows = []
+    for name in own_recipes.names():
+        values = asdict(own_recipes.load(name))
+        rows.append({"recipe": name, **{key.replace("_", " "): values[key] for key in shown}})
+    return tabulate(rows, headers="keys", tablefmt="simple")
