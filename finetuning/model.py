@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -98,13 +97,17 @@ def _adjusted(found: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
     return replace(found, config=config, encoder=state).build()
 
 
+@torch.no_grad()
 def merged(classifier: Classifier) -> Checkpoint:
     """What is saved of a classifier: low-rank updates added to the weights they are of."""
-    plain = copy.deepcopy(classifier).cpu()
-    for module in plain.modules():
+    vit = classifier.encoder.vit
+    state = {key: value for key, value in vit.state_dict().items() if ".parametrizations." not in key}
+    for name, module in vit.named_modules():
         if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)  # type: ignore[arg-type]
-    return plain.checkpoint()
+            state[f"{name}.weight"] = module.weight  # type: ignore[assignment]
+    state = {key: value.cpu() for key, value in state.items()}
+    head = {key: value.cpu() for key, value in classifier.head.state().items()}
+    return Checkpoint(config=classifier.encoder.config, encoder=state, head=head, labels=classifier.labels)
 
 
 def optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:

@@ -129,7 +129,7 @@ def finetune(
     settings = replace(settings, **changes)
     jobs = []
     for name, task in tasks.get_all(task_names).items():
-        chosen = recipe or own_recipes.name_for(name)
+        chosen = recipe or own_recipes.name_for(task.name)
         jobs.append((name, task, str(chosen), own_recipes.load(chosen, recipe_changes)))
     found = zoo.read(model_name, storage=settings)
     for folder in (settings.runs_root, Path(settings.out).expanduser()):

@@ -8,9 +8,9 @@ up to rounding, and a resumed one is the same to the bit where the device's arit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,6 +123,7 @@ class Trainer:
         self.recipe = plan.recipe
         self.total = self.recipe.epochs * plan.steps_per_epoch
         self.step = 0
+        self.epoch = 0  # scored
         self.scores: list[float] = []
         self.best: Epoch | None = None
         fabric.to_device(classifier)
@@ -130,7 +131,9 @@ class Trainer:
         self.average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         backbone: Any = model.Backbone(classifier.encoder)
         if compile:
-            backbone = torch.compile(backbone)
+            backbone = torch.compile(
+                backbone, dynamic=False
+            )  # patchout has few shapes; torch 2.13 fails on dynamic ones
         self.backbone = fabric.setup_module(backbone)
         self.optimizer: Any = fabric.setup_optimizers(model.optimizer(classifier, self.recipe))
         self._unchecked: list[tuple[int, Tensor]] = []
@@ -166,37 +169,34 @@ class Trainer:
         """
         steps = self.reader.ahead(self.plan, self._rows, self.step, self.total)
         with stops() as stopped:
-            while self.step < self.total:
-                done = self._train_or_save(steps)
+            while self.epoch < self.recipe.epochs:
+                try:
+                    if self.step == (self.epoch + 1) * self.plan.steps_per_epoch:
+                        self.check()
+                        self._finish_epoch()
+                        if on_epoch:
+                            on_epoch(self.step, self.scores[-1] if self.scores else None)
+                        continue
+                    done = self._train(*next(steps))
+                except AudioError as error:
+                    if self.fabric.world_size == 1:
+                        self.check()
+                        self.save_resume()
+                    raise DataError(f"{error} Mend or replace it and go on with --resume.") from error
                 if on_step:
                     on_step(done)
                 looks = self.step % check_steps == 0
                 stop = agreed(self.fabric, stopped(), looks)
-                ends = self.step % self.plan.steps_per_epoch == 0
-                keeps = stop or self.step == self.total or self.step % resume_steps == 0
-                if ends or looks or keeps:
+                keeps = stop or self.step % resume_steps == 0
+                if looks or keeps:
                     self.check()
-                if ends:
-                    self._finish_epoch()
-                    if on_epoch:
-                        on_epoch(self.step, self.scores[-1] if self.scores else None)
                 if keeps:
                     self.save_resume()
                 if stop:
                     raise KeyboardInterrupt
+        self.save_resume()
         assert self.best is not None
         return self.best
-
-    def _train_or_save(self, steps: Iterator[tuple[Draws, Tensor, Tensor]]) -> Step:
-        """One step; where its files cannot be read, what was done before is kept."""
-        try:
-            draws, own, others = next(steps)
-        except AudioError as error:
-            if self.fabric.world_size == 1:
-                self.check()
-                self.save_resume()
-            raise DataError(f"{error} Mend or replace it and go on with --resume.") from error
-        return self._train(draws, own, others)
 
     def _train(self, draws: Draws, own: Tensor, others: Tensor) -> Step:
         """One optimizer step. Nothing here waits for the device.
@@ -305,12 +305,12 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Scores the epoch, and keeps it if it is the best."""
-        number = self.step // self.plan.steps_per_epoch
-        last = self.step == self.total
+        number = self.epoch + 1
         if self.choice == "last":
-            if last:
-                self.best = Epoch(number=number, score=float("nan"), logits=self.logits(self.split.test))
+            if number == self.recipe.epochs:
+                self.best = Epoch(number=number, score=nan, logits=self.logits(self.split.test))
                 self.save(BEST)
+            self.epoch = number
             return
         clips = self.split.valid if self.choice == "valid" else self.split.test
         logits = self.logits(clips)
@@ -320,6 +320,7 @@ class Trainer:
             test = logits if self.choice == "test" else self.logits(self.split.test)
             self.best = Epoch(number=number, score=score, logits=test)
             self.save(BEST)
+        self.epoch = number
 
     def check(self) -> None:
         """Looks at the losses since the last check, and at the weights; every device sees the same.
@@ -351,6 +352,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             state = {
                 "step": self.step,
+                "epoch": self.epoch,
                 "seconds": self.seconds,
                 "scores": self.scores,
                 "best": None if self.best is None else asdict(self.best),
@@ -370,6 +372,6 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.step, self.scores = state["step"], list(state["scores"])
+        self.step, self.epoch, self.scores = state["step"], state["epoch"], list(state["scores"])
         self._started -= state["seconds"]
         self.best = Epoch(**state["best"]) if state["best"] else None

@@ -64,9 +64,10 @@ def finetune(
 
 
 def _notes(done: list[Run], settings: FinetuneSettings) -> list[str]:
-    """How epochs were chosen where that flatters, and where the models are."""
+    """Folds without a mean, how epochs were chosen where that flatters, and where the models are."""
     found = []
     for each in done:
+        found += _partial(each)
         if each.settings["best_by"] == "test":
             found.append(
                 f"{each.task_title}: the best epoch by its test score, the papers' convention where a task has no "
@@ -74,6 +75,17 @@ def _notes(done: list[Run], settings: FinetuneSettings) -> list[str]:
             )
         if settings.checkpoints != "none":
             found.append(f"Models: {each.path(Path(settings.out)).with_suffix('')}")
+    return found
+
+
+def _partial(run: Run) -> list[str]:
+    """Scores of seeds of which not all folds were trained: they have no mean, so that no table shows them."""
+    n_folds = run.task["n_folds"]
+    whole, found = run.done(n_folds), []
+    for seed in sorted({score.seed for score in run.scores} - whole):
+        folds = [score for score in run.scores if score.seed == seed]
+        listed = ", ".join(f"{score.fold}: {score.score:.4f}" for score in folds)
+        found.append(f"{run.task_title}: seed {seed}, {len(folds)} of {n_folds} folds, {run.task['metric']} {listed}")
     return found
 
 

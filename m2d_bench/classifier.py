@@ -68,11 +68,6 @@ class Classifier(nn.Module):
         logits = self.head(features)
         return logits.sigmoid() if self.labels.multilabel else logits.softmax(1)
 
-    def checkpoint(self) -> Checkpoint:
-        """What is saved of it; shares the tensors."""
-        encoder = self.encoder.vit.state_dict()
-        return Checkpoint(config=self.encoder.config, encoder=encoder, head=self.head.state(), labels=self.labels)
-
 
 def build(found: Checkpoint, classes: Sequence[str] | None = None, multilabel: bool | None = None) -> Classifier:
     """The classifier of a checkpoint with a head, frozen and in evaluation mode.

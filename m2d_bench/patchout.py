@@ -81,7 +81,7 @@ def encode_kept(
     outputs = []
     for place, (columns, own) in enumerate(zip(encoder.window_columns(frames), kept, strict=True)):
         part = log_mel[..., place * window :][..., : columns * patch_time]
-        part = pad(part, (0, columns * patch_time - part.shape[-1]))
+        part = pad(part, (0, columns * patch_time - part.shape[-1])).contiguous()
         outputs.append(encoder.encode_patches(part, own.to(log_mel.device), last_only=last_only))
     return [torch.cat(layers, dim=1) for layers in zip(*outputs, strict=True)]
 
