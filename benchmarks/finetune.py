@@ -20,12 +20,11 @@ import torch
 
 from m2d_bench import zoo
 from m2d_bench.checkpoint import Labels
-from m2d_bench.finetuning import model
+from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as recipes
 from m2d_bench.finetuning.batches import Plan
-from m2d_bench.finetuning.trainer import Trainer
+from m2d_bench.finetuning.trainer import Selection, Trainer
 from m2d_bench.probes import generator_of
-from m2d_bench.splits import Split
 from m2d_bench.training import launch
 
 CLASSES = tuple(map(str, range(50)))
@@ -42,13 +41,11 @@ def measure(arguments: argparse.Namespace) -> None:
     frames = samples // (rate // 100) + 1
     labels = torch.arange(arguments.batch_size) % len(CLASSES)
     named = Labels(classes=CLASSES, multilabel=False, clip_seconds=arguments.seconds)
-    classifier = model.build(found, recipe, named, frames, generator_of("weights"))
+    classifier = network.build(found, recipe, named, frames, generator_of("weights"))
     clips = torch.arange(arguments.batch_size)
     plan = Plan(recipe, labels, clips, classifier.encoder, frames, ("benchmark",))
-    split = Split("test", clips, clips, clips)
-    trainer = Trainer(
-        fabric, classifier, plan, None, split, labels, "accuracy", "last", Path("."), compile=arguments.compile
-    )
+    selection = Selection(clips=None, test=clips, metric="accuracy")
+    trainer = Trainer(fabric, classifier, plan, None, selection, Path("."), compile=arguments.compile)
     audio = 0.1 * torch.randn(arguments.batch_size, samples)
 
     def run(start: int, steps: int) -> float:

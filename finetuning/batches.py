@@ -78,7 +78,7 @@ class Plan:
     ) -> None:
         if len(clips) < 2:
             raise DataError(f"There are {len(clips)} clips to train on; it takes two or more.")
-        self.recipe, self.clips, self.words = recipe, clips, words
+        self.recipe, self.labels, self.clips, self.words = recipe, labels, clips, words
         self.encoder, self.frames = encoder, frames
         self.weights = clip_weights(labels[clips]) if recipe.sampler == "balanced" else None
         self.epoch_clips = min(recipe.epoch_clips or len(clips), len(clips))

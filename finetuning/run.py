@@ -18,11 +18,11 @@ from m2d_bench.checkpoint import Checkpoint, Labels
 from m2d_bench.dataset import Dataset
 from m2d_bench.encoder import facts_of
 from m2d_bench.errors import M2DBenchError, TasksFailed, UsageError
-from m2d_bench.finetuning import model
+from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as own_recipes
 from m2d_bench.finetuning.batches import Plan, Reader
 from m2d_bench.finetuning.recipe import Recipe
-from m2d_bench.finetuning.trainer import BEST, LAST, Choice, Epoch, Step, Trainer
+from m2d_bench.finetuning.trainer import BEST, LAST, Epoch, Selection, Step, Trainer
 from m2d_bench.frontend import LogMel
 from m2d_bench.log import Log, Rate
 from m2d_bench.output import Names
@@ -39,6 +39,9 @@ if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
+
+
+Choice = Literal["valid", "test", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ class FinetuneSettings(Storage):
 
 
 def finetune(
-    model_name: str | os.PathLike[str],
+    model: str | os.PathLike[str],
     task_names: str | Sequence[str],
     recipe: str | Path | None = None,
     recipe_changes: Mapping[str, Any] | None = None,
@@ -106,7 +109,7 @@ def finetune(
     """Fine-tunes a model on tasks; finished seeds and folds are read from their records instead of trained.
 
     Args:
-        model_name: See `zoo.load`.
+        model: A model's name, see `zoo.load`.
         task_names: Names of tasks (see `tasks.get`), as a list or separated by commas.
         recipe: Name of a recipe, or a YAML file; by default the task's own.
         recipe_changes: Values of the recipe to set.
@@ -131,14 +134,14 @@ def finetune(
     for name, task in tasks.get_all(task_names).items():
         chosen = recipe or own_recipes.name_for(task.name)
         jobs.append((name, task, str(chosen), own_recipes.load(chosen, recipe_changes)))
-    found = zoo.read(model_name, storage=settings)
+    found = zoo.read(model, storage=settings)
     for folder in (settings.runs_root, Path(settings.out).expanduser()):
         make_folder(folder)
     fabric = launch(settings.device, settings.precision)
     done: list[Run] = []
     failures: dict[str, Exception] = {}
     for name, task, chosen, values in jobs:
-        words = ["finetune", "--model", str(model_name), "--tasks", name, "--recipe", chosen]
+        words = ["finetune", "--model", str(model), "--tasks", name, "--recipe", chosen]
         words += [word for key, value in (recipe_changes or {}).items() for word in ("--set", f"{key}={value}")]
         command = command_line(words, settings, leaving_out=("force", "resume"))
         try:
@@ -219,21 +222,13 @@ class _Job:
         named = Labels(classes=dataset.classes, multilabel=labels.ndim == 2, clip_seconds=dataset.task.clip_seconds)
         if self.settings.compile:
             torch._dynamo.reset()  # the model before this one's code is not of use
-        classifier = model.build(self.found, recipe, named, frames, generator_of(seed, split.fold, "weights"))
+        classifier = network.build(self.found, recipe, named, frames, generator_of(seed, split.fold, "weights"))
         name = f"{config.name}_ft_{dataset.task.name}"
         classifier.encoder.config = replace(classifier.encoder.config, name=name)
-        return Trainer(
-            self.fabric,
-            classifier,
-            Plan(recipe, labels, split.train, classifier.encoder, frames, (seed, split.fold)),
-            reader,
-            split,
-            labels,
-            dataset.task.metric,
-            self.choice,
-            folder,
-            compile=self.settings.compile,
-        )
+        plan = Plan(recipe, labels, split.train, classifier.encoder, frames, (seed, split.fold))
+        chooses = {"valid": split.valid, "test": split.test, "last": None}[self.choice]
+        selection = Selection(clips=chooses, test=split.test, metric=dataset.task.metric)
+        return Trainer(self.fabric, classifier, plan, reader, selection, folder, compile=self.settings.compile)
 
     def _run(self, trainer: Trainer, log: Log, title: str) -> Epoch:
         """The loop, with what is logged and shown."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,10 @@ from m2d_bench import checkpoint, metrics
 from m2d_bench.augment import mask, mix, resize_crops
 from m2d_bench.classifier import Classifier
 from m2d_bench.errors import AudioError, DataError, TrainingError
-from m2d_bench.finetuning import model
+from m2d_bench.finetuning import network
 from m2d_bench.finetuning.batches import Draws, Plan, Reader
 from m2d_bench.schedules import learning_rate
 from m2d_bench.settings import replacing
-from m2d_bench.splits import Split
 from m2d_bench.tasks.task import Metric
 from m2d_bench.training import RESUME, agreed, stops
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:  # an extra
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 """Files in a training's folder: the best epoch's model, and the last one's."""
-
-Choice = Literal["valid", "test", "last"]
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -50,6 +47,21 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Source: protocol of M2D (2023), fine-tuning; the factor is part of its learning rates.
     """
     return -(targets * logits.log_softmax(1)).mean()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """How the epoch is chosen whose model is kept.
+
+    Args:
+        clips: Those it is scored on, [n]; None for the last epoch whatever it scores.
+        test: Those that are tested then; may be the same.
+        metric: How both are scored.
+    """
+
+    clips: Tensor | None
+    test: Tensor
+    metric: Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +105,10 @@ class Trainer:
 
     Args:
         fabric: Launched; holds devices and precision.
-        classifier: What is trained, see `model.build`.
+        classifier: What is trained, see `network.build`.
         plan: What each step sees.
         reader: The clips.
-        split: Clips that choose the epoch and test.
-        labels: Class numbers [N] or multi-hot [N, C], of all clips.
-        metric: How epochs are scored.
-        choice: The clips that choose the best epoch; "last" takes the last one.
+        selection: How the epoch is chosen.
         folder: Where checkpoints go.
         compile: Whether the encoder is compiled.
     """
@@ -110,17 +119,13 @@ class Trainer:
         classifier: Classifier,
         plan: Plan,
         reader: Reader,
-        split: Split,
-        labels: Tensor,
-        metric: Metric,
-        choice: Choice,
+        selection: Selection,
         folder: Path,
         *,
         compile: bool = False,
     ) -> None:
         self.fabric, self.classifier, self.plan, self.reader = fabric, classifier, plan, reader
-        self.split, self.labels, self.metric, self.choice, self.folder = split, labels, metric, choice, folder
-        self.recipe = plan.recipe
+        self.selection, self.folder, self.recipe = selection, folder, plan.recipe
         self.total = self.recipe.epochs * plan.steps_per_epoch
         self.step = 0
         self.epoch = 0  # scored
@@ -129,13 +134,12 @@ class Trainer:
         fabric.to_device(classifier)
         decay = self.recipe.ema_decay
         self.average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-        backbone: Any = model.Backbone(classifier.encoder)
+        backbone: Any = network.Backbone(classifier.encoder)
         if compile:
-            backbone = torch.compile(
-                backbone, dynamic=False
-            )  # patchout has few shapes; torch 2.13 fails on dynamic ones
+            # patchout has few shapes, and torch 2.13 fails on dynamic ones
+            backbone = torch.compile(backbone, dynamic=False)
         self.backbone = fabric.setup_module(backbone)
-        self.optimizer: Any = fabric.setup_optimizers(model.optimizer(classifier, self.recipe))
+        self.optimizer: Any = fabric.setup_optimizers(network.optimizer(classifier, self.recipe))
         self._unchecked: list[tuple[int, Tensor]] = []
         self._started = time.monotonic()
 
@@ -250,7 +254,7 @@ class Trainer:
 
     def _targets(self, draws: Draws) -> Tensor:
         """Labels of the whole batch, mixed as its waveforms are, [B, C] float32."""
-        labels = self.labels[draws.clips]
+        labels = self.plan.labels[draws.clips]
         hot = labels.float() if labels.ndim == 2 else one_hot(labels, len(self.classifier.labels.classes)).float()
         return mix(hot, hot[draws.partner], draws.share)
 
@@ -305,22 +309,21 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Scores the epoch, and keeps it if it is the best."""
-        number = self.epoch + 1
-        if self.choice == "last":
+        number, clips, test = self.epoch + 1, self.selection.clips, self.selection.test
+        if clips is None:
             if number == self.recipe.epochs:
-                self.best = Epoch(number=number, score=nan, logits=self.logits(self.split.test))
-                self.save(BEST)
-            self.epoch = number
-            return
-        clips = self.split.valid if self.choice == "valid" else self.split.test
-        logits = self.logits(clips)
-        score = metrics.score(self.metric, logits, self.labels[clips])
-        self.scores.append(score)
-        if self.best is None or score > self.best.score or isnan(self.best.score):
-            test = logits if self.choice == "test" else self.logits(self.split.test)
-            self.best = Epoch(number=number, score=score, logits=test)
-            self.save(BEST)
+                self._keep(Epoch(number=number, score=nan, logits=self.logits(test)))
+        else:
+            logits = self.logits(clips)
+            score = metrics.score(self.selection.metric, logits, self.plan.labels[clips])
+            self.scores.append(score)
+            if self.best is None or score > self.best.score or isnan(self.best.score):
+                self._keep(Epoch(number=number, score=score, logits=logits if clips is test else self.logits(test)))
         self.epoch = number
+
+    def _keep(self, epoch: Epoch) -> None:
+        self.best = epoch
+        self.save(BEST)
 
     def check(self) -> None:
         """Looks at the losses since the last check, and at the weights; every device sees the same.
@@ -344,7 +347,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """Writes the model with its head, whole or not at all."""
         if self.fabric.is_global_zero:
-            checkpoint.save(model.merged(self.evaluated), self.folder / name)
+            checkpoint.save(network.merged(self.evaluated), self.folder / name)
         self.fabric.barrier()
 
     def save_resume(self) -> None:

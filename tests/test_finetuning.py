@@ -21,7 +21,7 @@ from m2d_bench.checkpoint import Labels
 from m2d_bench.classifier import Head
 from m2d_bench.cli import main
 from m2d_bench.errors import AudioError, DataError, TasksFailed, TrainingError
-from m2d_bench.finetuning import model
+from m2d_bench.finetuning import network
 from m2d_bench.finetuning.batches import Plan, clip_weights
 from m2d_bench.finetuning.recipe import Recipe
 from m2d_bench.finetuning.trainer import BEST, LAST, Trainer, soft_cross_entropy
@@ -190,7 +190,7 @@ LABELS = Labels(classes=CLASSES, multilabel=False, clip_seconds=0.6)
 
 def built(place, frames=61, **values):
     found = checkpoint.read(place["model"])
-    return model.build(found, Recipe(**values), LABELS, frames, generator_of("weights"))
+    return network.build(found, Recipe(**values), LABELS, frames, generator_of("weights"))
 
 
 def test_positions_are_resized_to_the_clip_and_saved_so(place, tmp_path):
@@ -205,7 +205,7 @@ def test_positions_are_resized_to_the_clip_and_saved_so(place, tmp_path):
         str(place["model"]), device="cpu", precision="fp32", encoding="one_pass", dur_frames=101, features="flat"
     )
     torch.testing.assert_close(wider.scene_embeddings(waveform), found.scene_embeddings(waveform))
-    checkpoint.save(model.merged(built(place, frames=101, adjust_positions=True)), tmp_path / "wide.safetensors")
+    checkpoint.save(network.merged(built(place, frames=101, adjust_positions=True)), tmp_path / "wide.safetensors")
     assert checkpoint.read(tmp_path / "wide.safetensors").config.vit.input_size == (80, 101)
     assert built(place).encoder.config.vit.input_size == (80, 48)
 
@@ -233,13 +233,13 @@ def test_low_rank_updates_train_little_and_are_merged_when_saved(place):
 
 
 def test_layers_below_learn_slower_where_asked(place):
-    groups = model.optimizer(built(place, layer_decay=0.5), Recipe(layer_decay=0.5)).param_groups
+    groups = network.optimizer(built(place, layer_decay=0.5), Recipe(layer_decay=0.5)).param_groups
     assert [group["scale"] for group in groups] == [0.125, 0.25, 0.5, 1.0]
     counts = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
     encoder = small_encoder(frames=48).vit
     assert counts[0] == encoder.cls_token.numel() + sum(p.numel() for p in encoder.patch_embed.parameters())
     assert counts[1] == counts[2] == sum(p.numel() for p in encoder.blocks[0].parameters())
-    (plain,) = model.optimizer(built(place), Recipe()).param_groups
+    (plain,) = network.optimizer(built(place), Recipe()).param_groups
     assert plain["scale"] == 1.0
     assert sum(p.numel() for p in plain["params"]) == sum(counts)
 
@@ -254,7 +254,7 @@ def test_layers_below_learn_slower_where_asked(place):
 )
 def test_optimizers_have_the_protocols_arguments(place, name, expected):
     recipe = Recipe(optimizer=name, weight_decay=expected["weight_decay"])
-    found = model.optimizer(built(place), recipe)
+    found = network.optimizer(built(place), recipe)
     assert type(found).__name__.lower() == name
     assert {key: found.defaults[key] for key in expected} == expected
 
@@ -479,7 +479,7 @@ def test_finished_folds_are_not_trained_again_and_the_others_are(place, monkeypa
     run = Trainer.run
 
     def noting(self, **options):
-        trainings.append(self.split.fold)
+        trainings.append(self.plan.words[1])
         return run(self, **options)
 
     monkeypatch.setattr(Trainer, "run", noting)
