@@ -24,6 +24,7 @@ from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as recipes
 from m2d_bench.finetuning.batches import Plan
 from m2d_bench.finetuning.trainer import Selection, Trainer
+from m2d_bench.frontend import LogMel
 from m2d_bench.probes import generator_of
 from m2d_bench.training import launch
 
@@ -38,7 +39,7 @@ def measure(arguments: argparse.Namespace) -> None:
     changes = {"batch_size": arguments.batch_size, "accumulate": arguments.parts}
     recipe = recipes.load(arguments.recipe, changes)
     samples = round(arguments.seconds * rate)
-    frames = samples // (rate // 100) + 1
+    frames = int(LogMel(rate).frame_counts(torch.tensor(samples)))
     labels = torch.arange(arguments.batch_size) % len(CLASSES)
     named = Labels(classes=CLASSES, multilabel=False, clip_seconds=arguments.seconds)
     classifier = network.build(found, recipe, named, frames, generator_of("weights"))

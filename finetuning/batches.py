@@ -14,17 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_bench import audio
 from m2d_bench.augment import draw_crops, draw_masks, draw_mixup
-from m2d_bench.dataset import CROP_TOLERANCE, Dataset
-from m2d_bench.embeddings import map_ahead
+from m2d_bench.dataset import Dataset
 from m2d_bench.encoder import M2DEncoder
-from m2d_bench.errors import AudioError, DataError
+from m2d_bench.errors import DataError
 from m2d_bench.finetuning.recipe import Recipe
 from m2d_bench.frontend import N_MELS
+from m2d_bench.parallel import map_ahead
 from m2d_bench.patchout import draw_windows
 from m2d_bench.probes import generator_of
-from m2d_bench.progress import track
 
 _AHEAD = 2  # steps that are read while another is trained
 
@@ -127,8 +125,8 @@ def clip_weights(labels: Tensor) -> Tensor:
 
     Source: Audio-MAE (arXiv 2207.06405), official weights of AudioSet's samples.
     """
-    several = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels)
-    weights = several.double() @ (1000 / (several.double().sum(0) + 100))
+    several = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels).float()
+    weights = (several @ (1000 / (several.sum(0) + 100))).double()
     return weights.clamp(min=weights[weights > 0].min())  # a clip without labels counts as the least likely
 
 
@@ -148,32 +146,14 @@ class Reader:
     def __init__(self, dataset: Dataset, sample_rate: int, jobs: int, memory: float) -> None:
         self.dataset, self.sample_rate, self.jobs = dataset, sample_rate, jobs
         self._free, self._kept = memory, dict[int, np.ndarray]()
-        durations = self._durations()
-        self._longer = durations > dataset.task.clip_seconds + CROP_TOLERANCE
-
-    def _durations(self) -> np.ndarray:
-        broken = []
-
-        def duration(file: str) -> float | AudioError:
-            try:
-                return audio.duration(self.dataset.root / file)
-            except AudioError as error:
-                return error
-
-        found, files = [], self.dataset.files
-        checked = map_ahead(duration, files, self.jobs, ahead=256)
-        for each in track(checked, f"Checking {self.dataset.task.name}", len(files), "files"):
-            if isinstance(each, AudioError):
-                broken.append(str(each))
-            else:
-                found.append(each)
-        if broken:
-            more = " …" if len(broken) > 10 else ""
+        durations, failures = dataset.durations(jobs)
+        if failures:
+            more = " …" if len(failures) > 10 else ""
             raise DataError(
-                f"{self.dataset.task.name}: {len(broken)} of {len(files)} files cannot be used. Repair or replace: "
-                f"{'; '.join(broken[:10])}{more}"
+                f"{dataset.task.name}: {len(failures)} of {len(dataset.files)} files cannot be opened. Repair or "
+                f"replace: {'; '.join(failures[:10])}{more}"
             )
-        return np.array(found)
+        self._longer = dataset.longer(durations)
 
     def read(self, clip: int, place: float = 0.0) -> np.ndarray:
         """A clip's waveform, see `Dataset.waveform`, [S] float32."""
@@ -220,13 +200,13 @@ class Reader:
                 clips, places = draws.clips.tolist(), draws.places.tolist()
                 return draws, {row: pool.submit(self.read, clips[row], places[row]) for row in wanted}
 
-            steps = iter(range(start, end))
-            waiting = deque(submit(step) for _, step in zip(range(_AHEAD + 1), steps, strict=False))
-            while waiting:
+            waiting = deque(submit(step) for step in range(start, min(end, start + _AHEAD)))
+            for step in range(start, end):
+                if step + _AHEAD < end:
+                    waiting.append(submit(step + _AHEAD))
                 draws, futures = waiting.popleft()
                 found = {row: future.result() for row, future in futures.items()}
                 own = rows(len(draws.clips))
                 both = (own.tolist(), draws.partner[own].tolist())
                 mine, others = (torch.from_numpy(np.stack([found[row] for row in each])) for each in both)
                 yield draws, mine, others
-                waiting.extend(submit(step) for step in [next(steps, None)] if step is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,8 +48,8 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int, scale: float, generator: Generator) -> None:
         super().__init__()
-        bound = math.sqrt(3 / weight.shape[1])
-        self.a = nn.Parameter(torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator))
+        width = weight.shape[1]
+        self.a = nn.Parameter(torch.empty(rank, width).normal_(std=width**-0.5, generator=generator))
         self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
         self.scale = scale
 

@@ -109,6 +109,8 @@ class Recipe:
         for name in ("learning_rate", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if self.end_rate > self.learning_rate:
+            raise UsageError(f"end_rate is {self.end_rate}, above learning_rate={self.learning_rate}.")
         if not 0 < self.layer_decay <= 1:
             raise UsageError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
         if self.warmup_epochs > self.epochs:
@@ -120,6 +122,18 @@ class Recipe:
             raise UsageError(
                 f"patchout_ratio={self.patchout_ratio} leaves no whole frames to stack: it takes features=flat."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """The values that can change a score."""
+        unused = {"accumulate"}
+        unused |= {"momentum"} if self.optimizer == "adamw" else {"beta1", "beta2", "amsgrad"}
+        unused |= set() if self.lora_rank else {"lora_alpha"}
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    def augments(self) -> bool:
+        """Whether a clip looks different each time."""
+        drawn = (self.mixup, self.frequency_mask, self.time_mask, self.random_resize_crop, self.patchout_ratio)
+        return any(drawn)
 
 
 def names() -> list[str]:

@@ -2,21 +2,25 @@
 
 # No postponed annotations here: the command line reads the types of FinetuneSettings.
 
+import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from m2d_bench import dataset as datasets
 from m2d_bench import metrics, runs, tasks, zoo
 from m2d_bench.checkpoint import Checkpoint, Labels
 from m2d_bench.dataset import Dataset
-from m2d_bench.encoder import facts_of
+from m2d_bench.encoder import M2DEncoder, facts_of
 from m2d_bench.errors import M2DBenchError, TasksFailed, UsageError
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as own_recipes
@@ -26,7 +30,7 @@ from m2d_bench.finetuning.trainer import BEST, LAST, Epoch, Selection, Step, Tra
 from m2d_bench.frontend import LogMel
 from m2d_bench.log import Log, Rate
 from m2d_bench.output import Names
-from m2d_bench.probes import generator_of
+from m2d_bench.probes import check_scorable, generator_of
 from m2d_bench.progress import bar
 from m2d_bench.registry import unknown
 from m2d_bench.runs import Predictions, Run, Score
@@ -41,7 +45,8 @@ if TYPE_CHECKING:  # an extra
 logger = logging.getLogger(__name__)
 
 
-Choice = Literal["valid", "test", "last"]
+BestBy = Literal["auto", "valid", "test", "last"]
+Kept = Literal["all", "best", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class FinetuneSettings(Storage):
         resume: Go on where an unfinished training stopped.
         force: Train finished seeds and folds anew.
         keep_predictions: Also keep what each test clip scored, beside the record.
-        resume_steps: Steps between files to go on from.
+        resume_minutes: Minutes between files to go on from.
         log_steps: Steps between records of the log.
 
     Raises:
@@ -75,27 +80,27 @@ class FinetuneSettings(Storage):
     seeds: int = 3
     first_seed: int = 42
     folds: Annotated[tuple[str, ...], Names] = ()
-    best_by: Literal["auto", "valid", "test", "last"] = "auto"
+    best_by: BestBy = "auto"
     device: str = "auto"
     precision: Precision = "auto"
     compile: bool = False
     jobs: int = 0
     memory: float = 2.0
     out: str | Path = "finetuned"
-    checkpoints: Literal["all", "best", "none"] = "all"
+    checkpoints: Kept = "all"
     resume: bool = False
     force: bool = False
     keep_predictions: bool = False
-    resume_steps: int = 500
+    resume_minutes: float = 5.0
     log_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name, minimum in {"seeds": 1, "jobs": 0, "memory": 0, "resume_steps": 1, "log_steps": 1}.items():
+        for name, minimum in {"seeds": 1, "jobs": 0, "memory": 0, "resume_minutes": 0, "log_steps": 1}.items():
             if getattr(self, name) < minimum:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}.")
-        for name, allowed in (("best_by", ("auto", "valid", "test", "last")), ("checkpoints", ("all", "best", "none"))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}.")
+        for name, choices in (("best_by", BestBy), ("checkpoints", Kept)):
+            if getattr(self, name) not in get_args(choices):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(choices))}.")
 
 
 def finetune(
@@ -142,12 +147,14 @@ def finetune(
     failures: dict[str, Exception] = {}
     for name, task, chosen, values in jobs:
         words = ["finetune", "--model", str(model), "--tasks", name, "--recipe", chosen]
-        words += [word for key, value in (recipe_changes or {}).items() for word in ("--set", f"{key}={value}")]
-        command = command_line(words, settings, leaving_out=("force", "resume"))
+        for key, value in (recipe_changes or {}).items():
+            words += ["--set", f"{key}={json.dumps(value)}"]
+        command = command_line(words, settings, leaving_out=("folds", "force", "resume"))
         try:
-            job = _Job(fabric, found, task, Path(chosen).stem, values, settings, command)
-            done.append(job.run())
+            done.append(_Job(fabric, found, task, values, settings, command).run())
         except (M2DBenchError, OSError, torch.OutOfMemoryError) as error:
+            if fabric.world_size > 1:  # the other processes wait for this one
+                raise
             failures[task.name] = error
     if failures:
         raise TasksFailed(failures, done)
@@ -162,7 +169,6 @@ class _Job:
         fabric: "Fabric",
         found: Checkpoint,
         task: Task,
-        recipe_name: str,
         recipe: Recipe,
         settings: FinetuneSettings,
         command: str,
@@ -170,14 +176,14 @@ class _Job:
         self.fabric, self.found, self.recipe, self.settings = fabric, found, recipe, settings
         self.dataset = datasets.load(task, settings, found.config.sample_rate)
         self.choice = _choice(self.dataset, settings)
-        self.record = replace(self._blank_run(recipe_name), command=command)
+        self.record = replace(self._blank_run(), command=command)
 
     def run(self) -> Run:
         """Trains what is not finished, and returns the record with the scores asked for."""
         first, folds = self.settings.first_seed, _folds(self.dataset, self.settings.folds)
         wanted = [(seed, fold) for seed in range(first, first + self.settings.seeds) for fold in folds]
         path = self.record.path(self.settings.runs_root)
-        finished = self.fabric.broadcast(_finished(path, self.settings) if self.fabric.is_global_zero else set())
+        finished = self.fabric.broadcast(self._finished(path) if self.fabric.is_global_zero else set())
         missing = [each for each in wanted if each not in finished]
         reader = None
         for number, (seed, fold) in enumerate(missing, 1):
@@ -194,24 +200,43 @@ class _Job:
 
     def _train(self, seed: int, split: Split, reader: Reader, title: str) -> None:
         """One training, from where it stood, to its score in the record."""
-        settings, fabric = self.settings, self.fabric
-        folder = self.record.path(Path(settings.out).expanduser()).with_suffix("") / file_name(f"{seed}-{split.fold}")
-        state = _state(folder, settings)
-        trainer = self._trainer(seed, split, reader, folder)
-        if state:
-            trainer.resume(state)
-        with Log(folder, resumed_at=trainer.step if state else None, rank=fabric.global_rank) as log:
-            best = self._run(trainer, log, title)
-        if settings.checkpoints == "all":
-            trainer.save(LAST)
-        if fabric.is_global_zero:
-            runs.add(replace(self.record, scores=(self._score(seed, split, best, trainer),)), settings.runs_root)
-            if settings.keep_predictions:
-                runs.keep(self.record, settings.runs_root, self._predictions(seed, split, best, trainer))
-            (folder / RESUME).unlink(missing_ok=True)
-            if settings.checkpoints == "none":
-                (folder / BEST).unlink(missing_ok=True)
-        fabric.barrier()
+        settings, fabric, folder = self.settings, self.fabric, self._folder(seed, split.fold)
+        with _alone(folder) if fabric.is_global_zero else nullcontext():
+            state = fabric.broadcast(_state(folder, settings) if fabric.is_global_zero else None)
+            trainer = self._trainer(seed, split, reader, folder)
+            if state:
+                trainer.resume(state)
+            with Log(folder, resumed_at=trainer.step if state else None, rank=fabric.global_rank) as log:
+                best = self._run(trainer, log, title)
+            if settings.checkpoints == "all":
+                trainer.save(LAST)
+            if fabric.is_global_zero:
+                self._finish(seed, split, best, trainer)
+            fabric.barrier()
+
+    def _finish(self, seed: int, split: Split, best: Epoch, trainer: Trainer) -> None:
+        """Writes the record, and removes what it needs no more."""
+        runs.add(replace(self.record, scores=(self._score(seed, split, best, trainer),)), self.settings.runs_root)
+        if self.settings.keep_predictions:
+            runs.keep(self.record, self.settings.runs_root, self._predictions(seed, split, best, trainer))
+        (trainer.folder / RESUME).unlink(missing_ok=True)
+        if self.settings.checkpoints == "none":
+            (trainer.folder / BEST).unlink(missing_ok=True)
+
+    def _folder(self, seed: int, fold: str) -> Path:
+        """Where a training leaves its models."""
+        own = self.record.path(Path(self.settings.out).expanduser()).with_suffix("")
+        return own / file_name(f"{seed}-{fold}")
+
+    def _finished(self, path: Path) -> set[tuple[int, str]]:
+        """Seeds and folds that are in the record, with predictions where these are asked for; but those that --force
+        began to train anew, and --resume goes on with."""
+        if self.settings.force or not path.exists():
+            return set()
+        done = {(score.seed, score.fold) for score in runs.load(path).scores}
+        if self.settings.keep_predictions:
+            done &= {(each.seed, each.fold) for each in runs.kept(path)}
+        return {each for each in done if not (self.settings.resume and (self._folder(*each) / RESUME).exists())}
 
     def _trainer(self, seed: int, split: Split, reader: Reader, folder: Path) -> Trainer:
         """The training of a seed and fold, before its first step."""
@@ -222,9 +247,12 @@ class _Job:
         named = Labels(classes=dataset.classes, multilabel=labels.ndim == 2, clip_seconds=dataset.task.clip_seconds)
         if self.settings.compile:
             torch._dynamo.reset()  # the model before this one's code is not of use
+        for clips in {"valid": (split.valid, split.test)}.get(self.choice, (split.test,)):
+            for metric in (dataset.task.metric, *dataset.task.other_metrics):
+                what = f"{dataset.task.name}, {_named(split.fold)}: what is scored"
+                check_scorable(metric, labels[clips], len(dataset.classes), what)
         classifier = network.build(self.found, recipe, named, frames, generator_of(seed, split.fold, "weights"))
-        name = f"{config.name}_ft_{dataset.task.name}"
-        classifier.encoder.config = replace(classifier.encoder.config, name=name)
+        _rename(classifier.encoder, dataset.task.name)
         plan = Plan(recipe, labels, split.train, classifier.encoder, frames, (seed, split.fold))
         chooses = {"valid": split.valid, "test": split.test, "last": None}[self.choice]
         selection = Selection(clips=chooses, test=split.test, metric=dataset.task.metric)
@@ -254,7 +282,7 @@ class _Job:
                 rate.skip()
 
             return trainer.run(
-                resume_steps=self.settings.resume_steps,
+                resume_minutes=self.settings.resume_minutes,
                 check_steps=self.settings.log_steps,
                 on_step=on_step,
                 on_epoch=on_epoch,
@@ -281,40 +309,48 @@ class _Job:
             clips=clips,
             labels=self.dataset.labels[clips],
             scores=best.logits.numpy(),
-            valid_scores=np.asarray(trainer.scores),
+            valid_scores=np.asarray(trainer.scores if self.choice == "valid" else []),
             classes=np.asarray(self.dataset.classes),
         )
 
-    def _blank_run(self, recipe_name: str) -> Run:
+    def _blank_run(self) -> Run:
         """The record, without scores."""
-        values = {name: value for name, value in asdict(self.recipe).items() if name != "accumulate"}
         drawn = self.choice == "valid" and draws_validation(self.dataset)
-        repeated = ("initialisation of the head", "shuffling", "augmentation")
+        repeated = ["initialisation", "shuffling"]
+        repeated += ["augmentation"] if self.recipe.augments() else []
+        repeated += ["validation split"] if drawn else []
+        devices = f" × {self.fabric.world_size}" if self.fabric.world_size > 1 else ""
         return Run(
             encoder=facts_of(self.found.build()),
             task=self.dataset.facts,
             protocol="finetune",
             settings={
-                "recipe": recipe_name,
-                **values,
+                **self.recipe.identity(),
                 "clip_seconds": self.dataset.task.clip_seconds,
                 "best_by": self.choice,
                 "precision": _PRECISIONS[self.fabric.strategy.precision.precision],
                 "validation_fraction": VALIDATION_FRACTION if drawn else None,
             },
-            repeated=(*repeated, "validation split") if drawn else repeated,
-            environment=runs.environment(str(self.fabric.device)),
+            repeated=tuple(repeated),
+            environment=runs.environment(f"{self.fabric.device}{devices}"),
         )
 
 
 _PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
 
 
+def _rename(encoder: M2DEncoder, task: str) -> None:
+    """Names a model that is fine-tuned, as released ones are: with its input size, and not as random any more."""
+    config = encoder.config
+    name = re.sub(r"-80x\d+p", f"-80x{config.vit.input_size[1]}p", config.name.removeprefix(zoo.RANDOM))
+    encoder.config = replace(config, name=f"{name}_ft_{file_name(task)}")
+
+
 def _named(fold: str) -> str:
     return "official split" if fold == "test" else f"fold {fold}"
 
 
-def _choice(dataset: Dataset, settings: FinetuneSettings) -> Choice:
+def _choice(dataset: Dataset, settings: FinetuneSettings) -> BestBy:
     """What chooses the epoch: as asked; else validation clips where there are some, the test's otherwise."""
     if settings.best_by == "auto":
         return "test" if draws_validation(dataset) else "valid"
@@ -334,14 +370,21 @@ def _folds(dataset: Dataset, asked: Sequence[str]) -> list[str]:
     return [fold for fold in own if not asked or fold in asked]
 
 
-def _finished(path: Path, settings: FinetuneSettings) -> set[tuple[int, str]]:
-    """Seeds and folds that are in the record; where predictions are asked for, with theirs."""
-    if settings.force or not path.exists():
-        return set()
-    done = {(score.seed, score.fold) for score in runs.load(path).scores}
-    if settings.keep_predictions:
-        done &= {(each.seed, each.fold) for each in runs.kept(path)}
-    return done
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a training's folder.
+
+    Raises:
+        UsageError: One is in there.
+    """
+    make_folder(folder)
+    try:
+        with FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(
+            f"{folder}: another process is training there. Give this one other --folds, or wait."
+        ) from None
 
 
 def _state(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
@@ -350,9 +393,7 @@ def _state(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
     Raises:
         UsageError: There is an unfinished training that --resume was not asked for.
     """
-    if settings.force:
-        return None
-    state = read_resume(folder)
+    state = read_resume(folder) if settings.resume or not settings.force else None
     if state and not settings.resume:
         raise UsageError(
             f"{folder} holds a training at step {state['step']}. --resume goes on with it, --force begins anew."

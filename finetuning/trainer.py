@@ -7,17 +7,18 @@ up to rounding, and a resumed one is the same to the bit where the device's arit
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from m2d_bench import checkpoint, metrics
 from m2d_bench.augment import mask, mix, resize_crops
@@ -132,11 +133,10 @@ class Trainer:
         self.scores: list[float] = []
         self.best: Epoch | None = None
         fabric.to_device(classifier)
-        decay = self.recipe.ema_decay
-        self.average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        self.average = copy.deepcopy(classifier).requires_grad_(False) if self.recipe.ema_decay else None
         backbone: Any = network.Backbone(classifier.encoder)
         if compile:
-            # patchout has few shapes, and torch 2.13 fails on dynamic ones
+            torch._dynamo.config.recompile_limit = 64  # the shapes of patchout; torch 2.13 fails on dynamic ones
             backbone = torch.compile(backbone, dynamic=False)
         self.backbone = fabric.setup_module(backbone)
         self.optimizer: Any = fabric.setup_optimizers(network.optimizer(classifier, self.recipe))
@@ -151,7 +151,7 @@ class Trainer:
     def run(
         self,
         *,
-        resume_steps: int = 500,
+        resume_minutes: float = 5.0,
         check_steps: int = 20,
         on_step: Callable[[Step], None] | None = None,
         on_epoch: Callable[[int, float | None], None] | None = None,
@@ -159,7 +159,7 @@ class Trainer:
         """Trains from where it stands to the end.
 
         Args:
-            resume_steps: Steps between resume files.
+            resume_minutes: Time between resume files.
             check_steps: Steps after which losses are looked at.
             on_step: Called after every step.
             on_epoch: Called after every epoch, with the step and its score.
@@ -172,35 +172,44 @@ class Trainer:
             DataError: A clip cannot be read; what was done before is kept.
         """
         steps = self.reader.ahead(self.plan, self._rows, self.step, self.total)
+        saved = time.monotonic()
         with stops() as stopped:
             while self.epoch < self.recipe.epochs:
                 try:
-                    if self.step == (self.epoch + 1) * self.plan.steps_per_epoch:
+                    if self.step < self._epochs_end():
+                        done = self._train(*next(steps))
+                        if on_step:
+                            on_step(done)
+                    if self.step == self._epochs_end():
                         self.check()
                         self._finish_epoch()
                         if on_epoch:
                             on_epoch(self.step, self.scores[-1] if self.scores else None)
-                        continue
-                    done = self._train(*next(steps))
                 except AudioError as error:
                     if self.fabric.world_size == 1:
                         self.check()
                         self.save_resume()
-                    raise DataError(f"{error} Mend or replace it and go on with --resume.") from error
-                if on_step:
-                    on_step(done)
+                    raise DataError(
+                        f"{error} When it can be read again, go on with --resume; a file of other content begins the "
+                        "task anew."
+                    ) from error
                 looks = self.step % check_steps == 0
                 stop = agreed(self.fabric, stopped(), looks)
-                keeps = stop or self.step % resume_steps == 0
-                if looks or keeps:
+                if looks:
                     self.check()
-                if keeps:
+                if stop or agreed(self.fabric, time.monotonic() - saved >= 60 * resume_minutes, looks):
+                    self.check()
                     self.save_resume()
+                    saved = time.monotonic()
                 if stop:
                     raise KeyboardInterrupt
         self.save_resume()
         assert self.best is not None
         return self.best
+
+    def _epochs_end(self) -> int:
+        """Step after which the epoch under way is scored."""
+        return (self.epoch + 1) * self.plan.steps_per_epoch
 
     def _train(self, draws: Draws, own: Tensor, others: Tensor) -> Step:
         """One optimizer step. Nothing here waits for the device.
@@ -232,13 +241,23 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
-            self.average.update_parameters(self.classifier)
+            self._follow(self.average, [(x[part], [each[part] for each in kept]) for part in parts], count)
         self.step += 1
         loss = loss.detach()
         self._unchecked.append((self.step, loss))
         epoch = -(-self.step // self.plan.steps_per_epoch)
         last = self.scores[-1] if self.scores else None
         return Step(number=self.step, epoch=epoch, loss=loss, rate=rate, clips=count, score=last)
+
+    @torch.no_grad()
+    def _follow(self, average: Classifier, parts: list[tuple[Tensor, list[Tensor]]], count: int) -> None:
+        """Moves the average on; its batch normalisation sees the features of its own encoder."""
+        move = get_ema_multi_avg_fn(self.recipe.ema_decay)
+        move(list(average.parameters()), list(self.classifier.parameters()), None)
+        backbone = network.Backbone(average.encoder)
+        with self.fabric.autocast():
+            features = [backbone(x, kept) for x, kept in parts]
+        average.head.norm.train()(self._gathered(torch.cat(features))[:count])
 
     def _augmented(self, draws: Draws, rows: Tensor, own: Tensor, others: Tensor) -> Tensor:
         """Waveforms of this device's rows → augmented log-mel spectrograms, [m, 1, 80, frames]."""
@@ -292,8 +311,7 @@ class Trainer:
     @property
     def evaluated(self) -> Classifier:
         """What is scored and saved: the classifier, or its moving average."""
-        found: Classifier = self.average.module if self.average else self.classifier  # type: ignore[assignment]
-        return found
+        return self.average or self.classifier
 
     @torch.no_grad()
     def logits(self, clips: Tensor) -> Tensor:
@@ -315,9 +333,9 @@ class Trainer:
                 self._keep(Epoch(number=number, score=nan, logits=self.logits(test)))
         else:
             logits = self.logits(clips)
-            score = metrics.score(self.selection.metric, logits, self.plan.labels[clips])
+            score = self.fabric.broadcast(metrics.score(self.selection.metric, logits, self.plan.labels[clips]))
             self.scores.append(score)
-            if self.best is None or score > self.best.score or isnan(self.best.score):
+            if self.best is None or score > self.best.score:
                 self._keep(Epoch(number=number, score=score, logits=logits if clips is test else self.logits(test)))
         self.epoch = number
 

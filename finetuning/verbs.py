@@ -58,9 +58,9 @@ def finetune(
         failures = tuple(f"{task} failed: {cause}" for task, cause in error.failures.items())
     if not is_first_process():
         return Output("", failures)  # the first process says it for all
-    text = render(done, style) if done else ""
+    text = render(done, style) if any(run.done(run.task["n_folds"]) for run in done) else ""
     notes = "\n".join(_notes(done, settings)) if style == "text" else ""
-    return Output(f"{text}\n\n{notes}" if notes else text, failures)
+    return Output("\n\n".join(part for part in (text, notes) if part), failures)
 
 
 def _notes(done: list[Run], settings: FinetuneSettings) -> list[str]:
@@ -74,7 +74,7 @@ def _notes(done: list[Run], settings: FinetuneSettings) -> list[str]:
                 "validation clips; --best-by valid chooses by clips that are not tested."
             )
         if settings.checkpoints != "none":
-            found.append(f"Models: {each.path(Path(settings.out)).with_suffix('')}")
+            found.append(f"Models: {each.path(Path(settings.out).expanduser()).with_suffix('')}")
     return found
 
 

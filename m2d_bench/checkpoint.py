@@ -166,7 +166,7 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
         encoder=encoder,
         extras=extras,
         head=head,
-        labels=Labels(**{**labels, "classes": tuple(labels["classes"])}) if labels else None,
+        labels=_labels(labels),
         ignored=ignored,
     )
 
@@ -215,6 +215,13 @@ def _file(path: Path) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         raise CheckpointError(f"{path}: a checkpoint's suffix is one of {', '.join(SUFFIXES)}.")
     return path
+
+
+def _labels(found: Any) -> Labels | None:
+    """Labels as `save` writes them; what others keep under this name is not read."""
+    if not isinstance(found, Mapping) or set(found) != {each.name for each in fields(Labels)}:
+        return None
+    return Labels(**{**found, "classes": tuple(found["classes"])})
 
 
 def _read_pickle(path: Path) -> Any:

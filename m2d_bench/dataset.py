@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from m2d_bench import audio
 from m2d_bench.errors import AudioError, DataError
+from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
 from m2d_bench.registry import resolve
 from m2d_bench.settings import Storage
@@ -88,20 +89,32 @@ class Dataset:
         numbers = [int(found)] if found.ndim == 0 else np.flatnonzero(found).tolist()
         return tuple(self.classes[number] for number in numbers)
 
-    def longer(self) -> np.ndarray:
-        """Indices of the clips longer than the unit duration, whose training view is a random crop.
+    def durations(self, jobs: int = 0) -> tuple[np.ndarray, list[str]]:
+        """Durations of the clips in seconds by their headers, NaN where one cannot be opened, and what is wrong there.
 
-        Files that cannot be opened are left out here; reading them says what is wrong.
+        Args:
+            jobs: Threads; 0 means one a core.
         """
-        limit = self.task.clip_seconds + CROP_TOLERANCE
+        failures = []
 
-        def is_longer(file: str) -> bool:
+        def duration(file: str) -> float | AudioError:
             try:
-                return audio.duration(self.root / file) > limit
-            except AudioError:
-                return False
+                return audio.duration(self.root / file)
+            except AudioError as error:
+                return error
 
-        return np.flatnonzero([is_longer(file) for file in self.files])
+        found = np.full(len(self.files), np.nan)
+        headers = map_ahead(duration, self.files, jobs, ahead=256)
+        for clip, each in enumerate(track(headers, f"Opening {self.task.name}", len(self.files), "files")):
+            if isinstance(each, AudioError):
+                failures.append(str(each))
+            else:
+                found[clip] = each
+        return found, failures
+
+    def longer(self, durations: np.ndarray) -> np.ndarray:
+        """Whether each clip is longer than the unit duration, so that its training view is a random crop, [N]."""
+        return durations > self.task.clip_seconds + CROP_TOLERANCE
 
     def crop_place(self, clip: int) -> float:
         """A place to crop the clip at, see `waveform`, that is drawn once and for all."""

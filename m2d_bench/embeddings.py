@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,11 +17,9 @@ from m2d_bench import audio
 from m2d_bench.dataset import Dataset
 from m2d_bench.encoder import AudioEncoder
 from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
 from m2d_bench.settings import Compute, Storage, file_name, make_folder, replacing
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 _SHARD = 64
 """Clips a file of the cache; a killed run loses at most one shard."""
@@ -61,7 +55,9 @@ def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: S
     Raises:
         DataError: Clips that cannot be decoded; all are named, and the work on the others is kept.
     """
-    views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in dataset.longer()]
+    durations, _ = dataset.durations(compute.jobs)  # what is wrong with a file is said when it is read
+    longer = np.flatnonzero(dataset.longer(durations))
+    views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in longer]
     folder = storage.cache_root / "embeddings" / encoder.digest / _key(encoder, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
@@ -138,18 +134,6 @@ def _encode_shard(
         raise DataError(f"{dataset.task.name}: the encoder returned NaN or infinity; try --precision fp32.")
     with replacing(path) as file:
         np.save(file, embeddings)
-
-
-def map_ahead(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: int) -> Iterator[R]:
-    """Like map in threads, but never more than `ahead` results wait in memory."""
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def embed_files(

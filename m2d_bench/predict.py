@@ -92,8 +92,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
         return tuple(table.sort_values("mid")["display_name"])
     for column in ("name", "label", "class", "display_name"):
         if column in table.columns:
-            ordered = table.sort_values("index", key=pd.to_numeric) if "index" in table.columns else table
-            return tuple(ordered[column])
+            if "index" in table.columns:
+                table = table.sort_values("index", key=lambda cells: pd.to_numeric(cells, errors="coerce"))
+            return tuple(table[column])
     if len(table.columns) == 1:
         return (str(table.columns[0]), *table.iloc[:, 0])
     raise UsageError(

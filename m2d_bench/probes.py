@@ -258,11 +258,22 @@ def _check(features: Tensor, labels: Tensor, problems: Sequence[Problem], metric
                 )
             if int(rows.min()) < 0 or int(rows.max()) >= len(features):
                 raise DataError(f"The {split} split {where} names rows outside the {len(features)} rows of features.")
-            truth = labels[rows]
-            blank = torch.zeros(len(rows), _count_classes(labels))
             for metric in metrics if split == "test" else metrics[:1]:
-                if (labels.ndim == 2 and not truth.any()) or math.isnan(score(metric, blank, truth)):
-                    raise DataError(f"The {split} split {where} holds too few labels: {metric} is undefined there.")
+                check_scorable(metric, labels[rows], _count_classes(labels), f"The {split} split {where}")
+
+
+def check_scorable(metric: Metric, labels: Tensor, n_classes: int, what: str) -> None:
+    """Raises a DataError, before anything is trained, where a metric is undefined for want of labels.
+
+    Args:
+        metric: One of `metrics`.
+        labels: Class indices [N], or multi-hot [N, C].
+        n_classes: C.
+        what: The clips, as the message begins.
+    """
+    blank = torch.zeros(len(labels), n_classes)
+    if (labels.ndim == 2 and not labels.any()) or math.isnan(score(metric, blank, labels)):
+        raise DataError(f"{what} holds too few labels: {metric} is undefined there.")
 
 
 def _check_labels(labels: Tensor, n_rows: int) -> None:

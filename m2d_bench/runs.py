@@ -33,7 +33,7 @@ SYNTHETIC = " (synthetic)"
 
 _PACKAGES = (
     *("m2d-bench", "torch", "numpy", "scipy", "scikit-learn", "soundfile", "soxr", "nnAudio"),
-    *("espeakng-loader", "pretty_midi"),
+    *("espeakng-loader", "pretty_midi", "lightning-fabric", "pytorch-optimizer"),
 )
 
 
@@ -46,7 +46,7 @@ class Score:
         fold: Fold that was tested, or "test" for an official split.
         score: In the task's metric.
         n_test: Clips tested.
-        seconds: Time the probe took.
+        seconds: Time the probe or the training took.
         valid_score: Score on the validation split that chose the weights or settings.
         chosen: What validation chose, such as the epoch.
         others: Scores in the task's other metrics.

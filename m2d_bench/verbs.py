@@ -186,7 +186,7 @@ def convert_model(
     output = output.expanduser()
     found = zoo.read(model, storage=storage)
     if encoder_only:
-        found = replace(found, extras={}, head={})
+        found = replace(found, extras={}, head={}, labels=None)
     checkpoint.save(found, output)
     again = checkpoint.read(output).config
     if replace(again, name=found.config.name) != found.config:

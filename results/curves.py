@@ -137,7 +137,8 @@ def _seed_curves(run: Run, kept: Sequence[Predictions]) -> list[np.ndarray]:
         return []
     folds: dict[int, list[np.ndarray]] = {}
     for each in kept:
-        folds.setdefault(each.seed, []).append(np.asarray(each.valid_scores, dtype=float))
+        if len(each.valid_scores):
+            folds.setdefault(each.seed, []).append(np.asarray(each.valid_scores, dtype=float))
     whole = [found for _, found in sorted(folds.items()) if len(found) >= run.task["n_folds"]]
     cut = [np.stack([fold[: min(map(len, found))] for fold in found]) for found in whole]
     return [scale(run.task["metric"]) * found.mean(0) for found in cut]

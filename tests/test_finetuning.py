@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn.functional import cross_entropy
 
 pytest.importorskip("lightning_fabric")
 
-from m2d_bench import checkpoint, finetune, runs, zoo
+from m2d_bench import audio, checkpoint, finetune, runs, tasks, zoo
 from m2d_bench.checkpoint import Labels
 from m2d_bench.classifier import Head
 from m2d_bench.cli import main
@@ -30,7 +32,7 @@ from m2d_bench.patchout import encode_kept, encode_patched_out
 from m2d_bench.probes import generator_of
 from m2d_bench.training import RESUME
 from tests.conftest import small_encoder
-from tests.finetuning_data import CLASSES, SMALL, folds_task, labels_task, splits_task, write_model
+from tests.finetuning_data import CLASSES, SMALL, folds_task, labels_task, splits_task, write_clips, write_model
 
 QUIET = {"device": "cpu", "precision": "fp32", "seeds": 1, "log_steps": 1}
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -313,7 +315,7 @@ def test_two_processes_are_one(place, task):
 def test_killed_at_any_moment_it_goes_on_to_the_same_model(place, extra):
     values = {**extra, "epochs": 20, "batch_size": 6}  # 5 steps an epoch
     words = [sys.executable, "-m", "tests.test_finetuning", place["model"], place["splits"], "killed"]
-    words += [json.dumps(values), "resume_steps=3"]
+    words += [json.dumps(values), "resume_minutes=0"]
     moments = random.Random(str(extra))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for kill in range(KILLS):
@@ -331,8 +333,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_model(place, extra):
     assert [(s.score, s.chosen, s.valid_score) for s in resumed.scores] == [
         (s.score, s.chosen, s.valid_score) for s in whole.scores
     ]
-    steps = [record["step"] for record in read(next(Path("killed").rglob("metrics.jsonl"))) if "loss" in record]
-    assert steps == list(range(1, 101))
+    records = read(next(Path("killed").rglob("metrics.jsonl")))
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 101))
+    assert [record["step"] for record in records if "valid/accuracy" in record] == list(range(5, 101, 5))
 
 
 def wait_for_step(folder, step):
@@ -357,6 +360,9 @@ def test_rates_rise_from_nothing_and_fall_to_the_end(place):
 
 
 def test_a_moving_average_is_what_is_saved(place, monkeypatch):
+    begins = network.build(
+        checkpoint.read(place["model"]), Recipe(), LABELS, 61, generator_of(42, "test", "weights")
+    ).head.linear.weight.detach()
     weights = []
     step = Trainer._train
 
@@ -367,11 +373,23 @@ def test_a_moving_average_is_what_is_saved(place, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_train", noting)
     train(place, values={"ema_decay": 0.8})
-    average = weights[0]
-    for each in weights[1:]:
+    average = begins
+    for each in weights:
         average = 0.8 * average + 0.2 * each
     torch.testing.assert_close(trained().head["weight"], average)
     assert not torch.allclose(average, weights[-1])
+
+
+def test_a_moving_average_normalises_by_its_own_features(place):
+    plain = {"mixup": 0, "frequency_mask": 0, "time_mask": 0, "random_resize_crop": False, "patchout_ratio": 0}
+    train(place, values={**plain, "ema_decay": 0.95, "epochs": 60, "batch_size": 30, "warmup_epochs": 2})
+    found = trained()
+    (path,) = Path(place["splits"].removeprefix("evar:")).parents[2].glob("work/16k/tones")
+    clips = [audio.read(path / f"{number}.wav", 16000) for number in range(30)]
+    features = found.build().scene_embeddings(np.stack(clips))
+    off = (features.mean(0) - found.head["running_mean"]) / features.std(0)
+    assert float(off.abs().max()) < 0.3
+    torch.testing.assert_close(features.std(0), found.head["running_var"].sqrt(), rtol=0.2, atol=0.01)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(place, monkeypatch):
@@ -386,10 +404,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(place, mo
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_train", breaking)
         with pytest.raises(TasksFailed, match=r"step 8 are not finite.*resume\.pt.*learning_rate") as caught:
-            train(place, resume_steps=5, log_steps=50)
+            train(place, resume_minutes=0, log_steps=50)
         assert isinstance(next(iter(caught.value.failures.values())), TrainingError)
-    assert torch.load(next(Path("finetuned").rglob(RESUME)), weights_only=True)["step"] == 5
-    train(place, resume=True, resume_steps=5)
+    assert torch.load(next(Path("finetuned").rglob(RESUME)), weights_only=True)["step"] == 7
+    train(place, resume=True)
     train(place, out="whole", records="whole_runs")
     assert_same(trained(), trained("whole"))
 
@@ -408,7 +426,7 @@ def test_a_clip_that_breaks_keeps_what_was_done(place, tmp_path, monkeypatch):
             return reading(self, clip, *arguments, **options)
 
         patched.setattr(Dataset, "waveform", breaking)
-        with pytest.raises(TasksFailed, match=r"7\.wav: cannot be decoded.*--resume"):
+        with pytest.raises(TasksFailed, match=r"7\.wav: cannot be decoded.*go on with --resume"):
             train(place, memory=0)
     with pytest.raises(TasksFailed, match=r"holds a training at step \d.*--resume goes on with it, --force"):
         train(place)
@@ -421,7 +439,7 @@ def test_files_that_cannot_be_opened_are_named_before_training(place, tmp_path):
     task = splits_task(tmp_path / "broken", "spcv2")
     for name in ("3.wav", "5.wav"):
         (tmp_path / "broken" / "work" / "16k" / "spcv2" / name).write_bytes(b"no sound")
-    with pytest.raises(TasksFailed, match=r"(?s)2 of 45 files cannot be used.*3\.wav.*5\.wav"):
+    with pytest.raises(TasksFailed, match=r"(?s)2 of 45 files cannot be opened.*3\.wav.*5\.wav"):
         train({**place, "splits": task})
 
 
@@ -436,7 +454,7 @@ def test_the_best_epoch_by_validation_is_tested_and_its_model_kept(place):
     assert score.valid_score == max(validated)
     assert score.chosen == {"epoch": 1 + validated.index(max(validated))}
     assert run.settings["best_by"] == "valid"
-    assert (run.protocol, run.repeated) == ("finetune", ("initialisation of the head", "shuffling", "augmentation"))
+    assert (run.protocol, run.repeated) == ("finetune", ("initialisation", "shuffling", "augmentation"))
     (path,) = Path("runs").rglob("*.json")
     (kept,) = runs.kept(path)
     assert kept.valid_scores.tolist() == validated
@@ -492,11 +510,58 @@ def test_finished_folds_are_not_trained_again_and_the_others_are(place, monkeypa
     assert trainings == ["1", "3", "3"]
 
 
+def test_a_forced_training_that_was_stopped_is_gone_on_with(place, monkeypatch):
+    first = train(place)
+    step = Trainer._train
+
+    def breaking(self, *arguments):
+        if self.step == 7:
+            raise AudioError("7.wav: gone.")
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train", breaking)
+        with pytest.raises(TasksFailed, match=r"7\.wav: gone"):
+            train(place, force=True)
+    begun = []
+    run = Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self, **options: begun.append(self.step) or run(self, **options))
+    again = train(place, resume=True)
+    assert begun == [7]
+    assert [score.score for score in again.scores] == [score.score for score in first.scores]
+
+
+def test_one_process_trains_a_fold(place):
+    folder = train(place).path(Path("finetuned")).with_suffix("")
+    with FileLock(folder / "42-test.lock"), pytest.raises(TasksFailed, match="another process is training there"):
+        train(place, force=True)
+
+
+def test_a_metric_that_is_undefined_is_said_before_training(place, tmp_path, monkeypatch):
+    rows = [(f"{i}.wav", "high,low" if i % 2 else "middle", "train") for i in range(8)]
+    rows += [(f"{i}.wav", "high,low", "test") for i in range(8, 12)]
+    name = write_clips(tmp_path / "bad", rows, "split", "bad")
+    task = replace(tasks.get(name), metric="aucroc")  # of no class both with and without it
+    monkeypatch.setattr(tasks, "get_all", lambda names: {name: task})
+    with pytest.raises(TasksFailed, match="holds too few labels: aucroc is undefined there"):
+        train({**place, "splits": name})
+    assert not list(Path("finetuned").rglob("metrics.jsonl"))
+
+
+def test_what_changes_no_score_is_not_part_of_a_record(place):
+    first = train(place)
+    Path("renamed.yaml").write_text(json.dumps(SMALL))
+    changes = {"accumulate": 2, "lora_alpha": 4.0, "momentum": 0.5}
+    (again,) = finetune(place["model"], place["splits"], "renamed.yaml", changes, **QUIET)
+    assert again.key == first.key
+    assert train(place, values={"beta1": 0.8}).key != first.key
+
+
 @pytest.mark.parametrize(("kept", "files"), [("all", {BEST, LAST}), ("best", {BEST}), ("none", set())])
 def test_old_checkpoints_are_pruned(place, kept, files):
     train(place, checkpoints=kept)
     found = {path.name for path in Path("finetuned").rglob("*") if path.is_file()}
-    assert {name for name in found if not name.startswith("events")} == {"metrics.jsonl", *files}
+    assert {name for name in found if not name.startswith(("events", "42-test"))} == {"metrics.jsonl", *files}
 
 
 def test_several_labels_are_trained_and_scored(place):
@@ -558,6 +623,7 @@ def test_the_command_of_a_record_repeats_it(place):
     (path,) = Path("runs").rglob("*.json")
     command = runs.load(path).command
     assert "--recipe small.yaml --set epochs=2 --set mixup=0.0" in command
+    assert "--folds" not in command
     before = path.read_bytes()
     import shlex
 
@@ -567,7 +633,7 @@ def test_the_command_of_a_record_repeats_it(place):
 
 @pytest.mark.slow
 def test_compiled_it_trains_the_same(place):
-    values = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 2, "batch_size": 15, "patchout_ratio": 0.0}
+    values = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 2, "batch_size": 15, "warmup_epochs": 0}
     train(place, out="plain", values=values)
     train(place, out="compiled", values=values, records="other", compile=True)
     assert_alike(trained("plain"), trained("compiled"))
@@ -575,5 +641,5 @@ def test_compiled_it_trains_the_same(place):
 
 if __name__ == "__main__":  # what torchrun starts, and what is killed
     name, task, out, values, *options = sys.argv[1:]
-    given = {key: int(value) for key, value in (option.split("=") for option in options)}
+    given = {key: float(value) for key, value in (option.split("=") for option in options)}
     finetune(name, task, "small.yaml", json.loads(values), out=out, runs=f"{out}_runs", resume=True, **QUIET, **given)

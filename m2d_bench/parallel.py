@@ -1,0 +1,24 @@
+"""Work ahead in threads: decoding releases the interpreter, so threads do."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: int) -> Iterator[R]:
+    """Like map in threads, but never more than `ahead` results wait in memory."""
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
