@@ -633,7 +633,7 @@ def test_the_command_of_a_record_repeats_it(place):
 
 @pytest.mark.slow
 def test_compiled_it_trains_the_same(place):
-    values = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 2, "batch_size": 15, "warmup_epochs": 0}
+    values = {"optimizer": "sgd", "learning_rate": 0.05, "epochs": 1, "batch_size": 15, "warmup_epochs": 0}
     train(place, out="plain", values=values)
     train(place, out="compiled", values=values, records="other", compile=True)
     assert_alike(trained("plain"), trained("compiled"))
