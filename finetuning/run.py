@@ -1,16 +1,15 @@
 """Fine-tuning on tasks: every seed and fold a training of its own, one record a task."""
 
-# No postponed annotations here: the command line reads the types of FinetuneSettings.
+from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,81 +25,21 @@ from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as own_recipes
 from m2d_bench.finetuning.batches import Plan, Reader
 from m2d_bench.finetuning.recipe import Recipe
+from m2d_bench.finetuning.settings import BestBy, FinetuneSettings
 from m2d_bench.finetuning.trainer import BEST, LAST, Epoch, Selection, Step, Trainer
 from m2d_bench.frontend import LogMel
 from m2d_bench.log import Log, Rate
-from m2d_bench.output import Names
 from m2d_bench.probes import check_scorable, generator_of
 from m2d_bench.progress import bar
 from m2d_bench.registry import unknown
 from m2d_bench.runs import Predictions, Run, Score
-from m2d_bench.settings import Storage, command_line, file_name, make_folder
+from m2d_bench.settings import command_line, file_name, make_folder
 from m2d_bench.splits import VALIDATION_FRACTION, Split, draws_validation, folds, splits
 from m2d_bench.tasks.task import Task
-from m2d_bench.training import RESUME, Precision, launch, read_resume
+from m2d_bench.training import RESUME, launch, read_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
-
-logger = logging.getLogger(__name__)
-
-
-BestBy = Literal["auto", "valid", "test", "last"]
-Kept = Literal["all", "best", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(Storage):
-    """What is trained and where it runs.
-
-    Args:
-        seeds: Number of runs.
-        first_seed: Seed of the first run; the others follow.
-        folds: Folds to train; all by default.
-        best_by: What chooses the epoch that is tested. auto: the validation clips, or where the task has none the test
-            clips, the papers' convention. valid: where there are none, a tenth of the training clips, as in linear
-            evaluation. test. last: the last epoch, whatever it scores.
-        device: auto (a GPU if there is one), cpu, cuda, …; several under torchrun or Slurm.
-        precision: fp32, bf16, fp16, or auto: bf16 where the device multiplies it natively, else fp32.
-        compile: Compile the encoder.
-        jobs: Threads that decode audio; 0 means one a core.
-        memory: GiB of decoded audio to keep in memory.
-        out: Folder for checkpoints.
-        checkpoints: Which to keep of a finished training: all (the best and the last), best or none.
-        resume: Go on where an unfinished training stopped.
-        force: Train finished seeds and folds anew.
-        keep_predictions: Also keep what each test clip scored, beside the record.
-        resume_minutes: Minutes between files to go on from.
-        log_steps: Steps between records of the log.
-
-    Raises:
-        UsageError: A value is outside what is allowed.
-    """
-
-    seeds: int = 3
-    first_seed: int = 42
-    folds: Annotated[tuple[str, ...], Names] = ()
-    best_by: BestBy = "auto"
-    device: str = "auto"
-    precision: Precision = "auto"
-    compile: bool = False
-    jobs: int = 0
-    memory: float = 2.0
-    out: str | Path = "finetuned"
-    checkpoints: Kept = "all"
-    resume: bool = False
-    force: bool = False
-    keep_predictions: bool = False
-    resume_minutes: float = 5.0
-    log_steps: int = 20
-
-    def __post_init__(self) -> None:
-        for name, minimum in {"seeds": 1, "jobs": 0, "memory": 0, "resume_minutes": 0, "log_steps": 1}.items():
-            if getattr(self, name) < minimum:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}.")
-        for name, choices in (("best_by", BestBy), ("checkpoints", Kept)):
-            if getattr(self, name) not in get_args(choices):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(choices))}.")
 
 
 def finetune(
@@ -166,7 +105,7 @@ class _Job:
 
     def __init__(
         self,
-        fabric: "Fabric",
+        fabric: Fabric,
         found: Checkpoint,
         task: Task,
         recipe: Recipe,
@@ -247,16 +186,22 @@ class _Job:
         named = Labels(classes=dataset.classes, multilabel=labels.ndim == 2, clip_seconds=dataset.task.clip_seconds)
         if self.settings.compile:
             torch._dynamo.reset()  # the model before this one's code is not of use
-        for clips in {"valid": (split.valid, split.test)}.get(self.choice, (split.test,)):
-            for metric in (dataset.task.metric, *dataset.task.other_metrics):
-                what = f"{dataset.task.name}, {_named(split.fold)}: what is scored"
-                check_scorable(metric, labels[clips], len(dataset.classes), what)
+        self._check_scorable(split)
         classifier = network.build(self.found, recipe, named, frames, generator_of(seed, split.fold, "weights"))
         _rename(classifier.encoder, dataset.task.name)
         plan = Plan(recipe, labels, split.train, classifier.encoder, frames, (seed, split.fold))
         chooses = {"valid": split.valid, "test": split.test, "last": None}[self.choice]
         selection = Selection(clips=chooses, test=split.test, metric=dataset.task.metric)
         return Trainer(self.fabric, classifier, plan, reader, selection, folder, compile=self.settings.compile)
+
+    def _check_scorable(self, split: Split) -> None:
+        """Raises a DataError where the clips that are scored hold too few labels for their metrics."""
+        task, labels = self.dataset.task, torch.from_numpy(self.dataset.labels)
+        what = f"{task.name}: the {{}} split of {_named(split.fold)}"
+        if self.choice == "valid":
+            check_scorable(task.metric, labels[split.valid], task.n_classes, what.format("valid"))
+        for metric in (task.metric, *task.other_metrics):
+            check_scorable(metric, labels[split.test], task.n_classes, what.format("test"))
 
     def _run(self, trainer: Trainer, log: Log, title: str) -> Epoch:
         """The loop, with what is logged and shown."""
@@ -378,13 +323,17 @@ def _alone(folder: Path) -> Iterator[None]:
         UsageError: One is in there.
     """
     make_folder(folder)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
-        with FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
-            f"{folder}: another process is training there. Give this one other --folds, or wait."
+            f"{folder}: another process is training there. Wait for it, or give this one other --folds."
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _state(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
@@ -393,7 +342,9 @@ def _state(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
     Raises:
         UsageError: There is an unfinished training that --resume was not asked for.
     """
-    state = read_resume(folder) if settings.resume or not settings.force else None
+    if settings.force and not settings.resume:
+        (folder / RESUME).unlink(missing_ok=True)
+    state = read_resume(folder)
     if state and not settings.resume:
         raise UsageError(
             f"{folder} holds a training at step {state['step']}. --resume goes on with it, --force begins anew."

@@ -13,7 +13,7 @@ from m2d_bench import recipes, zoo
 from m2d_bench.errors import TasksFailed, UsageError
 from m2d_bench.finetuning import recipe as own_recipes
 from m2d_bench.finetuning import run
-from m2d_bench.finetuning.run import FinetuneSettings
+from m2d_bench.finetuning.settings import FinetuneSettings
 from m2d_bench.output import Flat, Names, Output
 from m2d_bench.registry import resolve
 from m2d_bench.runs import Run

@@ -205,5 +205,6 @@ def _inventory(found: Checkpoint) -> dict[str, object]:
         "encoder": len(found.encoder),
         "extras": dict(extras),
         "head": {key: list(tensor.shape) for key, tensor in found.head.items()},
+        "classes": list(found.labels.classes) if found.labels else [],
         "ignored": list(found.ignored),
     }

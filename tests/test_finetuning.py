@@ -18,18 +18,19 @@ from torch.nn.functional import cross_entropy
 
 pytest.importorskip("lightning_fabric")
 
-from m2d_bench import audio, checkpoint, finetune, runs, tasks, zoo
+from m2d_bench import audio, checkpoint, dataset, finetune, runs, tasks, zoo
 from m2d_bench.checkpoint import Labels
 from m2d_bench.classifier import Head
 from m2d_bench.cli import main
 from m2d_bench.errors import AudioError, DataError, TasksFailed, TrainingError
 from m2d_bench.finetuning import network
-from m2d_bench.finetuning.batches import Plan, clip_weights
+from m2d_bench.finetuning.batches import Plan, Reader, clip_weights
 from m2d_bench.finetuning.recipe import Recipe
 from m2d_bench.finetuning.trainer import BEST, LAST, Trainer, soft_cross_entropy
 from m2d_bench.log import read
 from m2d_bench.patchout import encode_kept, encode_patched_out
 from m2d_bench.probes import generator_of
+from m2d_bench.settings import Storage
 from m2d_bench.training import RESUME
 from tests.conftest import small_encoder
 from tests.finetuning_data import CLASSES, SMALL, folds_task, labels_task, splits_task, write_clips, write_model
@@ -171,6 +172,38 @@ def test_balanced_sampling_draws_rare_labels_more_often_and_no_clip_twice():
     several = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     expected = torch.tensor([1000 / 103, 1000 / 103, 1000 / 103 + 1000 / 101, 1000 / 103], dtype=torch.float64)
     torch.testing.assert_close(clip_weights(several), expected)
+
+
+def test_waveforms_are_those_of_the_rows_and_of_their_partners(place):
+    found = dataset.load(tasks.get(place["splits"]), Storage())
+    reader = Reader(found, 16000, jobs=2, memory=2**20)
+    drawn = plan(Recipe(batch_size=8, mixup=0.3))
+    rows = torch.tensor([4, 5, 6, 6])
+    seen = list(reader.ahead(drawn, lambda count: rows[rows < count], 1, 6))
+    assert len(seen) == 5
+    for step, (draws, own, others) in enumerate(seen, 1):
+        assert torch.equal(draws.clips, drawn.draw(step).clips)
+        mine = rows[rows < len(draws.clips)]
+        for clips, waveforms in ((draws.clips[mine], own), (draws.clips[draws.partner[mine]], others)):
+            assert len(clips) == len(waveforms)
+            for clip, waveform in zip(clips.tolist(), waveforms.numpy(), strict=True):
+                np.testing.assert_array_equal(waveform, found.waveform(clip, 16000))
+
+
+def test_longer_clips_are_cut_at_another_place_each_time_and_tested_from_their_start(place):
+    task = replace(tasks.get(place["splits"]), clip_seconds=0.3)
+    found = dataset.load(task, Storage())
+    reader = Reader(found, 16000, jobs=1, memory=2**20)
+    drawn = plan(Recipe(batch_size=30))
+    starts = []
+    for draws, own, _ in reader.ahead(drawn, torch.arange, 0, 3):
+        clip = draws.clips.tolist().index(7)
+        whole = audio.read(found.root / found.files[7], 16000)
+        windows = np.lib.stride_tricks.sliding_window_view(whole, 4800)
+        starts.append(int(np.flatnonzero((windows == own[clip].numpy()).all(1))[0]))
+    assert len(set(starts)) == 3
+    (first,) = reader.batches(torch.tensor([7]), 4)
+    np.testing.assert_array_equal(first[0], whole[:4800])
 
 
 def test_patches_that_all_stay_give_what_the_encoder_gives():
