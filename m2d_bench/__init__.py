@@ -14,7 +14,6 @@ from m2d_bench.registry import resolve
 if TYPE_CHECKING:
     from m2d_bench.evaluation import LinearSettings as LinearSettings
     from m2d_bench.evaluation import linear as linear
-    from m2d_bench.finetuning.run import finetune as finetune
     from m2d_bench.zoo import load as load_encoder
 
 # In a source checkout the rooms lie beside this folder, not in it; `python -m …` started there finds them too.

@@ -1,5 +1,6 @@
 """The command line: tables on stdout, the rest on stderr, exit codes that mean something."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -108,8 +109,11 @@ def test_ctrl_c_says_what_is_kept(tmp_path, tones):
     while not list(tmp_path.rglob("*.json")):
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    for seconds in (20, 60):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # Python loses one that comes while it deletes an object
+            _, err = process.communicate(timeout=seconds)
+            break
     assert process.returncode == 130
     assert "What was finished is kept" in err
     assert "Traceback" not in err

@@ -89,6 +89,7 @@ def test_every_value_can_be_set_on_the_command_line(field):
         "adjust_positions": "true",
         "freeze_patch_embed": "true",
         "amsgrad": "false",
+        "end_rate": "1e-08",
     }
     text = texts.get(field, "0.25" if isinstance(getattr(Recipe(), field), float) else "7")
     changed = load("esc50" if field == "patchout_ratio" else "medical", files_of.parse([f"{field}={text}"]))
