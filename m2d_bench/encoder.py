@@ -223,7 +223,8 @@ class M2DEncoder(nn.Module):
         padded = nn.functional.pad(log_mel, (0, n_windows * window - log_mel.shape[-1]))
         windows = padded.unfold(-1, window, window).permute(0, 3, 1, 2, 4)  # a view [B, n_windows, C, F, window]
         n_layers = 1 if last_only else self.config.vit.depth
-        outputs = [log_mel.new_zeros(*columns.shape, widest, self.timestamp_embedding_size) for _ in range(n_layers)]
+        size = (*columns.shape, widest, self.timestamp_embedding_size)
+        outputs = [log_mel.new_zeros(size, dtype=torch.float32) for _ in range(n_layers)]
         for row, place in self._groups(columns):
             width = int(columns[row, place].max())
             x = windows[row, place][..., : width * patch_time]

@@ -307,6 +307,23 @@ def test_every_optimizer_learns(place, optimizer):
     assert run.scores[0].score > 0.6
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"patchout_ratio": 0.0, "features": "stacked"}, {"adjust_positions": True, "ema_decay": 0.5, "accumulate": 2}],
+)
+def test_in_bf16_it_trains_nearly_the_same(place, values):
+    values = {"optimizer": "sgd", "learning_rate": 0.05, **values}
+    train(place, values=values, out="fp32")
+    train(place, values=values, out="bf16", precision="bf16")
+    assert_alike(trained("fp32"), trained("bf16"), 0.05)
+    losses, others = (
+        [record["loss"] for record in read(next(Path(out).rglob("metrics.jsonl"))) if "loss" in record]
+        for out in ("fp32", "bf16")
+    )
+    assert losses == pytest.approx(others, rel=0.05)
+    assert losses != others
+
+
 def test_the_same_training_gives_the_same_model_and_another_seed_another(place):
     train(place, out="a")
     train(place, out="b", records="again")
