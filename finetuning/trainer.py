@@ -27,9 +27,8 @@ from m2d_bench.errors import AudioError, DataError, TrainingError
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning.batches import Draws, Plan, Reader
 from m2d_bench.schedules import learning_rate
-from m2d_bench.settings import replacing
 from m2d_bench.tasks.task import Metric
-from m2d_bench.training import RESUME, agreed, stops
+from m2d_bench.training import agreed, last_good, stops, write_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -354,11 +353,9 @@ class Trainer:
         finite = torch.stack(values).isfinite().tolist()
         if not all(finite):
             number = numbers[finite.index(False)]
-            path = self.folder / RESUME
-            good = f"The last good state is {path}" if path.is_file() else "Nothing was saved before"
             raise TrainingError(
-                f"The loss or the weights of step {number} are not finite. {good}. Try a lower learning_rate than "
-                f"{self.recipe.learning_rate:g}, or --precision fp32."
+                f"The loss or the weights of step {number} are not finite. {last_good(self.folder)}. Try a lower "
+                f"learning_rate than {self.recipe.learning_rate:g}, or --precision fp32."
             )
         self._unchecked.clear()
 
@@ -370,21 +367,18 @@ class Trainer:
 
     def save_resume(self) -> None:
         """Writes all that is needed to go on, whole or not at all."""
-        if self.fabric.is_global_zero:
-            state = {
-                "step": self.step,
-                "epoch": self.epoch,
-                "seconds": self.seconds,
-                "scores": self.scores,
-                "best": None if self.best is None else asdict(self.best),
-                "classifier": self.classifier.state_dict(),
-                "average": self.average.state_dict() if self.average else None,
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),  # of fp16, the loss scale
-            }
-            with replacing(self.folder / RESUME) as file:
-                torch.save(state, file)
-        self.fabric.barrier()
+        state = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "scores": self.scores,
+            "best": None if self.best is None else asdict(self.best),
+            "classifier": self.classifier.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # of fp16, the loss scale
+        }
+        write_resume(self.fabric, self.folder, state)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `save_resume` wrote."""

@@ -54,8 +54,7 @@ def finetune(
     try:
         done = run.finetune(model, task_names, recipe, chosen, settings)
     except TasksFailed as error:
-        done = list(error.runs)
-        failures = tuple(f"{task} failed: {cause}" for task, cause in error.failures.items())
+        done, failures = list(error.runs), error.messages
     if not is_first_process():
         return Output("", failures)  # the first process says it for all
     text = render(done, style) if any(run.done(run.task["n_folds"]) for run in done) else ""

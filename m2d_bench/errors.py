@@ -42,7 +42,8 @@ class TasksFailed(M2DBenchError):
     """
 
     def __init__(self, failures: Mapping[str, Exception], runs: Sequence[Run]) -> None:
-        super().__init__("\n".join(f"{task} failed: {error}" for task, error in failures.items()))
+        self.messages = tuple(f"{task} failed: {error}" for task, error in failures.items())
+        super().__init__("\n".join(self.messages))
         self.failures = failures
         self.runs = runs
 

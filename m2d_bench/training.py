@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from m2d_bench.errors import TrainingError, UsageError
-from m2d_bench.settings import Compute
+from m2d_bench.settings import Compute, replacing
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -94,6 +94,20 @@ def agreed(fabric: Fabric, asked: bool, looks: bool) -> bool:
     flag = torch.tensor(float(asked), device=fabric.device)
     torch.distributed.all_reduce(flag)
     return bool(flag)
+
+
+def write_resume(fabric: Fabric, folder: Path, state: Mapping[str, Any]) -> None:
+    """Writes what a training goes on from, whole or not at all; the first process does, the others wait."""
+    if fabric.is_global_zero:
+        with replacing(folder / RESUME) as file:
+            torch.save(state, file)
+    fabric.barrier()
+
+
+def last_good(folder: Path) -> str:
+    """Where a training that cannot go on was last sound, for a message."""
+    path = folder / RESUME
+    return f"The last good state is {path}" if path.is_file() else "Nothing was saved before"
 
 
 def read_resume(folder: Path) -> dict[str, Any] | None:

@@ -43,8 +43,7 @@ def linear(
     try:
         return Output(render(evaluation.linear(model, task_names, settings), style))
     except TasksFailed as error:
-        failures = tuple(f"{task} failed: {cause}" for task, cause in error.failures.items())
-        return Output(render(error.runs, style) if error.runs else "", failures)
+        return Output(render(error.runs, style) if error.runs else "", error.messages)
 
 
 def embed(

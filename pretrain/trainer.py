@@ -25,8 +25,7 @@ from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.probes import generator_of
 from m2d_bench.schedules import learning_rate, scaled_rate
-from m2d_bench.settings import replacing
-from m2d_bench.training import RESUME, agreed, stops
+from m2d_bench.training import RESUME, agreed, last_good, stops, write_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -268,14 +267,13 @@ class Trainer:
         finite = torch.stack([loss for _, loss, _, _ in self._unchecked]).isfinite().tolist()
         if not all(finite):
             number, _, own, clips = self._unchecked[finite.index(False)]
-            kept = self.folder / RESUME
-            good = f"The last good state is {kept}" if kept.is_file() else "Nothing was saved before"
             names = self.source.names(clips.tolist())
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             here = "" if own.isfinite() else " on this device"
             raise TrainingError(
-                f"The loss or the gradient of step {number} is not finite{here}. {good}. Try a lower base_rate than "
-                f"{self.recipe.base_rate:g}, or --precision fp32. Its batch: {', '.join(names[:_NAMED])}{more}"
+                f"The loss or the gradient of step {number} is not finite{here}. {last_good(self.folder)}. "
+                f"Try a lower base_rate than {self.recipe.base_rate:g}, or --precision fp32. "
+                f"Its batch: {', '.join(names[:_NAMED])}{more}"
             )
         self._unchecked.clear()
 
@@ -294,19 +292,16 @@ class Trainer:
 
     def save_resume(self) -> None:
         """Writes all that is needed to go on, whole or not at all."""
-        if self.fabric.is_global_zero:
-            state = {
-                "step": self.step,
-                "recipe": self.recipe.values(),
-                "data": self.source.fingerprint,
-                "norm_stats": self.source.norm_stats,
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),  # of fp16, the loss scale
-            }
-            with replacing(self.folder / RESUME) as file:
-                torch.save(state, file)
-        self.fabric.barrier()
+        state = {
+            "step": self.step,
+            "recipe": self.recipe.values(),
+            "data": self.source.fingerprint,
+            "norm_stats": self.source.norm_stats,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # of fp16, the loss scale
+        }
+        write_resume(self.fabric, self.folder, state)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `save_resume` wrote; after `prepare`.
