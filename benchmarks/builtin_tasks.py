@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from m2d_bench import tasks
 from m2d_bench.registry import resolve
-from m2d_bench.tasks.synthetic import SAMPLE_RATE
+from m2d_bench.tasks.synthetic.scene import SAMPLE_RATE
 
 RATE, N_FFT, HOP = 16000, 400, 160
 MEL = get_mel(sr=RATE, n_fft=N_FFT, n_mels=80, fmin=50, fmax=8000)

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m2d_bench import linear, zoo
+from m2d_bench import linear
+from m2d_bench.encoders import zoo
 from m2d_bench.results import summary
 from m2d_bench.settings import Compute
 

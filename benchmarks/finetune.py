@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from m2d_bench import zoo
-from m2d_bench.checkpoint import Labels
+from m2d_bench.encoders import zoo
+from m2d_bench.encoders.checkpoint import Labels
+from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as recipes
 from m2d_bench.finetuning.batches import Plan
 from m2d_bench.finetuning.trainer import Selection, Trainer
-from m2d_bench.frontend import LogMel
-from m2d_bench.probes import generator_of
-from m2d_bench.training import launch
+from m2d_bench.randomness import generator_of
+from m2d_bench.training.launch import launch
 
 CLASSES = tuple(map(str, range(50)))
 

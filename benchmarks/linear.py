@@ -23,7 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from m2d_bench.probes import ProbeSettings, Problem, draw_validation, run_probes
+from m2d_bench.evaluation.probes import run_probes
+from m2d_bench.evaluation.problems import ProbeSettings, Problem
+from m2d_bench.tasks.splits import draw_validation
 
 N_CLIPS, N_CLASSES, N_FOLDS = 2000, 50, 5
 SETTINGS = ProbeSettings()

@@ -25,7 +25,7 @@ from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain.flops import peak_flops
 from m2d_bench.pretrain.sources import Source
 from m2d_bench.pretrain.trainer import Trainer
-from m2d_bench.training import launch
+from m2d_bench.training.launch import launch
 
 
 class Noise(Source):

@@ -15,7 +15,7 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from m2d_bench import runs
-from tests.result_records import many
+from tests.results.result_records import many
 
 
 def main() -> None:

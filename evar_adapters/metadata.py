@@ -8,9 +8,9 @@ from pathlib import Path
 import soundfile
 
 from m2d_bench import audio, tasks
-from m2d_bench import dataset as datasets
 from m2d_bench.progress import track
 from m2d_bench.settings import Storage
+from m2d_bench.tasks import dataset as datasets
 
 
 def export(task: str, folder: Path, storage: Storage = Storage(), sample_rate: int = 16000) -> Path:

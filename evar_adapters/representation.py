@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from m2d_bench import variants, zoo
+from m2d_bench.encoders import variants, zoo
+from m2d_bench.encoders.frontend import F_MIN, N_MELS
+from m2d_bench.encoders.patchout import encode_patched_out
 from m2d_bench.errors import UsageError
-from m2d_bench.frontend import F_MIN, N_MELS
-from m2d_bench.patchout import encode_patched_out
 
 try:
     from evar.ar_base import BaseAudioRepr
@@ -31,8 +31,8 @@ class _Representation(BaseAudioRepr):  # type: ignore[misc]
     """An encoder of the family under EVAR's contract.
 
     Args:
-        cfg: EVAR's settings. Read are `weight_file` (any name or path of `m2d_bench.zoo`; where it is empty, what
-            `m2d_bench.variants` finds), `mean` and `std` (the checkpoint's own where they are empty), `output_layers`
+        cfg: EVAR's settings. Read are `weight_file` (any name or path of `encoders.zoo`; where it is empty, what
+            `encoders.variants` finds), `mean` and `std` (the checkpoint's own where they are empty), `output_layers`
             (their features are stacked; all where empty), `flat_features`, `dur_frames`, `freeze_embed`,
             `training_mask`; those of the spectrogram are checked. `feature_d` and `weight_file` are set to what was
             found, so that EVAR's files tell.

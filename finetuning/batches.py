@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_bench.augment import draw_crops, draw_masks, draw_mixup
-from m2d_bench.dataset import Dataset
-from m2d_bench.encoder import M2DEncoder
+from m2d_bench.encoders.frontend import N_MELS
+from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.patchout import draw_windows
 from m2d_bench.errors import DataError
 from m2d_bench.finetuning.recipe import Recipe
-from m2d_bench.frontend import N_MELS
 from m2d_bench.parallel import map_ahead
-from m2d_bench.patchout import draw_windows
-from m2d_bench.probes import generator_of
+from m2d_bench.randomness import generator_of
+from m2d_bench.tasks.dataset import Dataset
+from m2d_bench.training.augment import draw_crops, draw_masks, draw_mixup
 
 _AHEAD = 2  # steps that are read while another is trained
 

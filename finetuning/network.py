@@ -10,14 +10,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from m2d_bench.checkpoint import Checkpoint, Labels
-from m2d_bench.classifier import Classifier, Head
-from m2d_bench.encoder import M2DEncoder
+from m2d_bench.encoders.checkpoint import Checkpoint, Labels
+from m2d_bench.encoders.classifier import Classifier, Head
+from m2d_bench.encoders.frontend import N_MELS
+from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.patchout import encode_kept
+from m2d_bench.encoders.vit import ViT
 from m2d_bench.errors import UsageError
 from m2d_bench.finetuning.recipe import Recipe
-from m2d_bench.frontend import N_MELS
-from m2d_bench.patchout import encode_kept
-from m2d_bench.vit import ViT
 
 
 class Backbone(nn.Module):

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from m2d_bench import recipes
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import unknown
+from m2d_bench.training import recipes
 
 logger = logging.getLogger(__name__)
 

@@ -15,28 +15,33 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from m2d_bench import dataset as datasets
-from m2d_bench import metrics, runs, tasks, zoo
-from m2d_bench.checkpoint import Checkpoint, Labels
-from m2d_bench.dataset import Dataset
-from m2d_bench.encoder import M2DEncoder, facts_of
-from m2d_bench.errors import M2DBenchError, TasksFailed, UsageError
+from m2d_bench import runs, tasks
+from m2d_bench.encoders import zoo
+from m2d_bench.encoders.checkpoint import Checkpoint, Labels
+from m2d_bench.encoders.frontend import LogMel
+from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.protocol import facts_of
+from m2d_bench.errors import M2DBenchError, UsageError
+from m2d_bench.evaluation import metrics
+from m2d_bench.evaluation.metrics import check_scorable
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as own_recipes
 from m2d_bench.finetuning.batches import Plan, Reader
 from m2d_bench.finetuning.recipe import Recipe
 from m2d_bench.finetuning.settings import BestBy, FinetuneSettings
 from m2d_bench.finetuning.trainer import BEST, LAST, Epoch, Selection, Step, Trainer
-from m2d_bench.frontend import LogMel
-from m2d_bench.log import Log, Rate
-from m2d_bench.probes import check_scorable, generator_of
 from m2d_bench.progress import bar
+from m2d_bench.randomness import generator_of
 from m2d_bench.registry import unknown
-from m2d_bench.runs import Predictions, Run, Score
+from m2d_bench.runs import Predictions, Run, Score, TasksFailed
 from m2d_bench.settings import command_line, file_name, make_folder
-from m2d_bench.splits import VALIDATION_FRACTION, Split, draws_validation, folds, splits
+from m2d_bench.tasks import dataset as datasets
+from m2d_bench.tasks.dataset import Dataset
+from m2d_bench.tasks.splits import VALIDATION_FRACTION, Split, draws_validation, folds, splits
 from m2d_bench.tasks.task import Task
-from m2d_bench.training import RESUME, launch, read_resume
+from m2d_bench.training.launch import launch
+from m2d_bench.training.log import Log, Rate
+from m2d_bench.training.loop import RESUME, read_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric

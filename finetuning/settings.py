@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from m2d_bench.errors import UsageError
 from m2d_bench.output import Names
 from m2d_bench.settings import Storage
-from m2d_bench.training import Precision
+from m2d_bench.training.launch import Precision
 
 BestBy = Literal["auto", "valid", "test", "last"]
 Kept = Literal["all", "best", "none"]

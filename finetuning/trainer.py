@@ -20,15 +20,16 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from m2d_bench import checkpoint, metrics
-from m2d_bench.augment import mask, mix, resize_crops
-from m2d_bench.classifier import Classifier
+from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders.classifier import Classifier
 from m2d_bench.errors import AudioError, DataError, TrainingError
+from m2d_bench.evaluation import metrics
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning.batches import Draws, Plan, Reader
-from m2d_bench.schedules import learning_rate
 from m2d_bench.tasks.task import Metric
-from m2d_bench.training import agreed, last_good, stops, write_resume
+from m2d_bench.training.augment import mask, mix, resize_crops
+from m2d_bench.training.loop import agreed, last_good, stops, write_resume
+from m2d_bench.training.schedules import learning_rate
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric

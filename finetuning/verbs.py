@@ -9,15 +9,16 @@ from typing import Annotated
 from cyclopts import Parameter
 from tabulate import tabulate
 
-from m2d_bench import recipes, zoo
-from m2d_bench.errors import TasksFailed, UsageError
+from m2d_bench.encoders import zoo
+from m2d_bench.errors import UsageError
 from m2d_bench.finetuning import recipe as own_recipes
 from m2d_bench.finetuning import run
 from m2d_bench.finetuning.settings import FinetuneSettings
 from m2d_bench.output import Flat, Names, Output
 from m2d_bench.registry import resolve
-from m2d_bench.runs import Run
-from m2d_bench.training import is_first_process
+from m2d_bench.runs import Run, TasksFailed
+from m2d_bench.training import recipes
+from m2d_bench.training.launch import is_first_process
 
 
 def finetune(

@@ -10,8 +10,8 @@ import os
 import torch
 from torch import Tensor, nn
 
-from m2d_bench import timestamps, zoo
-from m2d_bench.encoder import M2DEncoder
+from m2d_bench.encoders import timestamps, zoo
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import UsageError
 from m2d_bench.settings import Compute
 
@@ -48,7 +48,7 @@ def load_model(
     device: str = "auto",
     precision: str = "auto",
 ) -> HearModel:
-    """Loads a model by any name `m2d_bench.zoo` knows, frozen and in evaluation mode.
+    """Loads a model by any name `m2d_bench.encoders.zoo` knows, frozen and in evaluation mode.
 
     Args:
         model_file_path: A path, a released name or `random:NAME`; the default model if empty.

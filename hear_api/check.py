@@ -9,7 +9,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from m2d_bench import zoo
+from m2d_bench.encoders import zoo
 from m2d_bench.errors import M2DBenchError
 from m2d_bench.output import Output
 from m2d_bench.progress import track

@@ -1,11 +1,11 @@
-"""HEAR API with M2D as the default model; its weights are found by `m2d_bench.variants`."""
+"""HEAR API with M2D as the default model; its weights are found by `m2d_bench.encoders.variants`."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from m2d_bench import variants
+from m2d_bench.encoders import variants
 
 from . import api
 from .api import get_scene_embeddings, get_timestamp_embeddings

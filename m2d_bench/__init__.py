@@ -6,29 +6,24 @@ imported on first use.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2d_bench.registry import resolve
 
 if TYPE_CHECKING:
-    from m2d_bench.evaluation import LinearSettings as LinearSettings
-    from m2d_bench.evaluation import linear as linear
-    from m2d_bench.zoo import load as load_encoder
+    from m2d_bench.encoders.zoo import load as load_encoder
+    from m2d_bench.evaluation.linear import LinearSettings as LinearSettings
+    from m2d_bench.evaluation.linear import linear as linear
 
-# In a source checkout the rooms lie beside this folder, not in it; `python -m …` started there finds them too.
-_checkout = Path(__file__).parents[1]
-if (_checkout / "pyproject.toml").is_file():
-    __path__.append(str(_checkout))
 
 __version__ = "0.1.0"
 __all__ = ["LinearSettings", "finetune", "linear", "load_encoder"]
 
 _LAZY = {
-    "LinearSettings": "m2d_bench.evaluation:LinearSettings",
+    "LinearSettings": "m2d_bench.evaluation.linear:LinearSettings",
     "finetune": "m2d_bench.finetuning.run:finetune",
-    "linear": "m2d_bench.evaluation:linear",
-    "load_encoder": "m2d_bench.zoo:load",
+    "linear": "m2d_bench.evaluation.linear:linear",
+    "load_encoder": "m2d_bench.encoders.zoo:load",
 }
 
 

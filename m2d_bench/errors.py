@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from m2d_bench.runs import Run
-
 
 class M2DBenchError(Exception):
     """Root of every error this package raises on bad input or a broken environment."""
@@ -31,21 +25,6 @@ class DataError(M2DBenchError):
 
 class RunError(M2DBenchError):
     """A run record cannot be read or written."""
-
-
-class TasksFailed(M2DBenchError):
-    """Some tasks of an evaluation failed; the others were done.
-
-    Args:
-        failures: Error of each failed task.
-        runs: Records of the tasks that were done.
-    """
-
-    def __init__(self, failures: Mapping[str, Exception], runs: Sequence[Run]) -> None:
-        self.messages = tuple(f"{task} failed: {error}" for task, error in failures.items())
-        super().__init__("\n".join(self.messages))
-        self.failures = failures
-        self.runs = runs
 
 
 class TrainingError(M2DBenchError):

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 import numpy as np
 from filelock import FileLock
 
-from m2d_bench.errors import RunError, UsageError
+from m2d_bench.errors import M2DBenchError, RunError, UsageError
 from m2d_bench.settings import file_name, replacing
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,21 @@ class Predictions:
     scores: np.ndarray
     valid_scores: np.ndarray
     classes: np.ndarray
+
+
+class TasksFailed(M2DBenchError):
+    """Some tasks of an evaluation failed; the others were done.
+
+    Args:
+        failures: Error of each failed task.
+        runs: Records of the tasks that were done.
+    """
+
+    def __init__(self, failures: Mapping[str, Exception], runs: Sequence[Run]) -> None:
+        self.messages = tuple(f"{task} failed: {error}" for task, error in failures.items())
+        super().__init__("\n".join(self.messages))
+        self.failures = failures
+        self.runs = runs
 
 
 def environment(device: str) -> dict[str, Any]:

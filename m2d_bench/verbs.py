@@ -11,14 +11,17 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from tabulate import tabulate
 
-from m2d_bench import checkpoint, evaluation, tasks, zoo
-from m2d_bench import predict as predicting
-from m2d_bench.checkpoint import Checkpoint
-from m2d_bench.embeddings import check_output, embed_files, write_embeddings
-from m2d_bench.errors import TasksFailed, UsageError
-from m2d_bench.evaluation import LinearSettings
+from m2d_bench import tasks
+from m2d_bench.encoders import checkpoint, zoo
+from m2d_bench.encoders.checkpoint import Checkpoint
+from m2d_bench.errors import UsageError
+from m2d_bench.evaluation import linear as evaluation
+from m2d_bench.evaluation import predict as predicting
+from m2d_bench.evaluation.embeddings import check_output, embed_files, write_embeddings
+from m2d_bench.evaluation.linear import LinearSettings
 from m2d_bench.output import Flat, Names, Output
 from m2d_bench.registry import resolve
+from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Compute, Storage
 
 

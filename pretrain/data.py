@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from m2d_bench import audio
+from m2d_bench.encoders.frontend import SAMPLE_RATES
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.frontend import SAMPLE_RATES
 from m2d_bench.progress import bar
 
 from . import images, parts, shards

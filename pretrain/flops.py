@@ -32,7 +32,7 @@ from typing import Literal
 
 import torch
 
-from m2d_bench.vit import ViTConfig
+from m2d_bench.encoders.vit import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from m2d_bench.encoders.vit import ViT, ViTConfig, initialise
 from m2d_bench.pretrain import methods
 from m2d_bench.pretrain.flops import Branch, encoder_branches, predictor_branch, training_flops
 from m2d_bench.pretrain.masking import Mask, draw, n_visible
 from m2d_bench.pretrain.predictor import Predictor
 from m2d_bench.registry import unknown
-from m2d_bench.vit import ViT, ViTConfig, initialise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

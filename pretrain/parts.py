@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from m2d_bench import audio
-from m2d_bench.embeddings import map_ahead
+from m2d_bench.encoders.frontend import SAMPLE_RATES, LogMel
 from m2d_bench.errors import AudioError, UsageError
-from m2d_bench.frontend import SAMPLE_RATES, LogMel
+from m2d_bench.evaluation.embeddings import map_ahead
 from m2d_bench.progress import bar
 from m2d_bench.settings import replacing
 

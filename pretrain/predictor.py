@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from m2d_bench.encoders.vit import Block, ViTConfig, sincos_positions
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain.masking import Mask
-from m2d_bench.vit import Block, ViTConfig, sincos_positions
 
 
 class Predictor(nn.Module):

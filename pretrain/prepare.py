@@ -15,8 +15,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from m2d_bench import audio
+from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.frontend import N_MELS, LogMel
 from m2d_bench.settings import make_folder, replacing
 
 from . import shards

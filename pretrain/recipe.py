@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from m2d_bench import recipes
+from m2d_bench.encoders.vit import SIZES, ViTConfig
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import method
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.registry import unknown
-from m2d_bench.vit import SIZES, ViTConfig
+from m2d_bench.training import recipes
 
 FOLDER = Path(__file__).parent / "recipes"
 

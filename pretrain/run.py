@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from m2d_bench import dataset, runs, tasks
-from m2d_bench.errors import TasksFailed, UsageError
-from m2d_bench.evaluation import linear
-from m2d_bench.log import Log, Rate
+from m2d_bench import runs, tasks
+from m2d_bench.errors import UsageError
+from m2d_bench.evaluation.linear import linear
 from m2d_bench.output import Names
 from m2d_bench.pretrain import weights
 from m2d_bench.pretrain.data import measure_norm_stats, open_source
@@ -24,8 +23,12 @@ from m2d_bench.pretrain.sources import Source
 from m2d_bench.pretrain.trainer import Step, Trainer
 from m2d_bench.pretrain.watch import Watch, split
 from m2d_bench.progress import bar
+from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Storage, file_name, make_folder, replacing
-from m2d_bench.training import RESUME, Precision, launch, read_resume
+from m2d_bench.tasks import dataset
+from m2d_bench.training.launch import Precision, launch
+from m2d_bench.training.log import Log, Rate
+from m2d_bench.training.loop import RESUME, read_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric

@@ -26,15 +26,15 @@ from typing import BinaryIO
 
 import numpy as np
 
+from m2d_bench.encoders.frontend import N_MELS
 from m2d_bench.errors import DataError
-from m2d_bench.frontend import N_MELS
 from m2d_bench.settings import replacing
 
 FORMAT = 1
 """Version of the layout."""
 
 FRONT_END = 1
-"""Version of the numbers m2d_bench.frontend computes: to be raised with them, so that old folders are refused."""
+"""Version of the numbers encoders.frontend computes: to be raised with them, so that old folders are refused."""
 
 INDEX, ROWS, FILES, FAILURES = "index.json", "index.npy", "files.csv", "failures.csv"
 ROW = np.dtype([("file", "<i4"), ("shard", "<i4"), ("frames", "<i4"), ("offset", "<i8")])

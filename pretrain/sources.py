@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from m2d_bench import audio
+from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import AudioError, DataError, UsageError
-from m2d_bench.frontend import N_MELS, LogMel
 
 from . import shards
 from .listing import Paths

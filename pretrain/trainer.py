@@ -23,9 +23,9 @@ from m2d_bench.pretrain.data import Source, loader
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.recipe import Recipe
-from m2d_bench.probes import generator_of
-from m2d_bench.schedules import learning_rate, scaled_rate
-from m2d_bench.training import RESUME, agreed, last_good, stops, write_resume
+from m2d_bench.randomness import generator_of
+from m2d_bench.training.loop import RESUME, agreed, last_good, stops, write_resume
+from m2d_bench.training.schedules import learning_rate, scaled_rate
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric

@@ -8,14 +8,14 @@ from typing import Annotated
 from cyclopts import Parameter
 from tabulate import tabulate
 
-from m2d_bench import recipes
 from m2d_bench.errors import UsageError
 from m2d_bench.output import Flat, Output
 from m2d_bench.pretrain import recipe as own_recipes
 from m2d_bench.pretrain import run
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.settings import Storage
-from m2d_bench.training import is_first_process
+from m2d_bench.training import recipes
+from m2d_bench.training.launch import is_first_process
 
 
 def pretrain(

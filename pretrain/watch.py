@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_bench.log import Log
 from m2d_bench.pretrain import pictures
 from m2d_bench.pretrain.features import diagnose
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.sources import Source
-from m2d_bench.probes import generator_of
+from m2d_bench.randomness import generator_of
+from m2d_bench.training.log import Log
 
 BATCH = 64
 

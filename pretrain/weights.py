@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m2d_bench import checkpoint
-from m2d_bench.checkpoint import Checkpoint
-from m2d_bench.encoder import EncoderConfig
+from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders.checkpoint import Checkpoint
+from m2d_bench.encoders.frontend import N_MELS
+from m2d_bench.encoders.m2d import EncoderConfig
+from m2d_bench.encoders.vit import SIZES, ViTConfig
 from m2d_bench.errors import CheckpointError
-from m2d_bench.frontend import N_MELS
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.settings import replacing
-from m2d_bench.vit import SIZES, ViTConfig
 
 _PREFIXES = {"encoder.": "", "predictor.mask_token": "mask_token", "predictor.": "decoder_"}
 

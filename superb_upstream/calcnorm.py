@@ -13,8 +13,8 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset
 
+from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import UsageError
-from m2d_bench.frontend import LogMel
 from m2d_bench.progress import track
 from m2d_bench.registry import unknown
 

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from m2d_bench import variants, zoo
-from m2d_bench.encoder import M2DEncoder
+from m2d_bench.encoders import variants, zoo
+from m2d_bench.encoders.frontend import LogMel
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import AudioError, UsageError
-from m2d_bench.frontend import LogMel
 from m2d_bench.settings import Compute
 
 from . import norm_stats
@@ -142,7 +142,7 @@ def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None 
 
     Args:
         variant: m2d, m2d_s, m2d_as or msm_mae: whose weights to look for without `ckpt`.
-        ckpt: s3prl's -k: any name or path of `m2d_bench.zoo`, alone or with statistics (`norm_stats.parse`).
+        ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo`, alone or with statistics (`norm_stats.parse`).
         model_config: s3prl's -g: a YAML file with statistics (`norm_stats.read`).
         settings: Of the encoder, as for `zoo.load`.
 

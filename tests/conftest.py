@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2d_bench.checkpoint import Checkpoint, parse_name
-from m2d_bench.encoder import M2DEncoder
-from m2d_bench.vit import ViT, ViTConfig, initialise
+from m2d_bench.encoders.checkpoint import Checkpoint, parse_name
+from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.vit import ViT, ViTConfig, initialise
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -39,7 +39,7 @@ def small_encoder(
     """A random encoder of width 128 and depth 2."""
     import torch
 
-    from m2d_bench.encoder import EncoderConfig
+    from m2d_bench.encoders.m2d import EncoderConfig
 
     vit = ViTConfig(width=128, depth=2, patch_size=patch_size, input_size=(80, frames))
     config = EncoderConfig(name="small", vit=vit, sample_rate=sample_rate, **settings)  # type: ignore[arg-type]

@@ -155,7 +155,7 @@ def test_embed_writes_what_it_can_and_names_what_it_cannot(capsys, tmp_path):
 
 def test_embed_refuses_an_unknown_suffix_before_any_work(capsys, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", np.ones(16000), 16000)
-    monkeypatch.setattr("m2d_bench.zoo.load", None)  # not even the model is read
+    monkeypatch.setattr("m2d_bench.encoders.zoo.load", None)  # not even the model is read
     code, _, err = run(capsys, "embed", tmp_path / "a.wav", "-o", tmp_path / "out.csv", "--model", MODEL)
     assert code == 2
     assert ".npz or .parquet" in err

@@ -10,8 +10,8 @@ import pytest
 
 from m2d_bench import runs
 from m2d_bench.cli import build, main
-from tests.result_records import record
-from tests.test_folders import keep
+from tests.results.result_records import record
+from tests.results.test_folders import keep
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -62,7 +62,7 @@ def test_importing_every_module_changes_no_global_state():
         "after = (torch.initial_seed(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())\n"
         "assert before == after, (before, after)"
     )
-    assert "m2d_bench.zoo" in loaded_by(code)
+    assert "m2d_bench.encoders.zoo" in loaded_by(code)
 
 
 def module_name(path):

@@ -14,6 +14,6 @@ TASK = Task(
     n_classes=8,
     n_clips=640,
     folds=Folds(column="fold", count=5),
-    generator="m2d_bench.tasks._espeak:language",
+    generator="m2d_bench.tasks.synthetic.espeak:language",
     source="eSpeak NG in https://pypi.org/project/espeakng-loader",
 )

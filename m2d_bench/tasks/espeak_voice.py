@@ -14,6 +14,6 @@ TASK = Task(
     n_classes=20,
     n_clips=800,
     folds=Folds(column="fold", count=5),
-    generator="m2d_bench.tasks._espeak:voice",
+    generator="m2d_bench.tasks.synthetic.espeak:voice",
     source="eSpeak NG in https://pypi.org/project/espeakng-loader",
 )

@@ -14,6 +14,6 @@ TASK = Task(
     n_classes=20,
     n_clips=600,
     folds=Folds(column="fold", count=5),
-    generator="m2d_bench.tasks._espeak:words",
+    generator="m2d_bench.tasks.synthetic.espeak:words",
     source="eSpeak NG in https://pypi.org/project/espeakng-loader",
 )

@@ -14,6 +14,6 @@ TASK = Task(
     n_classes=10,
     n_clips=700,
     folds=Folds(column="fold", count=5),
-    generator="m2d_bench.tasks._events:clips",
+    generator="m2d_bench.tasks.synthetic.events:clips",
     source="made by m2d_bench itself",
 )

@@ -14,6 +14,6 @@ TASK = Task(
     n_classes=10,
     n_clips=800,
     folds=Folds(column="fold", count=5),
-    generator="m2d_bench.tasks._gm:family",
+    generator="m2d_bench.tasks.synthetic.gm:family",
     source="TimGM6mb.sf2 in https://pypi.org/project/pretty_midi",
 )

@@ -14,6 +14,6 @@ TASK = Task(
     n_classes=24,
     n_clips=768,
     folds=Folds(column="fold", count=4),
-    generator="m2d_bench.tasks._gm:pitch",
+    generator="m2d_bench.tasks.synthetic.gm:pitch",
     source="TimGM6mb.sf2 in https://pypi.org/project/pretty_midi",
 )

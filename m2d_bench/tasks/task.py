@@ -70,7 +70,7 @@ class Task:
         label: Index column of the label; several labels of a clip stand in one cell, separated by commas.
         source: Where the data comes from.
         version: Raised whenever a change would alter scores.
-        generator: `module:function` that yields the clips of a synthetic task; see `tasks.synthetic`.
+        generator: `module:function` that yields the clips of a synthetic task; see `tasks.synthetic.scene`.
         lister: `module:function` that lists a task kept in another tool's files: (their place, sample rate in Hz) →
             folder of the clips, entries.
         folder: Where those files lie.

@@ -11,13 +11,13 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cosine_similarity
 
+from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import pictures
 from m2d_bench.pretrain.flops import Branch, target_branch
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel, StepResult, standardised
 from m2d_bench.pretrain.predictor import take
-from m2d_bench.vit import ViTConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

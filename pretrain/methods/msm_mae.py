@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.pretrain import pictures
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel, StepResult, standardised
 from m2d_bench.pretrain.patches import to_patches
 from m2d_bench.pretrain.predictor import take
-from m2d_bench.vit import ViTConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""Encoders: what gives embeddings, under one contract (`protocol`), by name (`zoo`)."""

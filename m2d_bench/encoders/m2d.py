@@ -1,0 +1,306 @@
+"""Audio encoders: the contract every room relies on, and the encoder of the M2D family that fulfils it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, HOP_MS, N_MELS, LogMel
+from m2d_bench.encoders.protocol import Lengths, Waveform, check_waveform
+from m2d_bench.encoders.vit import ViT, ViTConfig
+from m2d_bench.errors import AudioError, UsageError
+
+Features = Literal["stacked", "flat"]
+Encoding = Literal["chunks", "one_pass"]
+
+EMBEDDING_VERSION = 1
+"""Part of every digest; raised when a change of the code changes embeddings, so that caches and records start anew."""
+
+_TOKENS_AT_ONCE = 16384
+"""Patch tokens per forward pass of the blocks: bounds the memory of long audio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Everything that, with the weights, determines an embedding.
+
+    Args:
+        name: Name of the model, for people; not part of its identity.
+        vit: Shape of the transformer.
+        sample_rate: 16000 or 32000 Hz.
+        norm_stats: Mean and standard deviation of the log-mel spectrograms of pre-training.
+        features: "stacked" concatenates the frequency patches of a frame (N_F·D), "flat" averages them (D).
+        encoding: "chunks" cuts the input into windows of the model's input size; "one_pass" encodes it at once, with
+            the positional embedding resized when the input is wider.
+        dur_frames: With "one_pass", the window in frames instead of the whole input (fine-tuning's fixed length).
+    """
+
+    name: str
+    vit: ViTConfig
+    sample_rate: int = 16000
+    norm_stats: tuple[float, float] = DEFAULT_NORM_STATS
+    features: Features = "stacked"
+    encoding: Encoding = "chunks"
+    dur_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("features", get_args(Features)), ("encoding", get_args(Encoding))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.vit.input_size[0] != N_MELS:
+            raise UsageError(f"The front end gives {N_MELS} mel bins, the input size says {self.vit.input_size[0]}.")
+        numbers = isinstance(self.norm_stats, tuple | list) and [isinstance(x, int | float) for x in self.norm_stats]
+        if numbers != [True, True] or not self.norm_stats[1] > 0:
+            raise UsageError(f"norm_stats is (mean, standard deviation above 0), got {self.norm_stats!r}.")
+        if not isinstance(self.dur_frames, int | None):
+            raise UsageError(f"dur_frames is a whole number of frames, got {self.dur_frames!r}.")
+        if self.dur_frames is not None and (self.encoding != "one_pass" or self.dur_frames < self.vit.patch_size[1]):
+            raise UsageError(
+                f"dur_frames={self.dur_frames}: a window for encoding='one_pass' of at least one patch "
+                f"({self.vit.patch_size[1]} frames); encoding is {self.encoding!r}."
+            )
+
+
+class M2DEncoder(nn.Module):
+    """Encoder of the M2D family (M2D, M2D-S, M2D-X, M2D-AS, MSM-MAE): waveform → embeddings.
+
+    Source: M2D-X (2024), III-A2, eq. 4.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.front_end = LogMel(config.sample_rate)
+        self.vit = ViT(config.vit)
+        self.precision: Literal["fp32", "bf16"] = "fp32"
+        self.sample_rate = config.sample_rate
+        self.hop_ms = HOP_MS * config.vit.patch_size[1]
+        stacked = config.vit.grid_size[0] if config.features == "stacked" else 1
+        self.scene_embedding_size = self.timestamp_embedding_size = stacked * config.vit.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where waveforms are taken."""
+        return self.vit.cls_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; embeddings are float32 whatever it is."""
+        return self.vit.cls_token.dtype
+
+    def _autocast(self, device_type: str) -> torch.autocast:
+        """The autocast in force around the blocks: this encoder's precision, else what the caller set."""
+        if self.precision == "bf16":
+            return torch.autocast(device_type, dtype=torch.bfloat16)
+        return torch.autocast(device_type, enabled=torch.is_autocast_enabled(device_type))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the configuration (without the name) and the weights as they are now, 16 hexadecimal digits."""
+        config = {key: value for key, value in asdict(self.config).items() if key != "name"}
+        sha = hashlib.sha256(json.dumps([EMBEDDING_VERSION, config], sort_keys=True).encode())
+        for key, tensor in sorted(self.vit.state_dict().items()):
+            sha.update(key.encode())
+            sha.update(tensor.detach().float().cpu().contiguous().numpy())
+        return sha.hexdigest()[:16]
+
+    def hidden_states(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, sample_rate: int | None = None
+    ) -> list[Tensor]:
+        """Features of every block, the last one after the final norm.
+
+        Args:
+            waveform: [S] or [B, S], tensor or array of floats in [-1, 1], from 25 ms to hours.
+            lengths: Real samples of each row of a padded batch; each row then gets what it gets alone, and zeros in
+                the frames beyond its end (see `frame_counts`).
+            sample_rate: Rate of the waveform, checked if given.
+
+        Returns:
+            One [B, T, D] float32 tensor a block; D = N_F·width stacked, width flat.
+
+        Raises:
+            AudioError: Wrong rate, shape, type or length, or values that are not finite.
+        """
+        batch, lengths = self._check(waveform, lengths, sample_rate)
+        return self.encode_log_mel(*self.log_mel(batch, lengths))
+
+    def timestamp_embeddings(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, sample_rate: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Last layer's features and the centres of their frames.
+
+        Args and Raises: as for `hidden_states`.
+
+        Returns:
+            Embeddings [B, T, D] float32, and timestamps [B, T] float64 in milliseconds from the start.
+        """
+        batch, lengths = self._check(waveform, lengths, sample_rate)
+        (embeddings,) = self.encode_log_mel(*self.log_mel(batch, lengths), last_only=True)
+        timestamps = self._timestamps(embeddings.shape[1], int(self.front_end.frame_counts(lengths).max()))
+        return embeddings, timestamps.to(embeddings.device).expand(len(embeddings), -1)
+
+    def scene_embeddings(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, sample_rate: int | None = None
+    ) -> Tensor:
+        """Mean over time of the last layer's features: [B, D] float32. Args and Raises: as for `hidden_states`."""
+        batch, lengths = self._check(waveform, lengths, sample_rate)
+        (embeddings,) = self.encode_log_mel(*self.log_mel(batch, lengths), last_only=True)
+        counts = self.frame_counts(lengths).to(embeddings.device)
+        return embeddings.sum(1) / counts[:, None]
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """Embedding frames of waveforms of the given lengths in samples."""
+        frames = self.front_end.frame_counts(lengths)
+        return self._columns(frames, self.window(int(frames.max()))).sum(1)
+
+    def log_mel(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised log-mel spectrograms of a padded batch, and their real numbers of frames.
+
+        Args:
+            waveform: [B, S] float32.
+            lengths: [B] samples.
+
+        Returns:
+            [B, 1, 80, frames], zero beyond each row's end, and [B] frames.
+        """
+        mean, std = self.config.norm_stats
+        frames = self.front_end.frame_counts(lengths)
+        if bool((lengths == lengths[0]).all()):
+            return (self.front_end(waveform[:, : int(lengths[0])]) - mean) / std, frames
+        rows = [self.front_end(row[None, :n])[0] for row, n in zip(waveform, lengths.tolist(), strict=True)]
+        longest = int(frames.max())
+        return torch.stack([nn.functional.pad((r - mean) / std, (0, longest - r.shape[-1])) for r in rows]), frames
+
+    def encode_log_mel(self, log_mel: Tensor, frames: Tensor, *, last_only: bool = False) -> list[Tensor]:
+        """Encodes normalised log-mel spectrograms window by window.
+
+        Args:
+            log_mel: [B, C, F, frames], zero beyond each row's end.
+            frames: Real frames of each row, [B].
+            last_only: Return the last layer alone.
+
+        Returns:
+            [B, T, D] float32 per layer, zero beyond each row's end.
+        """
+        patch_time = self.config.vit.patch_size[1]
+        window = self.window(int(frames.max()))
+        columns = self._columns(frames, window)
+        n_windows, widest = columns.shape[1], int(columns.max())
+        padded = nn.functional.pad(log_mel, (0, n_windows * window - log_mel.shape[-1]))
+        windows = padded.unfold(-1, window, window).permute(0, 3, 1, 2, 4)  # a view [B, n_windows, C, F, window]
+        n_layers = 1 if last_only else self.config.vit.depth
+        size = (*columns.shape, widest, self.timestamp_embedding_size)
+        outputs = [log_mel.new_zeros(size, dtype=torch.float32) for _ in range(n_layers)]
+        for row, place in self._groups(columns):
+            width = int(columns[row, place].max())
+            x = windows[row, place][..., : width * patch_time]
+            layers = self._encode_windows(x, columns[row, place], self._positions(width))
+            for output, layer in zip(outputs, layers[-n_layers:], strict=True):
+                output[row, place, :width] = layer
+        total = int(columns.sum(1).max())
+        return [output.flatten(1, 2)[:, :total] for output in outputs]
+
+    def encode_patches(self, log_mel: Tensor, kept: Tensor, *, last_only: bool = False) -> list[Tensor]:
+        """Encodes some patches of a window.
+
+        Args:
+            log_mel: Normalised, [B, C, F, whole patches] of one window at most.
+            kept: Indices into the frequency-major patches, [B, n].
+            last_only: Return the last layer alone.
+
+        Returns:
+            [B, n, width] float32 per layer.
+        """
+        with self._autocast(log_mel.device.type):
+            positions = self._positions(log_mel.shape[-1] // self.config.vit.patch_size[1])
+            tokens = self.vit.embed(log_mel.to(self.dtype), positions)
+            layers = self.vit(tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1])))
+        return [layer[:, 1:].float() for layer in (layers[-1:] if last_only else layers)]
+
+    def _groups(self, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows that are encoded together, as (row, place) indices.
+
+        The widest windows go first, without a mask; all narrower ones follow under one. Each width goes alone in one
+        pass, where it has positions of its own, and below fp32, where masked attention rounds otherwise than unmasked.
+        """
+        widest = int(columns.max())
+        below_fp32 = self.precision == "bf16" or torch.is_autocast_enabled(self.device.type)
+        if self._positions_of_each_width or below_fp32 or self.dtype != torch.float32:
+            alike = [columns == width for width in columns[columns > 0].unique().tolist()]
+        else:
+            alike = [columns == widest, (columns > 0) & (columns < widest)]
+        at_once = max(1, _TOKENS_AT_ONCE // (self.config.vit.grid_size[0] * widest))
+        for group in alike:
+            for chosen in group.nonzero().split(at_once):
+                if len(chosen):
+                    yield chosen[:, 0], chosen[:, 1]
+
+    @property
+    def _positions_of_each_width(self) -> bool:
+        """Whether inputs of different widths have different positional embeddings."""
+        return self.config.encoding == "one_pass" and self.config.dur_frames is None
+
+    def _positions(self, width: int) -> Tensor:
+        """Positional embedding of a window of `width` patch columns, [N_F, width, D]."""
+        whole = width if self._positions_of_each_width else self.window(0) // self.config.vit.patch_size[1]
+        return self.vit.positions(whole)[:, :width]
+
+    def _encode_windows(self, x: Tensor, columns: Tensor, positions: Tensor) -> list[Tensor]:
+        """[W, C, F, frames] of which `columns` [W] patch columns are real → [W, columns, D] a layer."""
+        n_freq, n_time = self.config.vit.grid_size[0], x.shape[-1] // self.config.vit.patch_size[1]
+        real = (torch.arange(n_time) < columns[:, None]).to(x.device)
+        ragged = bool((columns < n_time).any())
+        with self._autocast(x.device.type):
+            layers = self.vit(self.vit.embed(x.to(self.dtype), positions), real.repeat(1, n_freq) if ragged else None)
+        results = []
+        for layer in layers:
+            grid = layer[:, 1:].float().unflatten(1, (n_freq, n_time)).transpose(1, 2)
+            features = grid.flatten(2) if self.config.features == "stacked" else grid.mean(2)
+            results.append(features * real[..., None] if ragged else features)
+        return results
+
+    def window(self, frames: int) -> int:
+        """Frames of a window: the model's input size, or the whole input (to whole patches) in one pass."""
+        if self.config.encoding == "chunks":
+            return self.config.vit.input_size[1]
+        patch_time = self.config.vit.patch_size[1]
+        return self.config.dur_frames or -(-frames // patch_time) * patch_time
+
+    def window_columns(self, frames: int) -> list[int]:
+        """Patch columns of each window of an input of so many frames."""
+        return [int(n) for n in self._columns(torch.tensor([frames]), self.window(frames))[0]]
+
+    def _columns(self, frames: Tensor, window: int) -> Tensor:
+        """Patch columns in each window of each row, [B, windows]; the last window is padded to whole patches."""
+        patch_time = self.config.vit.patch_size[1]
+        starts = torch.arange(0, int(frames.max()), window)
+        real = (frames[:, None] - starts).clamp(0, window)
+        return (-(-real // patch_time)).clamp(max=window // patch_time)
+
+    def _timestamps(self, count: int, frames: int) -> Tensor:
+        """Centres in ms of the first `count` patch columns; a spectrogram frame is centred at its index × hop."""
+        patch_time = self.config.vit.patch_size[1]
+        window = self.window(frames)
+        per_window = window // patch_time
+        index = torch.arange(count, dtype=torch.float64)
+        first_frame = (index // per_window) * window + (index % per_window) * patch_time
+        return (first_frame + (patch_time - 1) / 2) * HOP_MS
+
+    def _check(self, waveform: Waveform, lengths: Lengths | None, sample_rate: int | None) -> tuple[Tensor, Tensor]:
+        """Waveforms as [B, S] float32 on the encoder's device and lengths [B] on the CPU, or an AudioError."""
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            raise AudioError(
+                f"The waveform is at {sample_rate} Hz, {self.config.name} takes {self.sample_rate} Hz. "
+                f"Read it with m2d_bench.audio.read(path, {self.sample_rate}), or resample it with "
+                f"soxr.resample(waveform, {sample_rate}, {self.sample_rate})."
+            )
+        return check_waveform(waveform, lengths, self.device)
+
+    def extra_repr(self) -> str:
+        return f"{self.config.name}, {self.sample_rate} Hz, a frame every {self.hop_ms:g} ms"

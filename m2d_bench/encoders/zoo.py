@@ -1,0 +1,182 @@
+"""A model's name → an encoder: shipped, released, a path, or random weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from m2d_bench.encoders import checkpoint, classifier, download
+from m2d_bench.encoders.checkpoint import Checkpoint
+from m2d_bench.encoders.classifier import Classifier
+from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.vit import ViT, initialise
+from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.registry import unknown
+from m2d_bench.settings import Compute, Storage
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "m2d_tiny"
+RANDOM = "random:"
+_DEFAULT_ARCHITECTURE = "m2d_vit_tiny-80x608p16x16"
+_RANDOM_SEED = 0
+_RELEASES = "https://github.com/nttcslab/m2d/releases/download"
+LICENCE = "NTT's own licence, for evaluation: https://github.com/nttcslab/m2d"
+
+
+@dataclass(frozen=True)
+class Release:
+    """Released weights: a zip file in a release of github.com/nttcslab/m2d that holds one folder of this name."""
+
+    name: str
+    tag: str
+    about: str
+
+    @property
+    def url(self) -> str:
+        """Address of the zip file."""
+        return f"{_RELEASES}/{self.tag}/{self.name}.zip"
+
+
+RELEASED = {
+    release.name: release
+    for release in (
+        Release("m2d_vit_base-80x608p16x16-221006-mr7", "v0.1.0", "M2D, masking ratio 0.7, AudioSet"),
+        Release("m2d_vit_base-80x608p16x16-221006-mr6", "v0.1.0", "M2D, masking ratio 0.6, AudioSet"),
+        Release("m2d_vit_base-80x608p16x16-221006-mr7_enconly", "v0.1.0", "M2D, masking ratio 0.7, encoder only"),
+        Release("m2d_vit_base-80x608p16x16-220930-mr7_enconly", "v0.1.0", "M2D, masking ratio 0.7, encoder only"),
+        Release("m2d_vit_base-80x200p16x4-230529", "v0.1.0", "M2D, a frame every 40 ms, AudioSet"),
+        Release("m2d_as_vit_base-80x608p16x16-240213", "v0.1.0", "M2D-AS, AudioSet with labels"),
+        Release("m2d_as_vit_base-80x608p16x16p32k-240413_enconly", "v0.1.0", "M2D-AS at 32 kHz, encoder only"),
+        Release("m2d_clap_vit_base-80x608p16x16-240128", "v0.1.0", "M2D-CLAP, AudioSet with captions"),
+        Release("m2d_s_vit_base-80x608p80x2-230220", "v0.2.0", "M2D-S, 6 s input, LibriSpeech"),
+        Release("m2d_s_vit_base-80x512p80x2-230301", "v0.2.0", "M2D-S, 5 s input, LibriSpeech"),
+        Release("m2d_s_vit_base-80x400p80x2-230201", "v0.2.0", "M2D-S, 4 s input, LibriSpeech"),
+        Release("m2d_vit_base-80x1001p16x16-221006-mr7_as_46ab246d", "v0.3.0", "M2D fine-tuned on AudioSet"),
+        Release("m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly", "v0.3.0", "M2D-AS fine-tuned on AudioSet"),
+        Release("m2d_as_vit_base-80x1001p16x16p32k-240413_AS-FT_enconly", "v0.3.0", "the same at 32 kHz"),
+        Release("m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly", "v0.3.0", "M2D-CLAP fine-tuned on AudioSet"),
+    )
+}
+
+
+def load(
+    name: str | os.PathLike[str] = DEFAULT,
+    *,
+    compute: Compute = Compute(),
+    storage: Storage = Storage(),
+    **changes: Any,
+) -> M2DEncoder:
+    """Loads an encoder by name, frozen and in evaluation mode.
+
+    Args:
+        name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt or .safetensors · `random:NAME` (the
+            architecture of NAME with random weights).
+        compute: Device and precision.
+        storage: The cache folder released weights are downloaded into.
+        changes: `device` and `precision`, short for `compute`; and settings of the encoder to change: `features`,
+            `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
+
+    Raises:
+        UsageError: Unknown name or setting.
+        CheckpointError: The weights cannot be had, or are not what they claim to be.
+    """
+    shorthand = {key: changes.pop(key) for key in ("device", "precision") if key in changes}
+    compute = replace(compute, **shorthand)
+    encoder = read(name, storage=storage, **changes).build().to(compute.torch_device())
+    encoder.precision = compute.resolved_precision()
+    return encoder
+
+
+def load_classifier(
+    name: str | os.PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    multilabel: bool | None = None,
+    compute: Compute = Compute(),
+    storage: Storage = Storage(),
+) -> Classifier:
+    """Loads a fine-tuned model with its head, frozen and in evaluation mode.
+
+    Args:
+        name: As for `load`; a model with a head.
+        classes: Names of the head's outputs; by default those the checkpoint says, else numbers.
+        multilabel: Whether a clip may have several; by default what the checkpoint says.
+        compute: Device and precision.
+        storage: The cache folder released weights are downloaded into.
+
+    Raises:
+        UsageError: Unknown name.
+        CheckpointError: The weights cannot be had, or have no head or another number of classes.
+    """
+    found = classifier.build(read(name, storage=storage), classes, multilabel).to(compute.torch_device())
+    found.encoder.precision = compute.resolved_precision()
+    return found
+
+
+def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **changes: Any) -> Checkpoint:
+    """The checkpoint behind a name, with everything it holds. Args and Raises: as for `load`."""
+    name = os.fspath(name)
+    if name == DEFAULT:
+        logger.warning("%s: its weights are not trained yet; these are random ones, the floor of every table.", DEFAULT)
+        return _random(DEFAULT, _DEFAULT_ARCHITECTURE, changes)
+    if name.startswith(RANDOM):
+        inner = name.removeprefix(RANDOM)
+        return _random(name, _DEFAULT_ARCHITECTURE if inner == DEFAULT else inner, changes)
+    if name in RELEASED:
+        return checkpoint.read(_released(RELEASED[name], storage.cache_root / "weights"), **changes)
+    path = Path(os.path.expanduser(name))
+    if name and (path.exists() or path.suffix.lower() in checkpoint.SUFFIXES):
+        return checkpoint.read(path, **changes)
+    raise unknown("model", name, [DEFAULT, *RELEASED], "m2d-bench models, or give a path or random:NAME")
+
+
+def _random(name: str, architecture: str, changes: dict[str, Any]) -> Checkpoint:
+    """Fresh weights, the same for the same architecture on every machine."""
+    config = checkpoint.parse_name(architecture)
+    if config is None:
+        raise UsageError(
+            f"{name!r} names no architecture. After {RANDOM} comes {DEFAULT} or a name in the released form, such as "
+            f"m2d_vit_base-80x608p16x16 or m2d_s_vit_small-80x400p80x2p16k."
+        )
+    config = checkpoint.change(config, {"name": name, **changes})
+    vit = initialise(ViT(config.vit), torch.Generator().manual_seed(_RANDOM_SEED))
+    return Checkpoint(config=config, encoder=vit.state_dict())
+
+
+def _released(release: Release, folder: Path) -> Path:
+    """Path of released weights in the cache, downloaded and unpacked once."""
+    target = folder / release.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not any(target.glob("*.pth")):
+            archive = folder / f"{release.name}.zip"
+            logger.warning("%s: %s", release.name, LICENCE)
+            download.fetch(release.url, archive, manual=f"put its .pth file into {target}")
+            _unpack(archive, target)
+            archive.unlink()
+    return target
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Takes the one .pth file out of a released zip; the target folder appears whole or not at all."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.infolist() if member.filename.endswith(".pth")]
+            if len(members) != 1:
+                raise CheckpointError(f"{archive}: holds {len(members)} .pth files, expected one.")
+            members[0].filename = Path(members[0].filename).name
+            partial = target.with_name(target.name + ".part")
+            file.extract(members[0], partial)
+            partial.rename(target)
+    except zipfile.BadZipFile as error:
+        archive.unlink()
+        raise CheckpointError(f"{archive}: not a whole zip file ({error}); it was removed, try again.") from error

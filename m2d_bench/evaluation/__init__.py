@@ -1,0 +1,1 @@
+"""Frozen embeddings and what is trained on them: probes, metrics, predictions."""

@@ -1,0 +1,266 @@
+"""The linear probe: every seed and fold is one slice of a batched problem [P, C, D] with gradients written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.adam import adam
+
+from m2d_bench.evaluation.metrics import batched_scores
+from m2d_bench.evaluation.problems import ProbeSettings, Problem
+from m2d_bench.tasks.task import Metric
+
+Report = Callable[[int, Mapping[str, float], Sequence[float], Tensor], None]
+_ROWS = 8192  # of features converted at a time
+_ELEMENTS = 2**22  # standardised or evaluated at a time
+
+
+def fit_linear(
+    features: Tensor,
+    labels: Tensor,
+    problems: Sequence[Problem],
+    settings: ProbeSettings,
+    metric: Metric,
+    device: torch.device,
+    precision: Literal["fp32", "bf16"],
+    report: Report,
+    progress: Callable[[int], None],
+) -> None:
+    """Train a linear probe on every problem; see `probes.run_probes` for the arguments.
+
+    Args:
+        report: Called when a problem is finished, with its index, `{"epoch": best}`, each epoch's validation score, and
+            the best epoch's logits [N, C] of its test rows.
+        progress: Called with a number of epochs done.
+
+    Source: M2D-X (2024), section IV-B.
+    """
+    store = _store(features, precision, device)
+    labels = labels.to(device)
+    for group in _groups(problems, device):
+        _BatchedProbes(store, labels, problems, group, settings, metric).fit(report, progress)
+
+
+def _groups(problems: Sequence[Problem], device: torch.device) -> list[list[int]]:
+    """Which problems are trained side by side, by their index."""
+    if device.type != "cpu":
+        return [list(range(len(problems)))]
+    seeds = dict.fromkeys(problem.seed for problem in problems)
+    return [[i for i, problem in enumerate(problems) if problem.seed == seed] for seed in seeds]
+
+
+def _store(features: Tensor, precision: Literal["fp32", "bf16"], device: torch.device) -> Tensor:
+    """The features on the device; as bf16 they are standardised over all rows first, lest large means eat the bits.
+
+    That common standardisation carries nothing from test into training: each problem standardises again by its own.
+    """
+    if precision == "fp32":
+        return features.to(device, torch.float32)
+    shift, scale = _standardisation(features, torch.arange(len(features)))
+    store = torch.empty(features.shape, dtype=torch.bfloat16, device=device)
+    for start in range(0, len(features), _ROWS):
+        store[start : start + _ROWS] = torch.addcmul(shift, features[start : start + _ROWS].float(), scale)
+    return store
+
+
+def _standardisation(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale, each [D] fp32: features × scale + shift has mean 0 and biased variance 1 over the rows.
+
+    Columns without variance get scale 1, as scikit-learn's StandardScaler does.
+    """
+    rows = rows.to(features.device)
+    shifts, scales = [], []
+    for columns in features.split(max(64, _ELEMENTS // (8 * len(rows))), dim=1):
+        part = columns[rows].double()
+        mean = part.mean(0)
+        part -= mean
+        deviation = part.square_().mean(0).sqrt()
+        constant = deviation <= torch.finfo(torch.float64).eps * len(rows) * mean.abs()
+        scale = torch.where(constant, 1.0, 1 / deviation)
+        shifts.append(-mean * scale)
+        scales.append(scale)
+    return torch.cat(shifts).float(), torch.cat(scales).float()
+
+
+@dataclass
+class _Run:
+    """Where one of the problems trained side by side stands."""
+
+    index: int
+    problem: Problem
+    generator: Generator
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    scores: list[float] = field(default_factory=list)
+
+
+class _BatchedProbes:
+    """Linear probes trained side by side: row i of every tensor belongs to run i, runs with most training rows first.
+
+    `state` stacks parameters, gradients, Adam's two moments and the best parameters so far, each [P, C·D + C]: weights
+    [C, D], then biases. A step therefore takes the first runs alone where the others have no batch left in the epoch.
+    """
+
+    def __init__(
+        self,
+        store: Tensor,
+        labels: Tensor,
+        problems: Sequence[Problem],
+        group: list[int],
+        settings: ProbeSettings,
+        metric: Metric,
+    ) -> None:
+        self.store, self.labels, self.settings, self.metric = store, labels, settings, metric
+        self.n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+        group = sorted(group, key=lambda i: -len(problems[i].train))
+        self.runs = [_Run(i, problems[i], problems[i].generator()) for i in group]
+        self.train = [run.problem.train.cpu() for run in self.runs]
+        self.valid, self.valid_present = _pad([run.problem.valid for run in self.runs], store.device)
+        self.batch_weights = self._batch_weights()
+        statistics = [_standardisation(store, rows) for rows in self.train]
+        self.shift, self.scale = (torch.stack(both)[:, None] for both in zip(*statistics, strict=True))
+        self.state = torch.zeros(5, len(group), self.n_classes * (store.shape[1] + 1), device=store.device)
+        self.steps = torch.zeros(len(group), device=store.device)
+        bound = store.shape[1] ** -0.5
+        for run, parameters in zip(self.runs, self.state[0], strict=True):
+            drawn = torch.empty(parameters.shape).uniform_(-bound, bound, generator=run.generator)
+            parameters.copy_(drawn)
+
+    def fit(self, report: Report, progress: Callable[[int], None]) -> None:
+        """Train until every run is finished, reporting each when it is."""
+        for epoch in range(1, self.settings.epochs + 1):
+            self._train_epoch()
+            running = len(self.runs)
+            finished = self._validate(epoch)
+            for i in finished:
+                report(*self._outcome(i))
+            progress(running + len(finished) * (self.settings.epochs - epoch))
+            self._drop(finished)
+            if not self.runs:
+                return
+
+    def _train_epoch(self) -> None:
+        size = self.settings.probe_batch_size
+        shuffled = [
+            rows[torch.randperm(len(rows), generator=run.generator)]
+            for rows, run in zip(self.train, self.runs, strict=True)
+        ]
+        order = pad_sequence(shuffled, batch_first=True).to(self.store.device, non_blocking=True)
+        for start in range(0, order.shape[1], size):
+            active = sum(len(rows) > start for rows in self.train)
+            batch = (slice(active), slice(start, start + size))
+            self._step(order[batch], self.batch_weights[batch])
+
+    def _step(self, rows: Tensor, weights: Tensor) -> None:
+        """One Adam step of the first runs.
+
+        Args:
+            rows: The clips of each run's batch, [P, B].
+            weights: What each clip counts in its batch's mean, 0 for padding, [P, B].
+        """
+        active = len(rows)
+        parameters, gradients, mean, square, _ = self.state[:, :active]
+        x = self._standardised(rows, slice(active), self.store.dtype)
+        logits = self._logits(parameters, x)
+        if self.labels.ndim == 1:
+            error = logits.softmax(1)
+            error.scatter_add_(1, self.labels[rows][:, None], torch.full_like(error[:, :1], -1.0))
+        else:
+            error = logits.sigmoid() - self.labels[rows].mT
+        error *= weights[:, None]
+        weight, bias = self._split(gradients)
+        weight.copy_(torch.bmm(error.to(x.dtype), x))
+        torch.sum(error, 2, out=bias)
+        adam(
+            list(parameters.unbind()),
+            list(gradients.unbind()),
+            list(mean.unbind()),
+            list(square.unbind()),
+            [],
+            list(self.steps[:active].unbind()),
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+        )
+
+    def _validate(self, epoch: int) -> list[int]:
+        """Keep the weights that are the best so far; the runs that are finished.
+
+        A tie counts as better, as in the reference: small validation splits have few distinct scores, and training goes
+        on while they only stand still.
+        """
+        logits = self._evaluate(self.state[0], self.valid, slice(None))
+        scores = batched_scores(self.metric, logits.mT, self.labels[self.valid], self.valid_present).tolist()
+        for run, score in zip(self.runs, scores, strict=True):
+            run.scores.append(score)
+        better = [i for i, run in enumerate(self.runs) if scores[i] >= run.best_score]
+        for i in better:
+            self.runs[i].best_score, self.runs[i].best_epoch = scores[i], epoch
+            self.state[4, i] = self.state[0, i]
+        last = epoch == self.settings.epochs
+        return [i for i, run in enumerate(self.runs) if last or epoch - run.best_epoch >= self.settings.patience]
+
+    def _outcome(self, i: int) -> tuple[int, dict[str, float], list[float], Tensor]:
+        """A finished run's index, best epoch, validation scores, and test logits [N, C] of the best weights."""
+        run, one = self.runs[i], slice(i, i + 1)
+        rows = run.problem.test.to(self.store.device)
+        logits = self._evaluate(self.state[4, one], rows[None], one)[0].T
+        return run.index, {"epoch": run.best_epoch}, run.scores, logits
+
+    def _drop(self, finished: list[int]) -> None:
+        """Let the finished runs leave the batch."""
+        if not finished:
+            return
+        keep = [i for i in range(len(self.runs)) if i not in finished]
+        self.runs, self.train = [self.runs[i] for i in keep], [self.train[i] for i in keep]
+        self.state = self.state[:, keep]
+        for name in ("steps", "shift", "scale", "valid", "valid_present"):
+            setattr(self, name, getattr(self, name)[keep])
+        if keep:
+            self.batch_weights = self._batch_weights()
+
+    def _batch_weights(self) -> Tensor:
+        """What each place of an epoch counts in the mean of its batch, [P, longest]."""
+        size = self.settings.probe_batch_size
+        lengths = torch.tensor([[len(rows)] for rows in self.train])
+        place = torch.arange(int(lengths.max()))
+        in_batch = (lengths - place // size * size).clamp(1, size)
+        classes = self.n_classes if self.labels.ndim == 2 else 1
+        return ((place < lengths) / (in_batch * classes)).to(self.store.device)
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of weights [P, C, D] and biases [P, C] in flat parameters or gradients."""
+        n_weights = self.n_classes * self.store.shape[1]
+        return flat[:, :n_weights].unflatten(1, (self.n_classes, -1)), flat[:, n_weights:]
+
+    def _standardised(self, rows: Tensor, runs: slice, dtype: torch.dtype) -> Tensor:
+        x = self.store.index_select(0, rows.flatten()).view(*rows.shape, -1).to(dtype)
+        return torch.addcmul(self.shift[runs].to(dtype), x, self.scale[runs].to(dtype), out=x)
+
+    def _logits(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Logits [P, C, B] of standardised features [P, B, D], their products in the features' precision."""
+        weight, bias = self._split(parameters)
+        return torch.bmm(weight.to(x.dtype), x.mT) + bias[:, :, None]
+
+    def _evaluate(self, parameters: Tensor, rows: Tensor, runs: slice) -> Tensor:
+        """Logits [P, C, V] of the rows [P, V], in fp32 and a part of the rows at a time."""
+        size = max(1, _ELEMENTS // (len(rows) * self.store.shape[1]))
+        parts = (self._standardised(part, runs, torch.float32) for part in rows.split(size, dim=1))
+        return torch.cat([self._logits(parameters, part) for part in parts], dim=2)
+
+
+def _pad(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of different length as one matrix, and where it is not padding."""
+    present = pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in rows], batch_first=True)
+    return pad_sequence([each.cpu() for each in rows], batch_first=True).to(device), present.to(device)

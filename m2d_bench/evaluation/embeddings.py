@@ -1,0 +1,220 @@
+"""Clips → scene embeddings, once: encoded in batches, cached on disk shard by shard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from m2d_bench import audio
+from m2d_bench.encoders.protocol import AudioEncoder
+from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.parallel import map_ahead
+from m2d_bench.progress import bar, track
+from m2d_bench.settings import Compute, Storage, file_name, make_folder, replacing
+from m2d_bench.tasks.dataset import Dataset
+
+_SHARD = 64
+"""Clips a file of the cache; a killed run loses at most one shard."""
+
+_SECONDS_AT_ONCE = 640
+"""Seconds of padded audio a batch of files may hold: bounds memory when files are long."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Scene embeddings of a data set in two views.
+
+    Args:
+        features: [N + M, D] float32: N clips from their start, then M random crops of the clips that are longer.
+        clips: Clip behind each row, [N + M].
+        crop_rows: Row of each clip's training view, [N].
+    """
+
+    features: Tensor
+    clips: Tensor
+    crop_rows: Tensor
+
+
+def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: Storage) -> Embeddings:
+    """Embeds every clip of a data set, or reads what an earlier call left in the cache.
+
+    Args:
+        encoder: Any encoder.
+        dataset: The clips.
+        compute: Batch size and decoding threads.
+        storage: The cache folder.
+
+    Raises:
+        DataError: Clips that cannot be decoded; all are named, and the work on the others is kept.
+    """
+    durations, _ = dataset.durations(compute.jobs)  # what is wrong with a file is said when it is read
+    longer = np.flatnonzero(dataset.longer(durations))
+    views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in longer]
+    folder = storage.cache_root / "embeddings" / encoder.digest / _key(encoder, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures: list[str] = []
+    shards = [views[i : i + _SHARD] for i in range(0, len(views), _SHARD)]
+    with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops") as advance:
+        for number, shard in enumerate(shards):
+            path = folder / f"{number:05d}.npy"
+            if not _is_whole(path, len(shard), encoder.scene_embedding_size):
+                _encode_shard(encoder, dataset, shard, path, compute, failures)
+            advance(len(shard))
+    if failures:
+        raise DataError(
+            f"{dataset.task.name}: {len(failures)} of {len(dataset.files)} clips cannot be used; the work on "
+            f"the others is kept. Repair or replace: {'; '.join(failures[:10])}{' …' if len(failures) > 10 else ''}"
+        )
+    features = np.empty((len(views), encoder.scene_embedding_size), dtype=np.float32)
+    for number, shard in enumerate(shards):
+        features[number * _SHARD :][: len(shard)] = np.load(folder / f"{number:05d}.npy")
+    clips = torch.tensor([clip for clip, _ in views])
+    crop_rows = torch.arange(len(dataset.files))
+    crop_rows[clips[len(dataset.files) :]] = torch.arange(len(dataset.files), len(views))
+    return Embeddings(torch.from_numpy(features), clips, crop_rows)
+
+
+def _key(encoder: AudioEncoder, dataset: Dataset) -> str:
+    """Name of the cache folder of these clips in this precision."""
+    task, precision = dataset.task, getattr(encoder, "precision", "fp32")
+    identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {precision}"
+    return f"{file_name(task.name)}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def _is_whole(path: Path, rows: int, size: int) -> bool:
+    """Whether a shard is there and complete; one that a crash cut short is made again."""
+    try:
+        return np.load(path, mmap_mode="r").shape == (rows, size)
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _encode_shard(
+    encoder: AudioEncoder,
+    dataset: Dataset,
+    views: Sequence[tuple[int, bool]],
+    path: Path,
+    compute: Compute,
+    failures: list[str],
+) -> None:
+    """Writes the embeddings of one shard's clips; with a clip that cannot be read, adds to the failures instead."""
+
+    def read(view: tuple[int, bool]) -> np.ndarray | str:
+        clip, crop = view
+        try:
+            return dataset.waveform(clip, encoder.sample_rate, place=dataset.crop_place(clip) if crop else 0.0)
+        except AudioError as error:
+            return str(error)
+
+    results, broken = [], []
+    batch: list[np.ndarray] = []
+    ahead = 2 * compute.batch_size
+    for number, waveform in enumerate(map_ahead(read, views, compute.jobs, ahead), 1):
+        if isinstance(waveform, str):
+            broken.append(waveform)
+        else:
+            batch.append(waveform)
+        if len(batch) == compute.batch_size or (number == len(views) and batch):
+            with torch.inference_mode():
+                results.append(encoder.scene_embeddings(torch.from_numpy(np.stack(batch))).float().cpu().numpy())
+            batch = []
+    failures += broken
+    if broken:
+        return
+    embeddings = np.concatenate(results)
+    if not np.isfinite(embeddings).all():
+        raise DataError(f"{dataset.task.name}: the encoder returned NaN or infinity; try --precision fp32.")
+    with replacing(path) as file:
+        np.save(file, embeddings)
+
+
+def embed_files(
+    encoder: AudioEncoder, files: Sequence[Path], compute: Compute, least_seconds: float = 0.0
+) -> tuple[list[Path], np.ndarray, list[str]]:
+    """Scene embeddings of whole sound files of any length, batched by like length.
+
+    Args:
+        encoder: Any encoder that takes `lengths`.
+        files: Sound files.
+        compute: Batch size and decoding threads.
+        least_seconds: Duration that shorter files are zero-padded to.
+
+    Returns:
+        The files that could be read, in the order given; their embeddings [N, D] float32; and a message for each other.
+    """
+    durations: dict[Path, float] = {}
+    failures = []
+    for file in files:
+        try:
+            durations[file] = audio.duration(file)
+        except AudioError as error:
+            failures.append(str(error))
+    ordered = sorted(durations, key=lambda file: durations[file])
+    found: dict[Path, np.ndarray] = {}
+
+    def read(file: Path) -> np.ndarray | AudioError:
+        try:
+            waveform = audio.read(file, encoder.sample_rate)
+        except AudioError as error:
+            return error
+        return np.pad(waveform, (0, max(0, round(least_seconds * encoder.sample_rate) - len(waveform))))
+
+    def flush(batch: list[tuple[Path, np.ndarray]]) -> None:
+        lengths = [len(waveform) for _, waveform in batch]
+        padded = np.stack([np.pad(waveform, (0, max(lengths) - len(waveform))) for _, waveform in batch])
+        with torch.inference_mode():
+            scenes = encoder.scene_embeddings(padded, lengths).float().cpu().numpy()  # type: ignore[call-arg]
+        found.update(zip((file for file, _ in batch), scenes, strict=True))
+
+    batch: list[tuple[Path, np.ndarray]] = []
+    waveforms = map_ahead(read, ordered, compute.jobs, compute.batch_size)
+    for file, waveform in track(zip(ordered, waveforms, strict=True), "Embedding", len(ordered), "files"):
+        if isinstance(waveform, AudioError):
+            failures.append(str(waveform))
+            continue
+        longest = max([len(waveform), *(len(other) for _, other in batch)])
+        full = len(batch) == compute.batch_size or (len(batch) + 1) * longest > _SECONDS_AT_ONCE * encoder.sample_rate
+        if batch and full:
+            flush(batch)
+            batch = []
+        batch.append((file, waveform))
+    if batch:
+        flush(batch)
+    done = [file for file in files if file in found]
+    return (
+        done,
+        np.stack([found[file] for file in done]) if done else np.empty((0, encoder.scene_embedding_size)),
+        failures,
+    )
+
+
+def check_output(path: Path) -> None:
+    """Raises a UsageError, before any work is done, unless embeddings can be written as this file."""
+    if path.suffix not in (".npz", ".parquet"):
+        raise UsageError(f"{path}: embeddings are written as .npz or .parquet.")
+    make_folder(path.parent)
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise UsageError(f"{path}: writing Parquet needs pyarrow. Run pip install 'm2d-bench[parquet]', or write .npz.")
+
+
+def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, encoder: AudioEncoder) -> None:
+    """Writes embeddings with their files' names and the encoder's digest, as .npz or .parquet; whole or not at all.
+
+    Raises:
+        UsageError: Another suffix, or .parquet without pyarrow.
+    """
+    check_output(path)
+    names = [str(file) for file in files]
+    with replacing(path) as file:
+        if path.suffix == ".npz":
+            np.savez(file, files=np.array(names), embeddings=embeddings, digest=np.array(encoder.digest))
+        else:
+            pd.DataFrame({"file": names, "embedding": list(embeddings), "digest": encoder.digest}).to_parquet(file)

@@ -1,0 +1,202 @@
+"""Probes on frozen features: a linear layer, nearest neighbours or logistic regression, for every seed and fold."""
+
+# No postponed annotations here: the command line reads the types of ProbeSettings from another module's subclass.
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from m2d_bench.errors import DataError
+from m2d_bench.evaluation.batched import fit_linear
+from m2d_bench.evaluation.metrics import check_scorable, score
+from m2d_bench.evaluation.problems import ProbeResult, ProbeSettings, Problem
+from m2d_bench.tasks.task import Metric
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+REGULARISATIONS = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def run_probes(
+    features: Tensor,
+    labels: Tensor,
+    problems: Sequence[Problem],
+    settings: ProbeSettings,
+    *,
+    metric: Metric,
+    other_metrics: Sequence[Metric] = (),
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    on_result: Callable[[ProbeResult], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[ProbeResult]:
+    """Train and test every problem.
+
+    A linear probe's result depends on no other problem, up to rounding. On a CPU the problems of one seed are trained
+    side by side and the seeds one after the other, so that what they touch stays in the cache; elsewhere all are
+    trained at once. Memory: the features on the device (with bf16, a standardised bf16 copy), never a copy per problem.
+
+    Args:
+        features: One row a clip or a view of it, [N, D] fp32 or bf16, not standardised: each problem does that by its
+            own training rows.
+        labels: Class indices [N] int64 (trained by cross-entropy), or multi-hot [N, C] (by binary cross-entropy over
+            clips and classes).
+        problems: The runs; their rows index `features` and `labels`.
+        settings: How to train.
+        metric: Scores the test rows and, on the validation rows, chooses the epoch.
+        other_metrics: What the test rows are scored by beside it.
+        device: Where the linear probe is trained; the others stay on the CPU.
+        precision: Of the linear probe's training products; weights, Adam and all that is evaluated stay fp32. bf16 is
+            several times faster where the processor multiplies it.
+        on_result: Called with each result as soon as it is there.
+        progress: Called with a number of epochs done; they add up to problems × `settings.epochs`.
+
+    Returns:
+        One result a problem, in the order of the problems.
+
+    Raises:
+        DataError: Features, labels or rows cannot be used as they are.
+    """
+    _check(features, labels, problems, (metric, *other_metrics))
+    results: dict[int, ProbeResult] = {}
+
+    def report(index: int, chosen: Mapping[str, float], valid_scores: Sequence[float], test_logits: Tensor) -> None:
+        problem = problems[index]
+        if not bool(test_logits.isfinite().all()):
+            raise DataError(
+                f"The probe diverged at seed {problem.seed}, fold {problem.fold}: its outputs are not finite. "
+                f"Try a lower learning rate than {settings.learning_rate:g}, or --precision fp32."
+            )
+        truth = labels[problem.test].to(test_logits.device)
+        found, *others = (score(each, test_logits, truth) for each in (metric, *other_metrics))
+        result = ProbeResult(
+            problem.seed,
+            problem.fold,
+            found,
+            len(problem.test),
+            valid_scores,
+            chosen,
+            dict(zip(other_metrics, others, strict=True)),
+            test_logits.cpu(),
+        )
+        results[index] = result
+        if on_result:
+            on_result(result)
+
+    advance = progress or (lambda epochs: None)
+    if settings.probe == "linear":
+        fit_linear(features, labels, problems, settings, metric, torch.device(device), precision, report, advance)
+    else:
+        for index, problem in enumerate(problems):
+            report(index, *_fit_sklearn(features, labels, problem, settings.probe, metric))
+            advance(settings.epochs)
+    return [results[index] for index in range(len(problems))]
+
+
+def _check(features: Tensor, labels: Tensor, problems: Sequence[Problem], metrics: Sequence[Metric]) -> None:
+    """Refuse what would train on nonsense."""
+    if features.ndim != 2 or features.dtype not in (torch.float32, torch.bfloat16):
+        raise DataError(
+            f"Features must be [N, D] float32 or bfloat16, got {list(features.shape)} {features.dtype}. "
+            "Give one row a clip and convert with .float()."
+        )
+    _check_labels(labels, len(features))
+    for start, part in enumerate(features.split(8192)):
+        bad = ~part.isfinite().all(1)
+        if bad.any():
+            row = start * 8192 + int(bad.nonzero()[0])
+            raise DataError(f"Features of row {row} hold NaN or infinity. Look at that clip, or embed again with fp32.")
+    for problem in problems:
+        where = f"of seed {problem.seed}, fold {problem.fold}"
+        for split in ("train", "valid", "test"):
+            rows = getattr(problem, split)
+            if len(rows) == 0:
+                raise DataError(
+                    f"The {split} split {where} is empty. Every problem needs clips to train, choose and test."
+                )
+            if int(rows.min()) < 0 or int(rows.max()) >= len(features):
+                raise DataError(f"The {split} split {where} names rows outside the {len(features)} rows of features.")
+            for metric in metrics if split == "test" else metrics[:1]:
+                check_scorable(metric, labels[rows], _count_classes(labels), f"The {split} split {where}")
+
+
+def _check_labels(labels: Tensor, n_rows: int) -> None:
+    if len(labels) != n_rows or labels.ndim not in (1, 2):
+        raise DataError(
+            f"Labels must be class indices [N], or multi-hot [N, C], with N = {n_rows}, the rows of features, "
+            f"got {list(labels.shape)}."
+        )
+    if labels.ndim == 1 and (labels.dtype != torch.int64 or int(labels.min()) < 0):
+        raise DataError(
+            f"Class indices must be int64 from 0, got {labels.dtype} with minimum {labels.min().item()}. "
+            "Number the classes 0, 1, 2, …"
+        )
+    if labels.ndim == 2 and not ((labels == 0) | (labels == 1)).all():
+        raise DataError("Multi-hot labels must be 0 or 1 everywhere. Give 1 where a clip bears a label.")
+
+
+def _fit_sklearn(
+    features: Tensor, labels: Tensor, problem: Problem, probe: Literal["knn", "logreg"], metric: Metric
+) -> tuple[dict[str, float], list[float], Tensor]:
+    """What validation chose, the score of each candidate there, and the chosen one's logits [N, C] on the test rows."""
+    train, *others = (features[rows].float().cpu().numpy() for rows in (problem.train, problem.valid, problem.test))
+    scaler = StandardScaler().fit(train)
+    splits = [scaler.transform(split) for split in (train, *others)]
+    candidates = _neighbours if probe == "knn" else _regressions
+    found: list[float] = []
+    best: tuple[dict[str, float], Tensor] | None = None
+    for chosen, valid, test in candidates(splits, labels, problem.train):
+        found.append(score(metric, valid, labels[problem.valid]))
+        if best is None or found[-1] > max(found[:-1]):
+            best = chosen, test
+    assert best is not None
+    return best[0], found, best[1]
+
+
+def _neighbours(
+    splits: list[np.ndarray], labels: Tensor, train_rows: Tensor
+) -> Iterator[tuple[dict[str, float], Tensor, Tensor]]:
+    """For each k, what share of a clip's k nearest training clips by cosine bears each label."""
+    train, *others = splits
+    n_classes = _count_classes(labels)
+    most = min(NEIGHBOURS[-1], len(train))
+    searcher = NearestNeighbors(n_neighbors=most, metric="cosine").fit(train)
+    nearest = [train_rows[torch.from_numpy(searcher.kneighbors(split, return_distance=False))] for split in others]
+    votes = [torch.zeros(len(split), n_classes) for split in others]
+    for k in range(1, most + 1):
+        for count, rows in zip(votes, nearest, strict=True):
+            found = labels[rows[:, k - 1]]
+            count += found if labels.ndim == 2 else one_hot(found, n_classes)
+        if k in NEIGHBOURS:
+            valid, test = (count / k for count in votes)
+            yield {"k": k}, valid, test
+
+
+def _regressions(
+    splits: list[np.ndarray], labels: Tensor, train_rows: Tensor
+) -> Iterator[tuple[dict[str, float], Tensor, Tensor]]:
+    """For each C, probabilities of the classes, or the labels' decision values if there may be several."""
+    train, *others = splits
+    targets = labels[train_rows].numpy()
+    for strength in REGULARISATIONS:
+        model = LogisticRegression(C=strength, max_iter=1000)
+        if labels.ndim == 2:
+            decide = OneVsRestClassifier(model).fit(train, targets).decision_function
+            valid, test = (torch.from_numpy(decide(split)) for split in others)
+        else:
+            model.fit(train, targets)
+            valid, test = (torch.zeros(len(split), _count_classes(labels), dtype=torch.float64) for split in others)
+            for probabilities, split in zip((valid, test), others, strict=True):
+                probabilities[:, model.classes_] = torch.from_numpy(model.predict_proba(split)).double()
+        yield {"C": strength}, valid, test
+
+
+def _count_classes(labels: Tensor) -> int:
+    return labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1

@@ -1,0 +1,1 @@
+"""The synthetic tasks: a generator of clips each, and the scene they are recorded in."""

@@ -1,0 +1,155 @@
+"""Clips are embedded once, shard by shard, whatever breaks on the way."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from m2d_bench import tasks
+from m2d_bench.errors import DataError, UsageError
+from m2d_bench.evaluation import embeddings
+from m2d_bench.settings import Compute, Storage
+from m2d_bench.tasks import dataset
+from tests.conftest import small_encoder, write_tones
+
+COMPUTE = Compute(device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def storage(tmp_path, tones):
+    return Storage(data=tones, cache=tmp_path)
+
+
+class Counting:
+    """An encoder of another make that counts the clips it is given."""
+
+    sample_rate, hop_ms, scene_embedding_size, timestamp_embedding_size, digest = 8000, 10.0, 2, 2, "counting"
+
+    def __init__(self):
+        self.clips = 0
+
+    def scene_embeddings(self, waveform):
+        self.clips += len(waveform)
+        return torch.stack([waveform.mean(1), waveform.std(1)], dim=1)
+
+
+def test_embeddings_are_those_of_single_clips(storage):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), small_encoder()
+    found = embeddings.encode(encoder, data, COMPUTE, storage)
+    assert found.features.shape == (400, 640)
+    for clip in (0, 33, 399):
+        alone = encoder.scene_embeddings(data.waveform(clip, 16000))[0]
+        assert torch.allclose(found.features[clip], alone, atol=1e-5)
+
+
+def test_a_second_call_reads_the_cache(storage):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    first = embeddings.encode(encoder, data, COMPUTE, storage)
+    assert encoder.clips == 400
+    second = embeddings.encode(encoder, data, COMPUTE, storage)
+    assert encoder.clips == 400
+    assert torch.equal(first.features, second.features)
+
+
+def test_a_killed_run_loses_at_most_a_shard(storage, monkeypatch):
+    monkeypatch.setattr(embeddings, "_SHARD", 100)
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    scene_embeddings = encoder.scene_embeddings
+
+    def killed(waveform):
+        if encoder.clips >= 250:
+            raise KeyboardInterrupt
+        return scene_embeddings(waveform)
+
+    encoder.scene_embeddings = killed
+    with pytest.raises(KeyboardInterrupt):
+        embeddings.encode(encoder, data, COMPUTE, storage)
+    encoder.scene_embeddings, encoder.clips = scene_embeddings, 0
+    embeddings.encode(encoder, data, COMPUTE, storage)
+    assert encoder.clips == 200
+
+
+def test_long_clips_have_a_second_view_for_training(tmp_path):
+    write_tones(tmp_path / "esc10")
+    soundfile.write(tmp_path / "esc10/audio/7.wav", np.linspace(-0.5, 0.5, 8000 * 8), 8000)
+    storage = Storage(data=tmp_path, cache=tmp_path / "cache")
+    found = embeddings.encode(Counting(), dataset.load(tasks.get("esc10"), storage), COMPUTE, storage)
+    assert len(found.features) == 401
+    assert found.crop_rows[7] == 400
+    assert found.clips[400] == 7
+    assert (found.crop_rows[:7] == torch.arange(7)).all()
+    assert not torch.equal(found.features[7], found.features[400])
+
+
+def test_broken_clips_are_all_named_and_the_others_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "_SHARD", 100)
+    write_tones(tmp_path / "esc10")
+    storage, encoder = Storage(data=tmp_path, cache=tmp_path / "cache"), Counting()
+    data = dataset.load(tasks.get("esc10"), storage)
+    for clip in (5, 350):
+        (tmp_path / f"esc10/audio/{clip}.wav").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"2 of 400 clips.*/5\.wav.*/350\.wav"):
+        embeddings.encode(encoder, data, COMPUTE, storage)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+
+
+def test_a_shard_that_a_crash_cut_short_is_made_again(storage):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    whole = embeddings.encode(encoder, data, COMPUTE, storage).features
+    first, second, *_ = sorted(storage.cache_root.rglob("*.npy"))
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:200])
+    encoder.clips = 0
+    assert torch.equal(embeddings.encode(encoder, data, COMPUTE, storage).features, whole)
+    assert encoder.clips == 128
+
+
+def test_other_precision_is_other_cache(storage):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), small_encoder()
+    first = embeddings._key(encoder, data)
+    encoder.precision = "bf16"
+    assert embeddings._key(encoder, data) != first
+
+
+def test_files_of_any_length_and_rate_are_embedded_as_if_alone(tmp_path):
+    encoder, files = small_encoder(), []
+    rng = np.random.default_rng(0)
+    for i, (rate, seconds) in enumerate([(16000, 3.0), (44100, 0.3), (8000, 12.0), (16000, 0.025)]):
+        files.append(tmp_path / f"{i}.wav")
+        soundfile.write(files[-1], 0.1 * rng.standard_normal(round(rate * seconds)), rate)
+    (tmp_path / "broken.wav").write_bytes(b"x")
+    done, scenes, failures = embeddings.embed_files(encoder, [*files, tmp_path / "broken.wav"], COMPUTE)
+    assert done == files
+    assert len(failures) == 1
+    assert "broken.wav" in failures[0]
+    from m2d_bench import audio
+
+    for file, scene in zip(files, scenes, strict=True):
+        alone = encoder.scene_embeddings(audio.read(file, 16000))[0].numpy()
+        assert np.allclose(scene, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_written_embeddings_are_read_back(tmp_path, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    scenes = np.arange(6, dtype=np.float32).reshape(2, 3)
+    path = tmp_path / f"out{suffix}"
+    embeddings.write_embeddings(path, [Path("a.wav"), Path("b.wav")], scenes, small_encoder())
+    if suffix == ".npz":
+        found = np.load(path)
+        names, values = found["files"].tolist(), found["embeddings"]
+    else:
+        table = pd.read_parquet(path)
+        names, values = table["file"].tolist(), np.stack(table["embedding"])
+    assert names == ["a.wav", "b.wav"]
+    assert np.array_equal(values, scenes)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"\.npz or \.parquet"):
+        embeddings.write_embeddings(tmp_path / "out.csv", [], np.zeros((0, 3)), small_encoder())

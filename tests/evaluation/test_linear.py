@@ -1,0 +1,227 @@
+"""The main job end to end: scores by the protocol, every finished seed kept, nothing computed twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from m2d_bench import linear, runs, tasks
+from m2d_bench.errors import UsageError
+from m2d_bench.evaluation import embeddings
+from m2d_bench.evaluation import linear as evaluation
+from m2d_bench.runs import TasksFailed
+from m2d_bench.settings import Compute, Storage
+from m2d_bench.tasks import dataset
+from tests.conftest import ESC10, small_encoder
+
+MODEL = "random:m2d_vit_tiny-80x208p16x16"
+
+
+@pytest.fixture
+def settings(tmp_path, tones):
+    return {
+        "data": tones,
+        "runs": tmp_path / "runs",
+        "device": "cpu",
+        "precision": "fp32",
+        "epochs": 30,
+        "learning_rate": 1e-3,
+    }
+
+
+def loaded(storage):
+    """The miniature's clips, and their embeddings."""
+    data = dataset.load(tasks.get("esc10"), storage)
+    return data, embeddings.encode(small_encoder(), data, Compute(device="cpu", precision="fp32"), storage)
+
+
+def scores(run):
+    return {(score.seed, score.fold): score.score for score in run.scores}
+
+
+def test_separable_tones_are_told_apart_on_every_seed_and_fold(settings):
+    (run,) = linear(small_encoder(), "esc10", seeds=2, **settings)
+    assert set(scores(run)) == {(seed, str(fold)) for seed in (42, 43) for fold in range(1, 6)}
+    assert np.mean(list(scores(run).values())) > 0.9
+    assert {score.n_test for score in run.scores} == {80}
+    assert run.repeated == ("initialisation", "shuffling", "validation split")
+    assert run.settings["probe_precision"] == "fp32"
+    assert torch.__version__.startswith(run.environment["versions"]["torch"].split("+")[0])
+
+
+def test_finished_seeds_are_read_and_only_missing_ones_computed(settings, monkeypatch):
+    first = linear(small_encoder(), "esc10", seeds=2, **settings)[0]
+    computed = []
+    run_probes = evaluation.run_probes
+
+    def spy(features, labels, problems, *args, **kwargs):
+        computed.extend(problem.seed for problem in problems)
+        return run_probes(features, labels, problems, *args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "run_probes", spy)
+    assert linear(small_encoder(), "esc10", seeds=2, **settings)[0] == first
+    assert computed == []
+    more = linear(small_encoder(), "esc10", seeds=3, **settings)[0]
+    assert set(computed) == {44}
+    assert scores(first).items() <= scores(more).items()
+    assert scores(linear(small_encoder(), "esc10", seeds=2, force=True, **settings)[0]) == scores(first)
+    assert set(computed) == {42, 43, 44}
+
+
+def test_force_keeps_the_seeds_it_was_not_asked_for_and_times_are_kept(settings):
+    before = linear(small_encoder(), "esc10", seeds=2, **settings)[0]
+    linear(small_encoder(), "esc10", seeds=1, force=True, **settings)
+    after = linear(small_encoder(), "esc10", seeds=2, **settings)[0]
+    assert scores(after) == scores(before)
+    assert after.seconds == before.seconds
+
+
+def test_changed_weights_are_another_encoder(settings):
+    encoder = small_encoder()
+    before = linear(encoder, "esc10", seeds=1, **settings)[0]
+    for parameter in encoder.parameters():
+        parameter.data.zero_()
+    assert np.mean(list(scores(linear(encoder, "esc10", seeds=1, **settings)[0]).values())) < 0.2
+    assert np.mean(list(scores(before).values())) > 0.5
+
+
+def test_a_diverged_probe_is_a_failure_not_a_score(settings):
+    with pytest.raises(TasksFailed, match="diverged at seed 42"):
+        linear(small_encoder(), "esc10", seeds=1, **{**settings, "learning_rate": 1e38})
+
+
+def test_folders_that_cannot_be_written_are_said_before_any_work(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        linear(small_encoder(), "esc10", **{**settings, "runs": tmp_path / "file" / "runs"})
+
+
+def test_a_seed_scores_the_same_alone_and_among_others(settings):
+    together = scores(linear(small_encoder(), "esc10", seeds=3, **settings)[0])
+    settings["runs"] = settings["runs"].with_name("other")
+    alone = scores(linear(small_encoder(), "esc10", seeds=1, first_seed=43, **settings)[0])
+    assert alone == {key: value for key, value in together.items() if key[0] == 43}
+
+
+@pytest.mark.parametrize("probe", ["knn", "logreg"])
+def test_other_probes_have_records_of_their_own(settings, probe):
+    (run,) = linear(small_encoder(), "esc10", seeds=1, probe=probe, **settings)
+    assert run.protocol == probe
+    assert run.repeated == ("validation split",)
+    assert np.mean(list(scores(run).values())) > 0.5
+    assert runs.load(run.path(settings["runs"])).scores == run.scores
+
+
+def test_validation_never_sees_the_test_fold(tones, tmp_path):
+    data, embedded = loaded(Storage(data=tones, cache=tmp_path))
+    problems = list(evaluation._problems(data, embedded, [42, 43], 1.0))
+    assert len(problems) == 10
+    for problem in problems:
+        parts = [set(embedded.clips[rows].tolist()) for rows in (problem.train, problem.valid, problem.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 400
+        assert all(data.splits[clip] == problem.fold for clip in parts[2])
+        assert not any(data.splits[clip] == problem.fold for clip in parts[0] | parts[1])
+        assert len(parts[1]) == 32
+        assert set(data.labels[list(parts[1])]) == set(range(10))
+    assert not torch.equal(problems[0].valid, problems[5].valid)
+
+
+def test_a_failing_task_is_named_last_and_the_others_are_done(settings):
+    with pytest.raises(TasksFailed, match="us8k failed") as error:
+        linear(small_encoder(), ["us8k", "esc10"], seeds=1, **settings)
+    assert [run.task["name"] for run in error.value.runs] == ["esc10"]
+    assert list(error.value.failures) == ["us8k"]
+
+
+def test_bad_input_is_said_before_any_work(settings):
+    for wrong, message in (
+        ({"task_names": "ecs10"}, "Did you mean esc10"),
+        ({"task_names": ","}, "No task named"),
+        ({"seed": 3}, "Did you mean seeds"),
+        ({"seeds": 0}, "at least 1"),
+        ({"probe": "svm"}, "linear, knn, logreg"),
+        ({"batch_size": 0}, "at least 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            linear(small_encoder(), **{"task_names": "esc10", **settings, **wrong})
+    assert not settings["runs"].exists()
+
+
+def finished_seeds(folder):
+    return sorted({s.seed for path in folder.rglob("*.json") for s in runs.load(path).scores})
+
+
+@pytest.mark.slow
+def test_kill_9_loses_no_finished_seed_and_the_final_table_is_the_same(tmp_path, tones):
+    def command(folder):
+        options = f"--data {tones} --cache {tmp_path / 'cache'} --runs {tmp_path / folder} --learning-rate 1e-5"
+        words = (
+            f"-m m2d_bench.cli linear --model {MODEL} --tasks esc10 --epochs 100 --patience 100 {options} --format csv"
+        )
+        return [sys.executable, *words.split()]
+
+    def rows(folder):
+        done = subprocess.run(command(folder), capture_output=True, text=True, check=True)
+        return [line.rsplit(",", 1)[0] for line in done.stdout.splitlines()]  # without seconds
+
+    undisturbed = rows("whole")
+    killed = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not finished_seeds(tmp_path / "killed"):
+        assert killed.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = finished_seeds(tmp_path / "killed")
+    assert 1 <= len(before) < 6
+    (path,) = (tmp_path / "killed").rglob("*.json")
+    kept = {(s.seed, s.fold): s for s in runs.load(path).scores}
+    assert rows("killed") == undisturbed
+    after = {(s.seed, s.fold): s for s in runs.load(path).scores}
+    assert len(after) == 30
+    assert kept.items() <= after.items()  # seconds and all: not computed again
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ESC10.exists(), reason="the real ESC-10 does not lie beside the project")
+def test_real_esc10_is_far_above_chance(tmp_path):
+    (run,) = linear(MODEL, "esc10", data=ESC10, cache=tmp_path / "cache", runs=tmp_path / "runs", seeds=2)
+    assert 0.45 < np.mean(list(scores(run).values())) < 0.95
+
+
+def test_predictions_are_kept_where_asked_for_and_agree_with_the_scores(settings):
+    (run,) = linear(small_encoder(), "esc10", seeds=1, **settings)
+    assert runs.kept(run.path(settings["runs"])) == []
+    (run,) = linear(small_encoder(), "esc10", seeds=1, keep_predictions=True, **settings)
+    found = runs.kept(run.path(settings["runs"]))
+    assert len(found) == len(run.scores) == 5
+    for predictions, score in zip(found, run.scores, strict=True):
+        assert (predictions.seed, predictions.fold) == (score.seed, score.fold)
+        assert np.mean(predictions.scores.argmax(1) == predictions.labels) == pytest.approx(score.score)
+        assert predictions.valid_scores.max() == score.valid_score
+    assert sorted(np.concatenate([each.clips for each in found])) == list(range(400))
+
+
+def test_a_share_of_the_training_clips_holds_every_class(tones, tmp_path):
+    data, embedded = loaded(Storage(data=tones, cache=tmp_path))
+    whole = list(evaluation._problems(data, embedded, [42], 1.0))
+    tenth = list(evaluation._problems(data, embedded, [42], 0.1))
+    for all_of_them, few in zip(whole, tenth, strict=True):
+        assert len(few.train) == pytest.approx(len(all_of_them.train) / 10, abs=1)
+        assert set(few.train.tolist()) < set(all_of_them.train.tolist())
+        assert len(set(data.labels[few.train].tolist())) == 10
+        assert torch.equal(few.valid, all_of_them.valid)
+    with pytest.raises(UsageError, match="train_fraction is 0"):
+        linear(small_encoder(), "esc10", train_fraction=0)
+
+
+def test_the_command_that_repeats_a_run_is_kept(tones, tmp_path):
+    (run,) = linear("random:m2d_vit_tiny-80x208p16x16", "esc10", data=str(tones), runs=tmp_path, seeds=1, epochs=3)
+    assert run.command == (
+        "m2d-bench linear --model random:m2d_vit_tiny-80x208p16x16 --tasks esc10 "
+        f"--data {tones} --runs {tmp_path} --epochs 3 --seeds 1"
+    )

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import norm
+from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
+
+from m2d_bench.errors import UsageError
+from m2d_bench.evaluation.metrics import batched_scores, score
+
+
+def multilabel_split(n: int, ties: bool, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(n, 6, generator=generator) < 0.3).float()
+    labels[0] = 1
+    logits = torch.randn(n, 6, generator=generator) + labels
+    return (logits.mul(2).round() if ties else logits), labels
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_map_equals_sklearn_with_and_without_ties(ties: bool) -> None:
+    logits, labels = multilabel_split(301, ties)
+    expected = average_precision_score(labels.numpy(), logits.numpy(), average="macro")
+    assert score("mAP", logits, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_map_of_constant_scores_is_the_share_of_positives() -> None:
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    assert score("mAP", torch.zeros(4, 2), labels) == pytest.approx((0.25 + 0.75) / 2)
+
+
+def test_map_leaves_out_classes_without_positives() -> None:
+    logits, labels = multilabel_split(50, ties=False)
+    empty = labels.clone()
+    empty[:, 2] = 0
+    kept = [0, 1, 3, 4, 5]
+    expected = average_precision_score(labels[:, kept].numpy(), logits[:, kept].numpy(), average="macro")
+    assert score("mAP", logits, empty) == pytest.approx(expected, abs=1e-12)
+    assert math.isnan(score("mAP", logits, torch.zeros_like(labels)))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_aucroc_and_d_prime_equal_sklearn_and_scipy(ties: bool) -> None:
+    logits, labels = multilabel_split(301, ties)
+    areas = roc_auc_score(labels.numpy(), logits.numpy(), average=None)
+    assert score("aucroc", logits, labels) == pytest.approx(areas.mean(), abs=1e-12)
+    assert score("d_prime", logits, labels) == pytest.approx((2**0.5 * norm.ppf(areas)).mean(), abs=1e-9)
+
+
+def test_aucroc_leaves_out_classes_without_positives_or_negatives() -> None:
+    logits, labels = multilabel_split(50, ties=False)
+    labels[:, 2], labels[:, 4] = 0, 1
+    kept = [0, 1, 3, 5]
+    expected = roc_auc_score(labels[:, kept].numpy(), logits[:, kept].numpy(), average="macro")
+    assert score("aucroc", logits, labels) == pytest.approx(expected, abs=1e-12)
+    assert math.isnan(score("aucroc", logits, torch.ones_like(labels)))
+
+
+def test_d_prime_of_a_faultless_ranking_is_finite() -> None:
+    labels = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
+    assert score("d_prime", labels, labels) == pytest.approx(2**0.5 * norm.ppf(1 - 0.5 / 4))
+    assert score("d_prime", -labels, labels) == pytest.approx(-(2**0.5) * norm.ppf(1 - 0.5 / 4))
+
+
+@pytest.mark.parametrize("metric", ["mAP", "aucroc", "d_prime"])
+def test_class_indices_are_scored_as_one_hot(metric: str) -> None:
+    logits, labels = multilabel_split(60, ties=True)
+    index = labels.argmax(-1)
+    assert score(metric, logits, index) == score(metric, logits, torch.nn.functional.one_hot(index, 6))
+
+
+def test_chroma_accuracy_forgives_octaves() -> None:
+    logits = torch.eye(30)[[0, 12, 13, 5, 29]]
+    assert score("chroma_accuracy", logits, torch.tensor([12, 0, 2, 5, 17])) == 0.8
+    assert score("accuracy", logits, torch.tensor([12, 0, 2, 5, 17])) == 0.2
+
+
+def test_accuracy_of_several_labels_counts_the_first() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+    assert score("accuracy", logits, torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])) == 0.5
+
+
+def test_accuracy_equals_sklearn() -> None:
+    logits = torch.randn(200, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 7
+    assert score("accuracy", logits, labels) == accuracy_score(labels, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "chroma_accuracy", "mAP", "aucroc", "d_prime"])
+def test_padding_changes_no_score(metric: str) -> None:
+    splits = [multilabel_split(n, ties=True, seed=n) for n in (40, 23, 31)]
+    if "accuracy" in metric:
+        splits = [(logits, labels.argmax(-1)) for logits, labels in splits]
+    padded_logits = torch.full((3, 40, 6), 99.0)
+    padded_labels = torch.ones(3, 40, *splits[0][1].shape[1:], dtype=splits[0][1].dtype)
+    padded_logits[:, :, 1] = 100.0
+    present = torch.zeros(3, 40, dtype=torch.bool)
+    for i, (logits, labels) in enumerate(splits):
+        padded_logits[i, : len(logits)], padded_labels[i, : len(labels)], present[i, : len(labels)] = (
+            logits,
+            labels,
+            True,
+        )
+    together = batched_scores(metric, padded_logits, padded_labels, present)
+    assert together.tolist() == pytest.approx([score(metric, *split) for split in splits], abs=1e-12)
+
+
+def test_unknown_metric_is_named() -> None:
+    with pytest.raises(UsageError, match=r"Unknown metric 'f1'.*accuracy, mAP"):
+        score("f1", torch.zeros(2, 2), torch.zeros(2))

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from m2d_bench.errors import DataError, UsageError
+from m2d_bench.evaluation import batched
+from m2d_bench.evaluation.metrics import score
+from m2d_bench.evaluation.probes import run_probes
+from m2d_bench.evaluation.problems import ProbeResult, ProbeSettings, Problem
+from m2d_bench.tasks.splits import draw_validation
+
+FAST = ProbeSettings(learning_rate=3e-3, weight_decay=1e-3, probe_batch_size=32, epochs=25, patience=5)
+
+
+def clips(n: int = 260, dim: int = 24, classes: int = 4, multilabel: bool = False) -> tuple[Tensor, Tensor]:
+    """Features with offsets and scales far from standard, one column constant; labels they half explain."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(n, dim, generator=generator)
+    belief = hidden[:, :classes] + 0.7 * torch.randn(n, classes, generator=generator)
+    labels = (belief > 0.5).float() if multilabel else belief.argmax(1)
+    features = hidden * torch.linspace(0.1, 30, dim) + torch.linspace(-50, 50, dim)
+    features[:, -1] = 7.0
+    return features, labels
+
+
+def problem(seed: int = 42, fold: str = "1", n_train: int = 170, n_clips: int = 260) -> Problem:
+    rows = torch.randperm(n_clips, generator=torch.Generator().manual_seed(seed))
+    return Problem(seed, fold, rows[:n_train], rows[180:220], rows[220:])
+
+
+def plain_loop(
+    features: Tensor, labels: Tensor, problem: Problem, settings: ProbeSettings, metric: str
+) -> tuple[list[float], float, int, Tensor]:
+    """Validation scores, test score, best epoch and its test logits: the protocol written for one problem."""
+    scaler = StandardScaler().fit(features[problem.train].numpy())
+    scaled = torch.from_numpy(scaler.transform(features.numpy()))
+    generator = problem.generator()
+    dim, classes = features.shape[1], labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    layer = nn.Linear(dim, classes)
+    drawn = torch.empty(classes * dim + classes).uniform_(-(dim**-0.5), dim**-0.5, generator=generator)
+    layer.load_state_dict({"weight": drawn[: classes * dim].view(classes, dim), "bias": drawn[classes * dim :]})
+    optimizer = torch.optim.Adam(layer.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    loss_function = nn.CrossEntropyLoss() if metric == "accuracy" else nn.BCEWithLogitsLoss()
+    valid_scores: list[float] = []
+    best_epoch, test_logits = 0, torch.empty(0)
+    for epoch in range(1, settings.epochs + 1):
+        order = problem.train[torch.randperm(len(problem.train), generator=generator)]
+        for rows in order.split(settings.probe_batch_size):
+            optimizer.zero_grad()
+            loss_function(layer(scaled[rows]), labels[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            valid_scores.append(score(metric, layer(scaled[problem.valid]), labels[problem.valid]))
+            if valid_scores[-1] == max(valid_scores):
+                best_epoch, test_logits = epoch, layer(scaled[problem.test])
+        if epoch - best_epoch >= settings.patience:
+            break
+    return valid_scores, score(metric, test_logits, labels[problem.test]), best_epoch, test_logits
+
+
+def linear_logits(
+    features: Tensor,
+    labels: Tensor,
+    problems: list[Problem],
+    settings: ProbeSettings,
+    metric: str,
+    precision: str = "fp32",
+) -> list[Tensor]:
+    """Test logits of each problem's best epoch."""
+    found: dict[int, Tensor] = {}
+    report = lambda index, chosen, valid_scores, logits: found.update({index: logits})  # noqa: E731
+    cpu = torch.device("cpu")
+    batched.fit_linear(features, labels, problems, settings, metric, cpu, precision, report, lambda epochs: None)
+    return [found[i] for i in range(len(problems))]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "mAP"])
+def test_batched_problems_equal_a_plain_loop_over_each(metric: str) -> None:
+    features, labels = clips(multilabel=metric == "mAP")
+    problems = [problem(42, "1", 170), problem(42, "2", 97), problem(42, "3", 64), problem(43, "1", 33)]
+    results = run_probes(features, labels, problems, FAST, metric=metric)
+    logits = linear_logits(features, labels, problems, FAST, metric)
+    for each, result, found in zip(problems, results, logits, strict=True):
+        valid_scores, test_score, best_epoch, expected = plain_loop(features, labels, each, FAST, metric)
+        assert (result.seed, result.fold, result.n_test) == (each.seed, each.fold, 40)
+        assert result.chosen == {"epoch": best_epoch}
+        assert list(result.valid_scores) == pytest.approx(valid_scores, abs=1e-6)
+        assert result.score == pytest.approx(test_score, abs=1e-6)
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_bf16_stays_near_fp32_whatever_the_features_offset() -> None:
+    features, labels = clips()
+    features += 300
+    problems = [problem(42, "1"), problem(42, "2", 97)]
+    settings = replace(FAST, epochs=6)
+    exact = linear_logits(features, labels, problems, settings, "accuracy")
+    rounded = linear_logits(features, labels, problems, settings, "accuracy", "bf16")
+    for one, other in zip(exact, rounded, strict=True):
+        assert 0 < (one - other).abs().max() < 0.05 * one.std()
+
+
+def test_a_result_does_not_depend_on_its_batch_mates() -> None:
+    features, labels = clips()
+    mates = [problem(42, str(fold), n) for fold, n in enumerate((170, 33, 129))]
+    together = linear_logits(features, labels, mates, FAST, "accuracy")
+    backwards = linear_logits(features, labels, mates[::-1], FAST, "accuracy")[::-1]
+    for mate, one, other in zip(mates, together, backwards, strict=True):
+        alone = linear_logits(features, labels, [mate], FAST, "accuracy")[0]
+        torch.testing.assert_close(one, alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(other, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_seed_and_fold_both_change_the_draw() -> None:
+    draws = {torch.rand(1, generator=problem(seed, fold).generator()).item() for seed in (42, 43) for fold in "12"}
+    assert len(draws) == 4
+
+
+def test_columns_constant_in_training_are_centred_but_not_scaled() -> None:
+    features, _ = clips()
+    features[200:, 3] += 1000
+    features[:200, 3] = 0.1
+    shift, scale = batched._standardisation(features, torch.arange(200))
+    expected = StandardScaler().fit(features[:200].numpy()).transform(features.numpy())
+    torch.testing.assert_close(features * scale + shift, torch.from_numpy(expected), atol=1e-4, rtol=1e-5)
+    assert scale[3] == scale[-1] == 1
+
+
+def test_the_best_epoch_is_tested_and_patience_stops_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation scores are dictated: one problem peaks in epoch 5, the other in epoch 3 and again in epoch 4."""
+    scripts = {170: [0.1, 0.2, 0.9, 0.9, 0.8, 0.1, 0.2, 1.0], 97: [0.1, 0.2, 0.3, 0.4, 0.5, 0.4, 0.3, 0.4, 1.0]}
+    epochs = {n: itertools.count() for n in scripts}
+    trained: list[list[int]] = []
+    validate = batched._BatchedProbes._validate
+
+    def dictated(self: batched._BatchedProbes, epoch: int) -> list[int]:
+        lengths = [len(rows) for rows in self.train]
+        trained.append(lengths)
+        scores = torch.tensor([scripts[n][next(epochs[n])] for n in lengths])
+        monkeypatch.setattr(batched, "batched_scores", lambda *_: scores)
+        return validate(self, epoch)
+
+    features, labels = clips()
+    problems = [problem(42, "1", 97), problem(42, "2", 170)]
+    monkeypatch.setattr(batched._BatchedProbes, "_validate", dictated)
+    found: dict[int, tuple] = {}
+    settings, cpu = replace(FAST, patience=3), torch.device("cpu")
+    batched.fit_linear(
+        features, labels, problems, settings, "accuracy", cpu, "fp32",
+        lambda index, *outcome: found.update({index: outcome}), lambda epochs: None,
+    )  # fmt: skip
+    assert [(found[i][0]["epoch"], round(max(found[i][1]), 3)) for i in (0, 1)] == [(5, 0.5), (4, 0.9)]
+    assert trained == [[170, 97]] * 7 + [[97]]
+    monkeypatch.undo()
+    for i, (peak, last) in enumerate(((5, 8), (4, 7))):
+        torch.testing.assert_close(found[i][2], logits_after(features, labels, problems[i], peak), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(found[i][2], logits_after(features, labels, problems[i], last), atol=1e-2)
+
+
+def logits_after(features: Tensor, labels: Tensor, each: Problem, epochs: int) -> Tensor:
+    """Test logits after exactly so many epochs."""
+    rising = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batched, "batched_scores", lambda *_: torch.tensor([float(next(rising))]))
+        return linear_logits(features, labels, [each], replace(FAST, epochs=epochs, patience=99), "accuracy")[0]
+
+
+def test_results_are_reported_as_they_come_and_returned_in_order() -> None:
+    features, labels = clips()
+    problems = [problem(seed, fold) for fold in "12" for seed in (43, 42)]
+    reported: list[ProbeResult] = []
+    advanced: list[int] = []
+    results = run_probes(
+        features, labels, problems, FAST, metric="accuracy", on_result=reported.append, progress=advanced.append
+    )
+    assert [(r.seed, r.fold) for r in results] == [(p.seed, p.fold) for p in problems]
+    assert [r.seed for r in reported] == [43, 43, 42, 42]
+    assert sum(advanced) == len(problems) * FAST.epochs
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "mAP"])
+@pytest.mark.parametrize("probe", ["knn", "logreg"])
+def test_other_probes_beat_chance_and_say_what_validation_chose(probe: str, metric: str) -> None:
+    features, labels = clips(multilabel=metric == "mAP")
+    settings = ProbeSettings(probe=probe)
+    (result,) = run_probes(features, labels, [problem()], settings, metric=metric)
+    chance = 0.25 if metric == "accuracy" else labels.mean().item()
+    assert chance + 0.1 < result.score <= 1
+    assert list(result.chosen) == [{"knn": "k", "logreg": "C"}[probe]]
+
+
+def test_nearest_neighbours_survive_tiny_training_sets_and_missing_classes() -> None:
+    features, labels = clips()
+    few = Problem(42, "1", torch.tensor([0, 1, 2]), torch.arange(10, 40), torch.arange(40, 90))
+    (result,) = run_probes(features, labels, [few], ProbeSettings(probe="knn"), metric="accuracy")
+    assert result.chosen["k"] in (1, 3)
+    two = torch.cat([(labels == c).nonzero()[:20, 0] for c in (1, 3)])
+    missing = Problem(42, "1", two, torch.arange(10, 40), torch.arange(40, 90))
+    (result,) = run_probes(features, labels, [missing], ProbeSettings(probe="logreg"), metric="accuracy")
+    assert result.score <= (torch.isin(labels[40:90], torch.tensor([1, 3]))).float().mean() + 1e-6
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_validation_holds_every_class_and_its_share(multilabel: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(500, generator=generator)[:400]
+    labels = torch.randint(0, 30, (500,), generator=generator)
+    if multilabel:
+        labels = (torch.rand(500, 30, generator=generator) < 0.05).float()
+    train, valid = draw_validation(labels, rows, 0.1, generator)
+    assert sorted(torch.cat([train, valid]).tolist()) == sorted(rows.tolist())
+    assert 40 <= len(valid) <= 52 if multilabel else len(valid) == 40
+    hot = labels if multilabel else nn.functional.one_hot(labels)
+    several = hot[rows].sum(0) >= 2
+    assert several.sum() == 30
+    assert (hot[valid].sum(0)[several] > 0).all()
+
+
+def test_validation_leaves_single_clips_and_one_of_each_class_to_training() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 2 + [2])
+    for seed in range(30):
+        train, valid = draw_validation(labels, torch.arange(53), 0.6, torch.Generator().manual_seed(seed))
+        assert len(valid) == 32
+        assert set(labels[train].tolist()) == {0, 1, 2}
+        assert set(labels[valid].tolist()) == {0, 1}
+
+
+def test_validation_depends_on_the_generator_alone() -> None:
+    labels = torch.arange(100) % 5
+    draw = lambda seed: draw_validation(labels, torch.arange(100), 0.1, torch.Generator().manual_seed(seed))[1]  # noqa: E731
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_bad_input_is_refused_with_what_is_wrong() -> None:
+    features, labels = clips()
+    good = problem()
+    spoilt = features.clone()
+    spoilt[123, 4] = torch.nan
+    empty = replace(good, valid=torch.tensor([], dtype=torch.int64))
+    outside = replace(good, test=torch.tensor([0, 260]))
+    for wrong, message in (
+        ((spoilt, labels, [good]), "row 123 hold NaN"),
+        ((features.double(), labels, [good]), "float64"),
+        ((features, labels[:-1], [good]), r"N = 260.*got \[259\]"),
+        ((features, labels - 1, [good]), "minimum -1"),
+        ((features, labels, [empty]), "valid split of seed 42, fold 1 is empty"),
+        ((features, labels, [outside]), "outside the 260 rows"),
+    ):
+        with pytest.raises(DataError, match=message):
+            run_probes(*wrong, FAST, metric="accuracy")
+    with pytest.raises(DataError, match="multi-hot"):
+        run_probes(features, labels[:, None, None], [good], FAST, metric="mAP")
+    hot = nn.functional.one_hot(labels)
+    with pytest.raises(DataError, match="0 or 1"):
+        run_probes(features, hot * 2, [good], FAST, metric="mAP")
+    with pytest.raises(DataError, match="mAP is undefined"):
+        run_probes(features, torch.zeros_like(hot), [good], FAST, metric="mAP")
+    with pytest.raises(DataError, match="two or more"):
+        draw_validation(labels, torch.tensor([3]), 0.1, torch.Generator())
+
+
+def test_other_metrics_are_scored_beside_the_first_and_change_nothing() -> None:
+    features, labels = clips(classes=14)
+    (alone,) = run_probes(features, labels, [problem()], FAST, metric="mAP")
+    (found,) = run_probes(
+        features, labels, [problem()], FAST, metric="mAP", other_metrics=("accuracy", "chroma_accuracy", "aucroc")
+    )
+    assert replace(found, others={}) == alone
+    assert list(found.others) == ["accuracy", "chroma_accuracy", "aucroc"]
+    assert found.others["chroma_accuracy"] >= found.others["accuracy"] > 0.1
+    assert alone.others == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe": "svm"}, "'svm'.*linear, knn, logreg"),
+        ({"probe_batch_size": 0}, "probe_batch_size is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay -1.0"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ProbeSettings(**changes)

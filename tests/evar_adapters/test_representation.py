@@ -1,0 +1,166 @@
+"""The representation classes under EVAR's contract, with a stand-in of its base class."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from m2d_bench.encoders import zoo
+from m2d_bench.encoders.patchout import draw_patches
+from m2d_bench.errors import CheckpointError, UsageError
+from tests.evar_adapters.evar_clone import write_clone
+
+M2D = "random:m2d_vit_tiny-80x208p16x16"
+BASE = {
+    "weight_file": M2D,
+    "feature_d": 0,
+    "sample_rate": 16000,
+    "n_fft": 400,
+    "hop_size": 160,
+    "n_mels": 80,
+    "f_min": 50,
+    "f_max": 8000,
+    "mean": None,
+    "std": None,
+    "output_layers": [-1],
+}
+
+
+@pytest.fixture
+def classes(tmp_path, monkeypatch):
+    """`representation` over a stand-in of EVAR's base class."""
+    monkeypatch.syspath_prepend(str(write_clone(tmp_path / "clone")))
+    for name in [name for name in sys.modules if name.split(".")[0] == "evar"]:
+        monkeypatch.delitem(sys.modules, name)
+    module = importlib.reload(importlib.import_module("m2d_bench.evar_adapters.representation"))
+    yield module
+    for name in [name for name in sys.modules if name.split(".")[0] == "evar"]:
+        del sys.modules[name]
+
+
+def noise(rows=2, samples=40000):
+    return torch.rand(rows, samples, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def encoder(name=M2D, **settings):
+    return zoo.load(name, device="cpu", precision="fp32", **settings)
+
+
+@pytest.mark.parametrize("name", ["AR_M2D", "AR_M2D_S", "AR_M2D_AS", "AR_MSM_MAE"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_features_are_the_cores(classes, name, flat):
+    cfg = {**BASE, "flat_features": flat}
+    ar = getattr(classes, name)(cfg).eval()
+    core = encoder(features="flat" if flat else "stacked")
+    frames = ar.encode_frames(noise())
+    expected, _ = core.timestamp_embeddings(noise())
+    torch.testing.assert_close(frames, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ar(noise()), core.scene_embeddings(noise()), rtol=1e-5, atol=1e-5)
+    assert cfg["feature_d"] == ar.cfg["feature_d"] == ar(noise()).shape[1] == (192 if flat else 960)
+
+
+@pytest.mark.parametrize(("named", "layers"), [([0, -1], [0, 11]), ([3], [3]), (None, range(12)), ([], range(12))])
+def test_layers_are_stacked(classes, named, layers):
+    cfg = {**BASE, "output_layers": named}
+    ar = classes.AR_M2D(cfg).eval()
+    found = encoder().hidden_states(noise())
+    expected = torch.cat([found[layer] for layer in layers], dim=-1)
+    torch.testing.assert_close(ar.encode_frames(noise()), expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+    assert cfg["feature_d"] == 960 * len(layers)
+
+
+def test_statistics_are_the_settings_or_the_checkpoints_and_never_the_data_sets(classes):
+    ar = classes.AR_M2D({**BASE, "mean": -5.0, "std": 3.0}).eval()
+    ar.precompute("cpu", [(noise(), None)])
+    torch.testing.assert_close(ar(noise()), encoder(norm_stats=(-5.0, 3.0)).scene_embeddings(noise()))
+
+
+def test_dur_frames_is_one_pass_encoding(classes):
+    ar = classes.AR_M2D({**BASE, "dur_frames": 256}).eval()
+    expected = encoder(encoding="one_pass", dur_frames=256).scene_embeddings(noise())
+    torch.testing.assert_close(ar(noise()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_normalised_spectrogram_is_augmented_in_training_alone(classes):
+    ar = classes.AR_M2D(dict(BASE))
+    seen = []
+    ar.set_augment_tf_feature_fn(lambda spectrogram: seen.append(spectrogram) or spectrogram * 0)
+    silent = ar.train()(noise())
+    log_mel, _ = encoder().log_mel(noise(), torch.tensor([40000, 40000]))
+    assert torch.equal(seen[0], log_mel)
+    evaluated = ar.eval()(noise())
+    assert len(seen) == 1
+    assert not torch.allclose(silent, evaluated)
+
+
+@pytest.mark.parametrize("frozen", [None, True])
+def test_gradients_flow_and_freeze_embed_stops_them_at_the_patches(classes, frozen):
+    ar = classes.AR_M2D({**BASE, "freeze_embed": frozen}).train()
+    ar(noise()).square().mean().backward()
+    assert (ar.encoder.vit.patch_embed.proj.weight.grad is None) == bool(frozen)
+    assert ar.encoder.vit.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert ar.encoder.vit.pos_embed.grad is None
+
+
+def test_patches_are_dropped_in_training_alone(classes):
+    ar = classes.AR_M2D({**BASE, "flat_features": True, "training_mask": 0.5})
+    torch.manual_seed(0)
+    frames = ar.train().encode_frames(noise())
+    assert frames.shape[1] == 192
+    assert 0.4 < frames.shape[2] / (5 * 13 + 5 * 3) < 0.6  # two windows
+    frames.mean().backward()
+    assert ar.encoder.vit.blocks[0].attn.qkv.weight.grad is not None
+    assert ar.eval().encode_frames(noise()).shape[2] == 16
+    with pytest.raises(UsageError, match="flat_features=True"):
+        classes.AR_M2D({**BASE, "training_mask": 0.5})
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.5, 0.75])
+def test_patchout_takes_whole_rows_and_columns_about_the_ratio(ratio):
+    for seed in range(30):
+        kept = draw_patches((5, 38), ratio, 4, torch.Generator().manual_seed(seed))
+        assert kept.shape[0] == 4
+        assert abs(kept.shape[1] / 190 - (1 - ratio)) < 0.06
+        for row in kept.tolist():
+            grid = {(patch // 38, patch % 38) for patch in row}
+            rows, columns = {f for f, _ in grid}, {t for _, t in grid}
+            assert grid == {(f, t) for f in rows for t in columns}
+            assert row == sorted(row)
+    assert not torch.equal(kept[0], kept[1]) or ratio == 0
+    with pytest.raises(UsageError, match="below 1"):
+        draw_patches((5, 38), 1.0, 4)
+
+
+def test_weights_are_found_where_none_are_named(classes, monkeypatch):
+    monkeypatch.setenv("M2D_BENCH_WEIGHTS_M2D_S", "random:m2d_s_vit_tiny-80x400p80x2")
+    cfg = {**BASE, "weight_file": ""}
+    ar = classes.AR_M2D_S(cfg)
+    assert cfg["weight_file"] == ar.cfg["weight_file"] == "random:m2d_s_vit_tiny-80x400p80x2"
+    assert ar.encoder.config.name == "random:m2d_s_vit_tiny-80x400p80x2"
+    with pytest.raises(CheckpointError, match="M2D_BENCH_WEIGHTS_MSM_MAE"):
+        classes.AR_MSM_MAE({**BASE, "weight_file": ""})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sample_rate": 32000}, "sample_rate=32000, but .* takes 16000"),
+        ({"hop_size": 320}, "hop_size=320, but .* takes 160"),
+        ({"n_mels": 128}, "n_mels=128, but .* takes 80"),
+        ({"mean": -7.0}, "give both"),
+        ({"output_layers": [12]}, r"output_layers \[12\]: the encoder has 12"),
+        ({"weight_file": "m2d_tinny"}, "Did you mean m2d_tiny"),
+    ],
+)
+def test_settings_that_the_weights_contradict_are_refused(classes, changes, says):
+    with pytest.raises(UsageError, match=says):
+        classes.AR_M2D({**BASE, **changes})
+
+
+def test_without_evar_an_error_comes_only_when_a_class_is_made(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evar", None)
+    monkeypatch.delitem(sys.modules, "evar.ar_base", raising=False)
+    module = importlib.reload(importlib.import_module("m2d_bench.evar_adapters.representation"))
+    with pytest.raises(UsageError, match="EVAR cannot be imported here"):
+        module.AR_M2D(dict(BASE))

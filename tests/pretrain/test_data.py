@@ -1,0 +1,426 @@
+"""Batches for pre-training: every clip in its turn, whoever reads it, from whatever the path holds."""
+
+import csv
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from m2d_bench.encoders.frontend import LogMel
+from m2d_bench.errors import DataError, UsageError
+from m2d_bench.pretrain import shards
+from m2d_bench.pretrain.batches import CHUNK
+from m2d_bench.pretrain.data import loader, measure_norm_stats, open_source
+from m2d_bench.pretrain.parts import PrepareSettings
+from m2d_bench.pretrain.prepare import prepare
+from m2d_bench.pretrain.sources import Source
+
+FRAMES = 48
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Ten clips of 0.3 to 1.2 s: shorter and longer than a crop."""
+    folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    for i in range(10):
+        soundfile.write(folder / f"{i}.wav", rng.standard_normal(4800 + 1600 * i) * 0.05 * (i + 1), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(sounds, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare([sounds], folder, PrepareSettings(shard_mb=0.05))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """The reference tool's layout: float32 and float16 log-mels of 30 to 66 frames."""
+    folder, rng = tmp_path_factory.mktemp("arrays"), np.random.default_rng(1)
+    (folder / "lms").mkdir()
+    for i in range(10):
+        log_mel = rng.normal(-7, 4, (1, 80, 30 + 4 * i)).astype((np.float32, np.float16)[i % 2])
+        np.save(folder / "lms" / f"{i}.npy", log_mel)
+    write_list(folder / "files.csv", [f"lms/{i}.npy" for i in range(10)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(2)
+    for i, suffix in enumerate(("png", "jpg", "JPEG", "png")):
+        (folder / str(i)).mkdir()
+        pixels = rng.integers(0, 256, (40 + i, 60), np.uint8) if i == 3 else rng.integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / str(i) / f"image.{suffix}")
+    return folder
+
+
+def write_list(path, names, column="file_name"):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([[column, "label"], *([name, "x"] for name in names)])
+
+
+class Numbers(Source):
+    """Clips that are their own number, with a random digit beside it."""
+
+    norm_stats = (0.0, 1.0)
+    fingerprint = "numbers"
+
+    def __init__(self, n_clips):
+        self.n_clips = n_clips
+
+    def names(self, indices):
+        return [str(index) for index in indices]
+
+    def read(self, index, rng):
+        return np.array([index, rng.random()], np.float32)
+
+
+def batches(source, **settings):
+    return [(crops, clips) for crops, clips in loader(source, **{"batch_size": 4, "seed": 1, "epoch": 0, **settings})]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a.nan_to_num(nan=9e9), b.nan_to_num(nan=9e9)) and torch.equal(i, j)
+        for (a, i), (b, j) in zip(one, other, strict=True)
+    )
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# --- what a path holds
+
+
+def test_a_prepared_crop_is_a_stretch_of_the_clip_s_log_mel(sounds, prepared):
+    source = open_source(prepared, FRAMES)
+    assert source.n_clips == 10
+    assert source.names([9, 0]) == ["9.wav", "0.wav"]
+    whole = LogMel(16000)(torch.from_numpy(soundfile.read(sounds / "9.wav", dtype="float32")[0])[None])[0].numpy()
+    starts = set()
+    for seed in range(10):
+        crop = source.spectrogram(torch.from_numpy(source.read(9, rng(seed)).copy())[None])[0].numpy()
+        assert (crop.shape, crop.dtype) == ((1, 80, FRAMES), np.float32)
+        distance = [np.abs(whole[:, :, s : s + FRAMES] - crop).max() for s in range(whole.shape[2] - FRAMES + 1)]
+        assert min(distance) < 0.01
+        starts.add(int(np.argmin(distance)))
+    assert len(starts) > 5
+
+
+def test_the_last_frame_of_a_clip_can_be_drawn(prepared):
+    source = open_source(prepared, 60)  # clip 3 has 61 frames: two places
+    crops = {source.read(3, rng(seed)).tobytes() for seed in range(20)}
+    assert len(crops) == 2
+
+
+def test_the_statistics_of_a_prepared_folder_are_its_own(prepared):
+    source, index = open_source(prepared, FRAMES), shards.Index.read(prepared)
+    assert source.norm_stats == (index.mean, index.std)
+    assert source.fingerprint == index.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["prepared", "arrays", "sounds"])
+def test_short_clips_are_exactly_zero_behind_their_end_and_nowhere_else(kind, request):
+    folder = request.getfixturevalue(kind)
+    source = open_source(folder / "files.csv" if kind == "arrays" else folder, FRAMES)
+    source.norm_stats = (-7.123, 4.2)
+    frames = 30 if kind == "arrays" else 31
+    batch = torch.from_numpy(np.stack([source.read(0, rng()), source.read(9, rng())]))
+    log_mel = source.log_mel(batch)
+    assert log_mel.shape == (2, 1, 80, FRAMES)
+    assert (log_mel[0, :, :, frames:] == 0).all()
+    assert not (log_mel[0, :, :, :frames] == 0).any()
+    assert not (log_mel[1] == 0).any()
+
+
+def test_the_reference_tool_s_log_mels_are_read_and_normalised(arrays):
+    source = open_source(arrays / "files.csv", FRAMES)
+    assert source.n_clips == 10
+    assert source.norm_stats is None
+    assert source.names([3]) == [str(arrays / "lms" / "3.npy")]
+    whole, crop = np.load(arrays / "lms" / "9.npy").astype(np.float32), source.read(9, rng())
+    (start,) = (s for s in range(66 - FRAMES + 1) if np.array_equal(whole[:, :, s : s + FRAMES], crop))
+    source.norm_stats = (-7.0, 4.0)
+    expected = torch.from_numpy((whole[:, :, start : start + FRAMES] + 7) / 4)[None]
+    torch.testing.assert_close(source.log_mel(torch.from_numpy(crop)[None]), expected)
+
+
+def test_paths_of_a_list_may_be_relative_to_another_folder(arrays, tmp_path):
+    write_list(tmp_path / "files.csv", ["0.npy", "1.npy"])
+    source = open_source(tmp_path / "files.csv", FRAMES, root=arrays / "lms")
+    assert source.read(0, rng()).shape == (1, 80, FRAMES)
+
+
+def test_a_crop_of_sound_is_a_stretch_of_its_waveform_and_its_log_mel_the_front_end_s(sounds):
+    source = open_source(sounds, FRAMES)
+    whole = soundfile.read(sounds / "9.wav", dtype="float32")[0]
+    crop = source.read(9, rng())
+    assert (crop.shape, crop.dtype) == (((FRAMES - 1) * 160,), np.float32)
+    assert any(np.array_equal(whole[s : s + len(crop)], crop) for s in range(len(whole) - len(crop) + 1))
+    assert len({source.read(9, rng(seed)).tobytes() for seed in range(10)}) > 5
+    source.norm_stats = (-7.0, 4.0)
+    expected = (LogMel(16000)(torch.from_numpy(crop)[None]) + 7) / 4
+    assert torch.equal(source.log_mel(torch.from_numpy(crop)[None]), expected)
+
+
+def test_sound_at_another_rate_is_resampled_to_the_same_length(tmp_path):
+    soundfile.write(tmp_path / "a.flac", rng().standard_normal(44100) * 0.1, 44100)
+    crop = open_source(tmp_path, FRAMES, 32000).read(0, rng())
+    assert crop.shape == ((FRAMES - 1) * 320,)
+    assert np.isfinite(crop).all()
+
+
+def test_images_are_cropped_and_flipped(images):
+    source = open_source(images, 24)
+    assert source.n_clips == 4
+    for index in range(4):
+        crop = source.read(index, rng())
+        assert (crop.shape, crop.dtype) == ((3, 24, 24), np.float32)
+        assert 0 <= crop.min() < 0.4 < 0.6 < crop.max() <= 1
+    assert len({source.read(0, rng(seed)).tobytes() for seed in range(10)}) == 10
+    assert open_source(images, 24, height=16).read(0, rng()).shape == (3, 16, 24)
+
+
+def test_about_half_of_the_images_are_flipped(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.tile(np.arange(0, 250, 5, np.uint8), (50, 1))).save(tmp_path / "slope.png")
+    source = open_source(tmp_path, 16)
+    flipped = sum(source.read(0, rng(seed))[0, 0, 0] > source.read(0, rng(seed))[0, 0, -1] for seed in range(100))
+    assert 30 < flipped < 70
+
+
+def test_images_are_normalised_like_the_rest(images):
+    source = open_source(images, 24)
+    source.norm_stats = measure_norm_stats(source)
+    batch = torch.from_numpy(np.stack([source.read(index, rng()) for index in range(4)]))
+    log_mel = source.log_mel(batch)
+    assert abs(float(log_mel.mean())) < 0.5
+    assert 0.5 < float(log_mel.std()) < 1.5
+
+
+def test_fingerprints_tell_lists_apart(sounds, arrays, images, tmp_path):
+    soundfile.write(tmp_path / "one.wav", np.full(800, 0.1), 16000)
+    paths = (sounds, tmp_path, arrays / "files.csv", images)
+    found = [open_source(path, FRAMES).fingerprint for path in paths]
+    assert len(set(found)) == 4
+    assert found == [open_source(path, 2 * FRAMES).fingerprint for path in paths]
+
+
+def test_what_a_path_may_hold_is_said_where_it_holds_something_else(tmp_path):
+    with pytest.raises(DataError, match=r"no such file or folder. Allowed are a folder that m2d-bench prepare wrote"):
+        open_source(tmp_path / "nowhere", FRAMES)
+    with pytest.raises(DataError, match="holds no files"):
+        open_source(tmp_path, FRAMES)
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "readme").write_text("")
+    with pytest.raises(DataError, match=r"1 files with \.npy, 1 files with no suffix\. Allowed are"):
+        open_source(tmp_path, FRAMES)
+    write_list(tmp_path / "other.csv", ["a.npy"], column="path")
+    with pytest.raises(DataError, match="not a CSV file with a column file_name"):
+        open_source(tmp_path / "other.csv", FRAMES)
+    write_list(tmp_path / "wav.csv", ["a.wav"])
+    with pytest.raises(DataError, match=r"lists 'a.wav', which is no \.npy file"):
+        open_source(tmp_path / "wav.csv", FRAMES)
+    write_list(tmp_path / "none.csv", [])
+    with pytest.raises(DataError, match="lists no files"):
+        open_source(tmp_path / "none.csv", FRAMES)
+
+
+def test_a_folder_that_is_not_prepared_to_the_end_is_refused(tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    with pytest.raises(DataError, match="Start the same m2d-bench prepare again"):
+        open_source(tmp_path, FRAMES)
+
+
+def test_a_prepared_folder_of_another_rate_or_with_damage_is_refused(prepared, tmp_path):
+    with pytest.raises(DataError, match=r"prepared at 16000 Hz, the model works at 32000 Hz.*--sample-rate 32000"):
+        open_source(prepared, FRAMES, 32000)
+    for path in prepared.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / shards.shard_name(1)
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"shard-000001\.tar: has \d+ bytes, not \d+"):
+        open_source(tmp_path, FRAMES)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard-000001\.tar: is missing"):
+        open_source(tmp_path, FRAMES)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(sounds, tmp_path):
+    prepare([sounds], tmp_path, PrepareSettings())
+    source = open_source(tmp_path, FRAMES)
+    shard = tmp_path / shards.shard_name(0)
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"shard-000000\.tar: ends within 4\.wav"):
+        source.read(4, rng())
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((80, 50), np.float32), r"holds float32 \[80, 50\]"),
+        (np.zeros((1, 64, 50), np.float32), r"holds float32 \[1, 64, 50\]; a log-mel is float \[1, 80, frames\]"),
+        (np.zeros((1, 80, 50), np.int16), "holds int16"),
+        (np.zeros((1, 80, 0), np.float32), r"\[1, 80, 0\]"),
+        (np.full((1, 80, 50), np.nan, np.float32), "NaN"),
+        (np.array([{}]), "not a .npy file that can be read"),
+    ],
+)
+def test_an_array_that_is_no_log_mel_is_named(tmp_path, array, message):
+    np.save(tmp_path / "a.npy", array)
+    write_list(tmp_path / "files.csv", ["a.npy"])
+    with pytest.raises(DataError, match=rf"a\.npy: .*{message}"):
+        open_source(tmp_path / "files.csv", FRAMES).read(0, rng())
+
+
+def test_log_mels_need_known_statistics(arrays):
+    source = open_source(arrays / "files.csv", FRAMES)
+    with pytest.raises(UsageError, match="measure_norm_stats"):
+        source.log_mel(torch.zeros(1, 1, 80, FRAMES))
+
+
+# --- mean and std
+
+
+def test_measured_statistics_are_those_of_the_clips_without_padding(arrays):
+    source = open_source(arrays / "files.csv", 100)  # longer than any: the crops are the clips
+    values = np.concatenate([np.load(arrays / "lms" / f"{i}.npy").astype(np.float64).ravel() for i in range(10)])
+    assert measure_norm_stats(source) == pytest.approx((values.mean(), values.std()), rel=1e-9)
+
+
+def test_measured_statistics_of_sounds_are_those_of_their_prepared_folder(sounds, prepared):
+    found = measure_norm_stats(open_source(sounds, 200))
+    assert found == pytest.approx(open_source(prepared, 200).norm_stats, abs=0.05)
+
+
+def test_measuring_takes_no_more_crops_than_asked_for_and_the_same_for_any_workers(arrays):
+    source = open_source(arrays / "files.csv", 20)
+    some, again, all_ = (
+        measure_norm_stats(source, 3),
+        measure_norm_stats(source, 3, workers=1),
+        measure_norm_stats(source),
+    )
+    assert some == again != all_
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("clips", [256, 250])
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 8), (2, 4), (4, 2), (8, 1), (2, 100)])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_ranks_share_an_epoch_without_loss_or_repeat(clips, world_size, batch_size, drop_last):
+    source, together = Numbers(clips), world_size * batch_size
+    single = batches(source, batch_size=together, drop_last=drop_last)
+    by_rank = [
+        batches(source, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=drop_last)
+        for rank in range(world_size)
+    ]
+    for step, (crops, indices) in enumerate(single):
+        parts = [rank[step] for rank in by_rank if step < len(rank)]
+        assert torch.equal(torch.cat([part[0] for part in parts]), crops)
+        assert torch.equal(torch.cat([part[1] for part in parts]), indices)
+    seen = Counter(index for rank in by_rank for _, indices in rank for index in indices.tolist())
+    assert set(seen.values()) == {1}
+    assert len(seen) == (clips // together * together if drop_last else clips)
+
+
+def test_every_epoch_and_seed_has_an_order_and_crops_of_its_own():
+    source = Numbers(64)
+    found = [batches(source, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
+    orders = {tuple(torch.cat([clips for _, clips in one]).tolist()) for one in found}
+    assert len(orders) == 4
+    digits = {float(crops[0, 1]) for one in found for crops, _ in one}
+    assert len(digits) == 4 * 16
+    assert same(batches(source, seed=1, epoch=1), found[3])
+
+
+@pytest.mark.parametrize("kind", ["prepared", "sounds"])
+def test_workers_change_nothing(kind, request):
+    source = open_source(request.getfixturevalue(kind), FRAMES)
+    settings = {"batch_size": CHUNK + 6, "epoch_clips": 3 * CHUNK, "drop_last": False}
+    alone = batches(source, **settings)
+    assert [len(clips) for _, clips in alone] == [70, 70, 52]
+    assert same(batches(source, workers=2, **settings), alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_an_epoch_goes_on_with_the_same_batches(prepared, workers):
+    source = open_source(prepared, FRAMES)
+    settings = {"batch_size": 3, "epoch_clips": 25, "rank": 1, "world_size": 2}
+    whole = batches(source, **settings)
+    assert len(whole) == 4
+    for start in range(5):
+        rest = loader(source, seed=1, epoch=0, start_batch=start, workers=workers, **settings)
+        assert len(rest) == 4 - start
+        assert same(list(rest), whole[start:])
+
+
+def test_epochs_in_one_stream_are_those_read_one_by_one():
+    source = Numbers(30)
+    one_by_one = [batch for epoch in (3, 4, 5) for batch in batches(source, epoch=epoch)]
+    stream = loader(source, batch_size=4, seed=1, epoch=3, epochs=3, start_batch=2, workers=2)
+    assert len(stream) == len(one_by_one) - 2
+    assert same(list(stream), one_by_one[2:])
+
+
+@pytest.mark.parametrize("length", [10, 25, 100, 7])
+def test_small_lists_are_repeated_each_clip_equally_often(length):
+    found = batches(Numbers(10), batch_size=1, epoch_clips=length)
+    counts = Counter(int(clips) for _, clips in found)
+    assert sum(counts.values()) == length
+    assert max(counts.values()) - min(counts.get(clip, 0) for clip in range(10)) <= 1
+    assert len({float(crops[0, 1]) for crops, _ in found}) == length  # other crops each time
+
+
+def test_repeats_are_spread_over_the_epoch():
+    order = torch.cat([clips for _, clips in batches(Numbers(10), epoch_clips=1000)])
+    assert sorted(order[:10].tolist()) != list(range(10))
+    assert not torch.equal(order[:500], order[500:])
+
+
+def test_reading_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    batches(Numbers(10), workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_breaks_in_mid_epoch_is_named_at_its_batch(tmp_path, workers):
+    for i in range(8):
+        np.save(tmp_path / f"{i}.npy", np.zeros((1, 80, FRAMES), np.float32))
+    write_list(tmp_path / "files.csv", [f"{i}.npy" for i in range(8)])
+    source = open_source(tmp_path / "files.csv", FRAMES)
+    broken = int(batches(source, batch_size=2)[2][1][1])
+    (tmp_path / f"{broken}.npy").write_bytes(b"nothing")
+    stream = iter(loader(source, batch_size=2, seed=1, epoch=0, workers=workers))
+    next(stream)
+    next(stream)
+    with pytest.raises(DataError, match=rf"^[^\n]*{broken}\.npy: not a \.npy file[^\n]*$"):
+        next(stream)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 11}, "10 clips an epoch do not fill one batch of 1 × 11"),
+        ({"batch_size": 3, "world_size": 4}, "one batch of 4 × 3"),
+        ({"batch_size": 0}, "batch_size is at least 1, got 0"),
+        ({"rank": 2, "world_size": 2}, "rank is less than world_size"),
+        ({"epoch_clips": 0}, "epoch_clips is at least 1"),
+        ({"start_batch": 3}, "start_batch=3, but an epoch has 2 batches"),
+        ({"workers": -1}, "workers is at least 0"),
+    ],
+)
+def test_misuse_of_the_loader_is_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        batches(Numbers(10), **settings)

@@ -1,0 +1,159 @@
+"""Recipes say what the papers say; every one of them can be built."""
+
+import csv
+from importlib.resources import files
+
+import pytest
+import torch
+
+from m2d_bench.errors import UsageError
+from m2d_bench.pretrain import recipe as recipes
+from m2d_bench.pretrain.recipe import PRESETS, load, resolve
+from m2d_bench.training.recipes import parse
+from m2d_bench.training.schedules import learning_rate, scaled_rate
+
+NAMES = ["debug", "m2d_base", "m2d_base_all_patches", "m2d_base_mr6", "m2d_base_p16x4", "m2d_image", "m2d_small"]
+NAMES += ["m2d_tiny", "msm_mae_base"]
+
+
+def published(setting):
+    """The values of a setting in pretrain_settings.csv, each once; several where several were tried."""
+    found = {}
+    with files("m2d_bench.results").joinpath("published/pretrain_settings.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["model_setting"] == setting:
+                found.setdefault(row["parameter"], {})[row["value"]] = None
+    assert found
+    return {parameter: list(values) for parameter, values in found.items()}
+
+
+def test_every_recipe_of_the_plan_is_there():
+    assert recipes.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_can_be_built_and_written_down(name):
+    recipe = load(name)
+    with torch.device("meta"):
+        method = recipe.build()
+    assert method.encoder.config == recipe.vit
+    assert resolve(recipe.values()) == recipe
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "debug"])
+def test_recipes_carry_the_published_setup(name):
+    recipe = load(name)
+    images = name == "m2d_image"
+    rows = published("M2D and MAE on images" if images else "M2D and MSM-MAE (common)")
+    assert rows["epochs"] == [str(recipe.epochs)]
+    assert rows["batch size"] == [str(recipe.effective_batch)]
+    if images:
+        assert rows["masking ratio"] == [str(recipe.arguments["mask_ratio"])]
+        return
+    assert rows["warm-up epochs"] == [str(recipe.warmup_epochs)]
+    assert float(rows["base learning rate"][0]) == recipe.base_rate
+    assert rows["sampling frequency (Hz)"] == [str(recipe.sample_rate)]
+    if name != "m2d_base_p16x4":
+        assert rows["input spectrogram size (freq bins x time frames)"] == ["x".join(map(str, recipe.input_size))]
+        assert rows["number of patches along frequency"] == [str(recipe.vit.grid_size[0])]
+        assert rows["number of patches along time"] == [str(recipe.vit.grid_size[1])]
+
+
+@pytest.mark.parametrize("name", ["m2d_base", "m2d_base_mr6", "m2d_base_all_patches"])
+def test_m2ds_recipes_carry_its_arguments(name):
+    recipe, rows = load(name), published("M2D")
+    assert rows["patch size"] == ["x".join(map(str, recipe.patch_size))]
+    assert rows["masking ratio"] == ["0.6", "0.7"]
+    assert recipe.arguments["mask_ratio"] == (0.6 if name == "m2d_base_mr6" else 0.7)
+    assert float(rows["EMA decay start"][0]) == recipe.arguments["ema_decay_start"]
+    assert float(rows["EMA decay end"][0]) == recipe.arguments["ema_decay_end"]
+    assert rows["encoder output dimension"] == [str(recipe.vit.width)]
+    assert (recipe.arguments["target_input"] == "all") == (name == "m2d_base_all_patches")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "debug"])
+def test_recipes_carry_maes_optimizer(name):
+    recipe = load(name)  # "optimizer: same as MAE" (arXiv 2111.06377, appendix A.1); clipping as the reference tool
+    assert (recipe.weight_decay, recipe.beta1, recipe.beta2, recipe.clip_norm) == (0.05, 0.9, 0.95, 3.0)
+
+
+@pytest.mark.parametrize("name", ["m2d_base_p16x4", "m2d_small", "m2d_tiny"])
+def test_variants_of_m2d_differ_from_it_in_what_their_name_says(name):
+    base, recipe = load("m2d_base").values(), load(name).values()
+    differing = {key for key in base if base[key] != recipe[key]}
+    assert differing == ({"patch_size", "input_size"} if name == "m2d_base_p16x4" else {"size"})
+
+
+def test_msm_maes_recipe_carries_its_arguments():
+    arguments, rows = load("msm_mae_base").arguments, published("MSM-MAE")
+    assert rows["decoder"] == ["four layers; six heads"]
+    assert (arguments["predictor_depth"], arguments["predictor_heads"]) == (4, 6)
+    assert rows["decoder width"] == [str(arguments["predictor_width"])]
+    assert rows["masking ratio"] == [str(arguments["mask_ratio"])]
+
+
+def test_presets_are_the_papers_by_the_size_of_the_data():
+    speech, medical = published("M2D-S (M2D-X for speech)"), published("M2D-X for ICBHI2017 (further pre-training)")
+    librispeech, small = load("m2d_base", "librispeech"), load("m2d_base", "small")
+    assert speech["epochs"] == [str(librispeech.epochs)]
+    assert speech["warm-up epochs"] == [str(librispeech.warmup_epochs)]
+    assert medical["epochs"] == [str(small.epochs)]
+    assert medical["warm-up epochs"] == [str(small.warmup_epochs)]
+    assert medical["effective batch size"] == [str(small.effective_batch)]
+    assert medical["virtual samples per epoch"] == [str(small.epoch_clips)]
+    assert load("m2d_base", "audioset") == load("m2d_base")
+    assert len(PRESETS) == 3
+
+
+def test_any_value_can_be_set():
+    changes = parse(["mask-ratio=0.6", "epochs=3", "warmup_epochs=1", "base_rate=1e-3", "patch_size=[16, 4]"])
+    changes["ema_decay_start"] = "9e-1"  # text, to YAML
+    recipe = load("m2d_base", changes=changes)
+    assert (recipe.arguments["mask_ratio"], recipe.arguments["ema_decay_start"]) == (0.6, 0.9)
+    assert (recipe.epochs, recipe.base_rate, recipe.patch_size) == (3, 0.001, (16, 4))
+
+
+def test_a_recipe_may_be_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("method: msm_mae\nmask_ratio: 0.8\nsize: tiny\n")
+    recipe = load(tmp_path / "mine.yaml")
+    assert (recipe.method, recipe.arguments["mask_ratio"], recipe.epochs) == ("msm_mae", 0.8, 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("m2d_bas", {}, "Did you mean m2d_base"),
+        ("m2d_base", {"epoch": 3}, "Did you mean epochs"),
+        ("m2d_base", {"size": "huge"}, "Unknown size"),
+        ("m2d_base", {"epochs": 0}, "epochs is 0"),
+        ("m2d_base", {"beta1": 2}, "beta1 is 2"),
+        ("m2d_base", {"mask_ratio": "much"}, "takes a value like"),
+        ("m2d_base", {"epochs": 2.5}, "takes a whole number"),
+        ("m2d_base", {"patch_size": 16}, "takes a value like"),
+        ("m2d_base", {"warmup_epochs": 400}, "from 0 to epochs=300"),
+        ("msm_mae_base", {"ema_decay_start": 0.9}, "Unknown value of a recipe 'ema_decay_start'"),
+    ],
+)
+def test_what_no_recipe_knows_is_refused(name, changes, says, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        load(name, changes=changes)
+    with pytest.raises(UsageError, match="Unknown preset"):
+        load("m2d_base", "audiset")
+    with pytest.raises(UsageError, match="NAME=VALUE"):
+        parse(["epochs"])
+    with pytest.raises(UsageError, match="no value YAML knows"):
+        parse(["epochs=["])
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(UsageError, match="NAME: VALUE lines"):
+        load(tmp_path / "empty.yaml")
+
+
+def test_learning_rate_rises_linearly_and_falls_as_half_a_cosine():
+    rates = [learning_rate(step, peak=2.0, warmup_steps=20, total_steps=300) for step in range(301)]
+    assert rates[0] == 0
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[20] == 2.0
+    assert rates[160] == pytest.approx(1.0)
+    assert rates[300] == pytest.approx(0, abs=1e-12)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert scaled_rate(3e-4, 2048) == pytest.approx(2.4e-3)

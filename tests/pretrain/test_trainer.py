@@ -1,0 +1,449 @@
+"""The loop: the same training however it is cut, on one process or two, killed and resumed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric")
+
+from m2d_bench import linear, tasks
+from m2d_bench.cli import main
+from m2d_bench.encoders import zoo
+from m2d_bench.errors import DataError, TrainingError, UsageError
+from m2d_bench.pretrain import recipe as recipes
+from m2d_bench.pretrain import run, watch
+from m2d_bench.pretrain.data import open_source
+from m2d_bench.pretrain.run import RunSettings
+from m2d_bench.pretrain.trainer import Trainer
+from m2d_bench.results.statistics import paired, seed_means
+from m2d_bench.runs import TasksFailed
+from m2d_bench.settings import Storage
+from m2d_bench.tasks import dataset
+from m2d_bench.training.launch import launch
+from m2d_bench.training.log import read
+from m2d_bench.training.loop import RESUME
+
+SMALL = {
+    "size": "tiny",
+    "predictor_width": 32,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
+    "input_size": [80, 48],
+    "effective_batch": 8,
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "base_rate": 0.02,
+}
+METHODS = {
+    "m2d": {"method": "m2d", "mask_ratio": 0.7, "ema_decay_start": 0.9},
+    "m2d_all": {"method": "m2d", "mask_ratio": 0.7, "target_input": "all", "masking": "structured"},
+    "msm_mae": {"method": "msm_mae", "mask_ratio": 0.75, "masking": "spans"},
+}
+QUIET = {"device": "cpu", "precision": "fp32", "workers": 0, "watch_epochs": 0, "held_out": 0, "log_steps": 1}
+KILLS = int(os.environ.get("KILLS", "2"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Forty log-mels in the reference tool's layout, some shorter than a crop."""
+    root = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        frames = 30 if number % 10 == 0 else 70
+        tone = np.sin(np.arange(80)[:, None] * (number % 5 + 1) / 7 + np.arange(frames) / 9)
+        np.save(root / f"{number}.npy", (tone - 7 + 0.3 * rng.standard_normal((80, frames)))[None].astype(np.float32))
+    (root / "clips.csv").write_text("file_name\n" + "\n".join(f"{number}.npy" for number in range(40)))
+    return root / "clips.csv"
+
+
+def recipe_of(name, **changes):
+    return recipes.resolve({**SMALL, **METHODS[name], **changes})
+
+
+def train(name, data, out, changes=None, **settings):
+    settings = {
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+        "watch_epochs": 0,
+        "held_out": 0,
+        "log_steps": 1,
+        **settings,
+    }
+    path = run.pretrain(recipe_of(name, **(changes or {})), str(data), out, RunSettings(**settings), Storage())
+    return torch.load(path, weights_only=True)["model"]
+
+
+def assert_same(first, second):
+    assert set(first) == set(second)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def assert_alike(first, second):
+    """The same but for rounding: every loss, and the weights (where a gradient is near zero, as of the keys' biases,
+    Adam's steps go by its sign alone)."""
+    losses, others = ([record["loss"] for record in read(folder / "metrics.jsonl")] for folder in (first, second))
+    assert losses == pytest.approx(others, rel=1e-4)
+    states = [
+        torch.load(next(folder.glob("checkpoint-3.pth")), weights_only=True)["model"] for folder in (first, second)
+    ]
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], atol=5e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_falls_and_the_checkpoint_is_the_zoos(name, clips, tmp_path):
+    train(name, clips, tmp_path, {"epochs": 12}, tag="x")
+    (folder,) = tmp_path.iterdir()
+    losses = [record["loss"] for record in read(folder / "metrics.jsonl")]
+    assert len(losses) == 12 * 5
+    assert np.mean(losses[-10:]) < 0.97 * np.mean(losses[:5])
+    encoder = zoo.load(str(folder / "checkpoint-12.pth"), device="cpu")
+    assert encoder.config.name == folder.name
+    assert encoder.scene_embeddings(torch.randn(1, 16000)).isfinite().all()
+    assert encoder.config.norm_stats[0] == pytest.approx(-7, abs=0.5)
+
+
+def test_the_same_training_gives_the_same_weights_and_another_seed_others(clips, tmp_path):
+    first, again = (train("m2d", clips, tmp_path / name) for name in "ab")
+    assert_same(first, again)
+    other = train("m2d", clips, tmp_path / "c", {"seed": 43})
+    assert not torch.equal(first["blocks.0.mlp.fc1.weight"], other["blocks.0.mlp.fc1.weight"])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 2}, {"batch_size": 8, "workers": 2}, {"checkpoint_activations": True}]
+)
+def test_how_it_runs_changes_nothing_but_rounding(changes, clips, tmp_path):
+    train("m2d", clips, tmp_path / "whole", batch_size=8, tag="x")
+    train("m2d", clips, tmp_path / "other", tag="x", **changes)
+    assert_alike(next((tmp_path / "whole").iterdir()), next((tmp_path / "other").iterdir()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one_with_twice_the_batch(name, clips, tmp_path):
+    train(name, clips, tmp_path / "one", tag="x")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, "-m", "tests.pretrain.test_trainer", name, str(clips), str(tmp_path / "two")]
+    subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert_alike(next((tmp_path / "one").iterdir()), next((tmp_path / "two").iterdir()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m2d", "msm_mae"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_weights(name, clips, tmp_path):
+    words = [sys.executable, "-m", "tests.pretrain.test_trainer", name, str(clips), str(tmp_path / "killed"), "resume"]
+    moments = random.Random(name)
+    for _ in range(KILLS):
+        found = list(tmp_path.rglob(RESUME))
+        begins = torch.load(found[0], weights_only=True)["step"] if found else 0
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        wait_for_step(tmp_path, begins + moments.randint(1, 5))
+        time.sleep(moments.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run(words, check=True)
+    (path,) = (tmp_path / "killed").rglob("checkpoint-24.pth")
+    whole = train(name, clips, tmp_path / "whole", {"epochs": 24}, tag="x")
+    assert_same(whole, torch.load(path, weights_only=True)["model"])
+    steps = [record["step"] for record in read(path.parent / "metrics.jsonl")]
+    assert steps == list(range(1, 121))
+
+
+def wait_for_step(folder, step):
+    """Until the log of the training under a folder has come to a step."""
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        for path in folder.rglob("metrics.jsonl"):
+            lines = path.read_bytes().split(b"\n")[:-1]
+            if lines and json.loads(lines[-1])["step"] >= step:
+                return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_a_limit_stops_and_a_resumed_training_ends_the_same(clips, tmp_path):
+    whole = train("m2d", clips, tmp_path / "whole")
+    train("m2d", clips, tmp_path / "cut", limit_steps=7)
+    (folder,) = (tmp_path / "cut").iterdir()
+    assert sorted(path.name for path in folder.glob("*.p*t*")) == ["checkpoint-7steps.pth", RESUME]
+    with pytest.raises(UsageError, match="holds a training at step 7"):
+        train("m2d", clips, tmp_path / "cut")
+    with pytest.raises(UsageError, match="another recipe: epochs: 3 then, 4 now"):
+        train("m2d", clips, tmp_path / "cut", {"epochs": 4}, resume=True)
+    assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True))
+
+
+def test_other_data_are_not_gone_on_with(clips, tmp_path):
+    train("m2d", clips, tmp_path, limit_steps=2)
+    (clips.parent / "fewer.csv").write_text("\n".join(clips.read_text().splitlines()[:30]))
+    with pytest.raises(UsageError, match="of other data"):
+        train("m2d", clips.parent / "fewer.csv", tmp_path, resume=True)
+
+
+def test_ctrl_c_saves_and_goes_on(clips, tmp_path):
+    whole = train("m2d", clips, tmp_path / "whole", tag="x")
+    words = [sys.executable, "-m", "tests.pretrain.test_trainer", "m2d", str(clips), str(tmp_path / "cut"), "slow"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_for_step(tmp_path / "cut", 3)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    (state,) = (tmp_path / "cut").rglob(RESUME)
+    assert 0 < torch.load(state, weights_only=True)["step"] < 15
+    assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True, tag="x"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_files_and_last_good_state(clips, tmp_path, monkeypatch):
+    train("msm_mae", clips, tmp_path, limit_steps=5)
+    bad = np.full((1, 80, 70), np.float32(3e38))
+    good = np.load(clips.parent / "7.npy")
+    np.save(clips.parent / "7.npy", bad)
+    try:
+        with pytest.raises(TrainingError, match=r"step \d+ is not finite.*resume.pt.*7\.npy"):
+            train("msm_mae", clips, tmp_path, resume=True, log_steps=4)
+    finally:
+        np.save(clips.parent / "7.npy", good)
+    assert torch.load(next(tmp_path.rglob(RESUME)), weights_only=True)["step"] == 5
+    train("msm_mae", clips, tmp_path, resume=True)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_anything_is_saved(clips, tmp_path, monkeypatch):
+    train("msm_mae", clips, tmp_path, limit_steps=4)
+    clip = Trainer._train
+
+    def broken(self, batches):
+        if self.step == 5:
+            self.method.encoder.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+        return clip(self, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train", broken)
+        with pytest.raises(TrainingError, match=r"gradient of step 6 is not finite"):
+            train("msm_mae", clips, tmp_path, resume=True, log_steps=50, resume_steps=6)
+    state = torch.load(next(tmp_path.rglob(RESUME)), weights_only=True)
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["method"].values())
+
+
+def test_a_file_that_breaks_keeps_what_was_done_and_may_be_mended(clips, tmp_path):
+    whole = train("m2d", clips, tmp_path / "whole")
+    train("m2d", clips, tmp_path / "cut", limit_steps=3)
+    content = (clips.parent / "11.npy").read_bytes()
+    (clips.parent / "11.npy").write_bytes(b"")
+    try:
+        with pytest.raises(DataError, match=r"11\.npy.*Mend or replace the file"):
+            train("m2d", clips, tmp_path / "cut", log_steps=50, resume=True)
+    finally:
+        (clips.parent / "11.npy").write_bytes(content)
+    assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True))
+
+
+def test_checkpoints_are_evaluated_and_a_task_that_fails_stops_nothing(clips, tones, tmp_path, monkeypatch, caplog):
+    storage = Storage(data=tones, runs=tmp_path / "runs")
+    settings = RunSettings(**QUIET, save_epochs=1, tasks=("esc10",))
+    recipe = recipe_of("m2d", epochs=2)
+    run.pretrain(recipe, str(clips), tmp_path / "a", settings, storage)
+    records = read(next((tmp_path / "a").rglob("metrics.jsonl")))
+    assert [record["step"] for record in records if "linear/esc10" in record] == [5, 10]
+
+    def fails(*_, **__):
+        raise TasksFailed({"esc10": DataError("gone")}, [])
+
+    monkeypatch.setattr(run, "linear", fails)
+    path = run.pretrain(recipe, str(clips), tmp_path / "b", settings, storage)
+    assert path.name == "checkpoint-2.pth"
+    assert "esc10 failed: gone" in caplog.text
+    for name, says in (("esc1O", "Did you mean esc10"), ("us8k", "us8k")):
+        with pytest.raises((UsageError, DataError), match=says):
+            run.pretrain(recipe, str(clips), tmp_path / "c", replace(settings, tasks=(name,)), storage)
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_schedule_and_its_rate_are_the_recipes(clips, tmp_path):
+    train("m2d", clips, tmp_path)
+    (path,) = tmp_path.rglob("metrics.jsonl")
+    rates = [record["lr"] for record in read(path)]
+    peak = 0.02 * 8 / 256
+    assert rates[:6] == pytest.approx([peak * step / 5 for step in range(6)])
+    assert rates[-1] == pytest.approx(peak * 0.5 * (1 + np.cos(np.pi * 9 / 10)))
+    decays = [record["ema_decay"] for record in read(path)]
+    assert (decays[0], decays[-1]) == (0.9, 0.99999)
+
+
+def test_biases_and_norms_do_not_decay():
+    fabric = launch("cpu", "fp32")
+    source = type("Clips", (), {"n_clips": 40})()
+    trainer = Trainer(fabric, recipe_of("m2d"), source, None, batch_size=8)
+    trainer.prepare()
+    decayed, plain = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    assert all(parameter.ndim == 1 for parameter in plain["params"])
+    assert min(parameter.ndim for parameter in decayed["params"]) > 1
+    count = sum(p.numel() for p in trainer.method.parameters() if p.requires_grad)
+    assert sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"]) == count
+
+
+def test_held_out_clips_are_watched_and_never_trained_on(clips, tmp_path):
+    train("m2d", clips, tmp_path, {"effective_batch": 4}, watch_epochs=1, held_out=4)
+    (folder,) = tmp_path.iterdir()
+    records = [record for record in read(folder / "metrics.jsonl") if "held_out/effective_rank" in record]
+    assert len(records) == 3
+    assert all(record["held_out/effective_rank"] > 1 and record["held_out/loss"] > 0 for record in records)
+    assert len(list((folder / "pictures").glob("patches-*.png"))) == 3
+    assert records[-1]["step"] == 3 * (36 // 4)
+    with pytest.raises(UsageError, match="of other data"):  # the clips held out would be trained on
+        train("m2d", clips, tmp_path, {"effective_batch": 4}, held_out=0, resume=True)
+
+
+def test_clips_are_held_out_or_trained_on(clips):
+    source = open_source(clips, 48)
+    held, rest = watch.split(source, 4, 42)
+    names = [set(each.names(range(each.n_clips))) for each in (held, rest)]
+    assert names[0] | names[1] == set(source.names(range(40)))
+    assert not names[0] & names[1]
+    assert len(names[0]) == 4
+    assert watch.split(source, 0, 42) == (None, source)
+    assert watch.split(source, 100, 42)[0].n_clips == 4  # a tenth
+
+
+def test_it_begins_from_a_checkpoint_of_its_kind(clips, tmp_path):
+    first = train("m2d", clips, tmp_path / "first")
+    (path,) = (tmp_path / "first").rglob("checkpoint-3.pth")
+    second = train("m2d", clips, tmp_path / "second", {"base_rate": 1e-12}, init=path, limit_steps=1)
+    trained = [key for key in first if not key.startswith("target_")]  # the target moves by its own decay
+    for key in trained:
+        torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "says"),
+    [
+        ({"effective_batch": 64}, {}, "40 clips an epoch are fewer than effective_batch=64"),
+        ({}, {"batch_size": 3}, "no multiple of batch_size=3 × 1 devices"),
+        ({}, {"batch_size": -1}, "batch_size is -1"),
+        ({}, {"device": "cuda:7"}, "cannot be used"),
+        ({}, {"precision": "fp16"}, "fp16 is trained on GPUs alone"),
+        ({}, {"limit_steps": 0}, "limit_steps is 0"),
+        ({}, {"watch_epochs": -1}, "watch_epochs is -1"),
+        ({}, {"tag": "a/b"}, "tag is 'a/b'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changes, settings, says, clips, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        train("m2d", clips, tmp_path, changes, **settings)
+
+
+def test_images_are_learnt_from_too(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        (tmp_path / "images" / str(number % 3)).mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixels).save(tmp_path / "images" / str(number % 3) / f"{number}.png")
+    changes = {"input_size": [32, 32], "patch_size": [8, 8], "channels": 3}
+    for name in ("m2d", "msm_mae"):
+        state = train(name, tmp_path / "images", tmp_path / name, changes, watch_epochs=3, held_out=2)
+        assert state["patch_embed.proj.weight"].shape == (192, 3, 8, 8)
+        assert len(list((tmp_path / name).rglob("patches-*.png"))) == 1
+        (path,) = (tmp_path / name).rglob("checkpoint-3.pth")
+        train(name, tmp_path / "images", tmp_path / f"{name}-on", changes, init=path, limit_steps=1)
+    with pytest.raises(UsageError, match="has 3 channels, the recipe 1"):
+        train("m2d", tmp_path / "images", tmp_path / "x")
+
+
+def test_bf16_stays_near_fp32(clips, tmp_path):
+    for each in ("fp32", "bf16"):
+        train("m2d", clips, tmp_path / each, precision=each, tag="x")
+    logs = [next((tmp_path / each).rglob("metrics.jsonl")) for each in ("fp32", "bf16")]
+    losses, others = ([record["loss"] for record in read(log)] for log in logs)
+    assert losses != others
+    assert losses == pytest.approx(others, rel=0.03)
+
+
+def test_the_batch_of_a_device_divides_the_effective_one():
+    assert [run._batch_size(samples) for samples in (2048, 600, 7, 514)] == [512, 300, 7, 257]
+
+
+def test_clips_without_variation_are_refused(tmp_path):
+    np.save(tmp_path / "flat.npy", np.full((1, 80, 60), -3.0, np.float32))
+    (tmp_path / "clips.csv").write_text("file_name\n" + "flat.npy\n" * 8)
+    with pytest.raises(DataError, match="nothing but -3"):
+        train("m2d", tmp_path / "clips.csv", tmp_path / "out")
+
+
+def test_a_finished_training_is_left_as_it_is(clips, tmp_path):
+    train("m2d", clips, tmp_path, limit_steps=5)
+    (path,) = tmp_path.rglob("checkpoint-1.pth")
+    before = path.stat().st_mtime_ns
+    train("m2d", clips, tmp_path, limit_steps=5, resume=True)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_small_lists_are_repeated(clips, tmp_path):
+    train("m2d", clips, tmp_path, {"epoch_clips": 80, "epochs": 2})
+    (path,) = tmp_path.rglob("metrics.jsonl")
+    assert read(path)[-1]["step"] == 20
+
+
+def test_the_command_line_trains_and_lists(clips, tmp_path, capsys):
+    words = ["pretrain", "--recipe", "debug", "--data", str(clips), "--out", str(tmp_path), "--set", "epochs=1"]
+    words += ["warmup_epochs=0", "effective_batch=8", "input_size=[80, 48]", "--workers", "0", "--held-out", "0"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert "m2d-bench linear --model" in capsys.readouterr().out
+    config = json.loads(next(tmp_path.rglob("config.json")).read_text())
+    assert config["recipe"]["epochs"] == 1
+    assert main(["pretrain", "--list"]) == 0
+    assert "m2d_base_all_patches" in capsys.readouterr().out
+    assert main(["pretrain", "--recipe", "debug"]) == 2
+    assert "Which data?" in capsys.readouterr().err
+    assert main(["pretrain", "--data", str(tmp_path / "nowhere")]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_from_sound_files_to_scores_better_than_those_of_random_weights(tmp_path, capsys):
+    """The debug recipe, on generated instruments: prepare → pretrain → linear."""
+    task = dataset.load(tasks.get("gm_family"), Storage())
+    assert main(["prepare", str(task.root), str(tmp_path / "mels")]) == 0
+    words = [
+        "pretrain",
+        "--recipe",
+        "debug",
+        "--data",
+        str(tmp_path / "mels"),
+        "--out",
+        str(tmp_path),
+        "--workers",
+        "1",
+    ]
+    assert main([*words, "--save-epochs", "0", "--watch-epochs", "20"]) == 0
+    (path,) = tmp_path.rglob("checkpoint-*.pth")
+    trained, random_weights = (
+        linear(model, "gm_family", seeds=6, runs=tmp_path / "runs")[0]
+        for model in (str(path), "random:m2d_vit_tiny-80x208p16x16")
+    )
+    found = paired(list(seed_means(trained).values()), list(seed_means(random_weights).values()))
+    assert found.mean > 0.02
+    assert found.p < 0.05
+
+
+if __name__ == "__main__":  # a training of its own, to be killed or joined by others
+    wanted, clip_list, folder, *how = sys.argv[1:]
+    many = {"epochs": 24} if "resume" in how else {}
+    if "slow" in how:
+        original = Trainer._train
+        Trainer._train = lambda self, batches: (time.sleep(0.2), original(self, batches))[1]
+    from pathlib import Path
+
+    train(wanted, clip_list, Path(folder), many, tag="x", resume="resume" in how, resume_steps=3)
