@@ -33,6 +33,9 @@ VERBS = {
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
+SPIN_COUNT = 1000
+"""Times an OpenMP thread looks for work before it sleeps; see docs/performance.md, "Several processes on one machine"."""
+
 
 def build() -> App:
     """The command line; rooms are reached by name, so that --help imports none of them."""
@@ -49,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 something failed (the rest was done, the failures are named last), 2 bad usage, 130 interrupted.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:  # read by OpenMP when torch is imported, after this
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         output = build()(arguments, exit_on_error=False, print_error=True, result_action="return_value")
