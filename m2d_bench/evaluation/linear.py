@@ -102,15 +102,16 @@ def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings, comma
     """One task: its record with the scores of all seeds asked for."""
     dataset = datasets.load(task, settings, encoder.sample_rate)
     run = replace(_blank_run(encoder, dataset, settings), command=command)
-    path = run.path(settings.runs_root)
     n_folds = run.task["n_folds"]
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     if not run.repeated and len(seeds) > 1:
         logger.warning("%s: %s on an official split repeats nothing; one seed is run.", task.name, settings.probe)
         seeds = seeds[:1]
-    finished = runs.load(path).done(n_folds) if path.exists() else set()
+    stored = runs.find(run, settings.runs_root)
+    finished = stored.done(n_folds) if stored else set()
     if settings.keep_predictions:
-        counts = Counter(predictions.seed for predictions in runs.kept(path))
+        predictions = runs.load_predictions(run.path(settings.runs_root))
+        counts = Counter(each.seed for each in predictions)
         finished = {seed for seed in finished if counts[seed] >= n_folds}
     missing = [seed for seed in seeds if settings.force or seed not in finished]
     if missing:
@@ -132,7 +133,7 @@ def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings, comma
                 on_result=record,
                 progress=advance,
             )
-    return runs.load(path).limited_to(seeds)
+    return runs.load_as(run, settings.runs_root).limited_to(seeds)
 
 
 def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[[ProbeResult], None]:
@@ -151,7 +152,7 @@ def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[
         runs.add(replace(run, scores=tuple(_score(each, seconds) for each in results)), settings.runs_root)
         if settings.keep_predictions:
             for each in results:
-                runs.keep(run, settings.runs_root, _predictions(each, dataset))
+                runs.save_predictions(run, settings.runs_root, _predictions(each, dataset))
 
     return record
 
