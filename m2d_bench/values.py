@@ -6,8 +6,7 @@ import re
 from functools import cache
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import unknown
@@ -30,19 +29,18 @@ class Checked:
     def __post_init__(self) -> None:
         received = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(self).items()}
         try:
-            values = _adapter(type(self)).validate_python(received)
+            checked = self._model().model_validate(received)
         except ValidationError as error:
             raise _usage_error(error) from None
-        for name, value in values.items():
+        for name, value in checked:
             object.__setattr__(self, name, value)
 
-
-@cache
-def _adapter(cls: type) -> TypeAdapter[dict[str, Any]]:
-    """The check of a class's fields as a dictionary."""
-    values = TypedDict(cls.__name__, get_type_hints(cls, include_extras=True))  # type: ignore[operator]
-    values.__pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
-    return TypeAdapter(values)
+    @classmethod
+    @cache
+    def _model(cls) -> type[BaseModel]:
+        """The check of the fields, made of their annotations."""
+        fields: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(cls, include_extras=True).items()}
+        return create_model(cls.__name__, __config__=ConfigDict(strict=True, allow_inf_nan=False), **fields)
 
 
 def explain(error: ValidationError) -> str:

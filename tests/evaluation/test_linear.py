@@ -14,6 +14,7 @@ from m2d_bench import linear, runs, tasks
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation import linear as evaluation
+from m2d_bench.registry import resolve
 from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Compute, Storage
 from m2d_bench.tasks import dataset
@@ -52,6 +53,19 @@ def test_separable_tones_are_told_apart_on_every_seed_and_fold(settings):
     assert run.repeated == ("initialisation", "shuffling", "validation split")
     assert run.settings["probe_precision"] == "fp32"
     assert torch.__version__.startswith(run.environment["versions"]["torch"].split("+")[0])
+
+
+def test_names_of_the_same_weights_share_their_seeds(settings, monkeypatch):
+    first = linear("m2d_tiny", "esc10", seeds=3, **settings)[0]
+    other = linear("random:m2d_tiny", "esc10", first_seed=45, seeds=3, **settings)[0]
+    monkeypatch.setattr(evaluation, "run_probes", None)
+    (both,) = linear("random:m2d_tiny", "esc10", seeds=6, **settings)
+    assert scores(both) == {**scores(first), **scores(other)}
+    assert both.names == ("random:m2d_tiny", "m2d_tiny")
+    assert first.encoder["name"] == "m2d_tiny"
+    table = resolve("m2d_bench.results:report")(runs.read(settings["runs"])[0].values(), "text")
+    assert "m2d_tiny" in table
+    assert "n = 6" in table or " 6 " in table
 
 
 def test_finished_seeds_are_read_and_only_missing_ones_computed(settings, monkeypatch):
