@@ -63,7 +63,8 @@ def batched_scores(metric: Metric, logits: Tensor, labels: Tensor, present: Tens
         classes = logits.shape[-1] if metric == "accuracy" else 12
         truth = labels if labels.ndim == 2 else labels.argmax(-1)
         hits = (logits.argmax(-1) % classes == truth % classes) & present
-        return hits.sum(-1).double() / present.sum(-1)
+        share: Tensor = hits.sum(-1).double() / present.sum(-1)
+        return share
     positive = (labels if labels.ndim == 3 else one_hot(labels, logits.shape[-1])).mT > 0
     if metric == "mAP":
         return _average_precision(logits.mT, positive, present[:, None]).nanmean(-1)

@@ -14,6 +14,7 @@ from m2d_bench import linear, runs, tasks
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation import linear as evaluation
+from m2d_bench.registry import resolve
 from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Compute, Storage
 from m2d_bench.tasks import dataset
@@ -52,6 +53,19 @@ def test_separable_tones_are_told_apart_on_every_seed_and_fold(settings):
     assert run.repeated == ("initialisation", "shuffling", "validation split")
     assert run.settings["probe_precision"] == "fp32"
     assert torch.__version__.startswith(run.environment["versions"]["torch"].split("+")[0])
+
+
+def test_names_of_the_same_weights_share_their_seeds(settings, monkeypatch):
+    first = linear("m2d_tiny", "esc10", seeds=3, **settings)[0]
+    other = linear("random:m2d_tiny", "esc10", first_seed=45, seeds=3, **settings)[0]
+    monkeypatch.setattr(evaluation, "run_probes", None)
+    (both,) = linear("random:m2d_tiny", "esc10", seeds=6, **settings)
+    assert scores(both) == {**scores(first), **scores(other)}
+    assert both.names == ("random:m2d_tiny", "m2d_tiny")
+    assert first.encoder["name"] == "m2d_tiny"
+    table = resolve("m2d_bench.results:report")(runs.read(settings["runs"])[0].values(), "text")
+    assert "m2d_tiny" in table
+    assert "n = 6" in table or " 6 " in table
 
 
 def test_finished_seeds_are_read_and_only_missing_ones_computed(settings, monkeypatch):
@@ -143,9 +157,11 @@ def test_bad_input_is_said_before_any_work(settings):
         ({"task_names": "ecs10"}, "Did you mean esc10"),
         ({"task_names": ","}, "No task named"),
         ({"seed": 3}, "Did you mean seeds"),
-        ({"seeds": 0}, "at least 1"),
+        ({"seeds": 0}, "seeds is 0; it should be greater than 0"),
+        ({"seeds": True}, "seeds is True; it should be a valid integer"),
+        ({"train_fraction": 1.5}, "train_fraction is 1.5; it should be less than or equal to 1"),
         ({"probe": "svm"}, "linear, knn, logreg"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it should be greater than 0"),
     ):
         with pytest.raises(UsageError, match=message):
             linear(small_encoder(), **{"task_names": "esc10", **settings, **wrong})
@@ -195,9 +211,9 @@ def test_real_esc10_is_far_above_chance(tmp_path):
 
 def test_predictions_are_kept_where_asked_for_and_agree_with_the_scores(settings):
     (run,) = linear(small_encoder(), "esc10", seeds=1, **settings)
-    assert runs.kept(run.path(settings["runs"])) == []
+    assert runs.load_predictions(run.path(settings["runs"])) == []
     (run,) = linear(small_encoder(), "esc10", seeds=1, keep_predictions=True, **settings)
-    found = runs.kept(run.path(settings["runs"]))
+    found = runs.load_predictions(run.path(settings["runs"]))
     assert len(found) == len(run.scores) == 5
     for predictions, score in zip(found, run.scores, strict=True):
         assert (predictions.seed, predictions.fold) == (score.seed, score.fold)

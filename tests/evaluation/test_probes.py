@@ -286,7 +286,7 @@ def test_other_metrics_are_scored_beside_the_first_and_change_nothing() -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"patience": 0}, "patience is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"weight_decay": -1.0}, "weight_decay -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict, message: str) -> None:
