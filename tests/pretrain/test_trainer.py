@@ -204,6 +204,48 @@ def test_ctrl_c_saves_and_goes_on(clips, tmp_path):
     assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True, tag="x"))
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(clips, tmp_path_factory):
+    """The weights of a training that nothing interrupts."""
+    return train("m2d", clips, tmp_path_factory.mktemp("uninterrupted"), tag="x")
+
+
+def start_in_own_group(clips, out):
+    """A training with data workers that leads a process group, three steps or more on."""
+    words = [sys.executable, "-m", "tests.pretrain.test_trainer", "m2d", str(clips), str(out), "slow", "workers"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for_step(out, 3)
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_to_the_process_group_saves_and_goes_on(name, clips, tmp_path, uninterrupted):
+    number = getattr(signal, name)
+    process = start_in_own_group(clips, tmp_path)
+    process.send_signal(number)  # as `timeout` does: to the process, then to its group
+    os.killpg(process.pid, number)
+    process.wait(60)
+    (state,) = tmp_path.rglob(RESUME)
+    saved = torch.load(state, weights_only=True)["step"]
+    assert 3 < saved < 15
+    assert [record["step"] for record in read(state.parent / "metrics.jsonl")] == list(range(1, saved + 1))
+    assert_same(uninterrupted, train("m2d", clips, tmp_path, resume=True, tag="x"))
+
+
+def test_no_worker_outlives_a_killed_training(clips, tmp_path):
+    process = start_in_own_group(clips, tmp_path)
+    process.kill()
+    process.wait()
+    deadline = time.time() + 30
+    while time.time() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("workers are left")
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_files_and_last_good_state(clips, tmp_path, monkeypatch):
     train("msm_mae", clips, tmp_path, limit_steps=5)
     bad = np.full((1, 80, 70), np.float32(3e38))
@@ -446,4 +488,5 @@ if __name__ == "__main__":  # a training of its own, to be killed or joined by o
         Trainer._train = lambda self, batches: (time.sleep(0.2), original(self, batches))[1]
     from pathlib import Path
 
-    train(wanted, clip_list, Path(folder), many, tag="x", resume="resume" in how, resume_steps=3)
+    workers = 2 if "workers" in how else 0
+    train(wanted, clip_list, Path(folder), many, tag="x", resume="resume" in how, resume_steps=3, workers=workers)
