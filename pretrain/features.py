@@ -80,7 +80,7 @@ def _checked(features: Tensor) -> Tensor:
 def _singular_values(values: Tensor) -> Tensor:
     """Of the centred features up to a factor, [min(N, D)], descending; what is left of rounding errors is 0."""
     values = values / values.abs().max().clamp(min=torch.finfo(torch.float64).tiny)  # squares stay in the range
-    singular_values = torch.linalg.svdvals(values - values.mean(0))
+    singular_values: Tensor = torch.linalg.svdvals(values - values.mean(0))
     rounding = max(values.shape) * torch.finfo(torch.float64).eps * torch.linalg.norm(values)
     return singular_values.where(singular_values > rounding, 0.0)
 

@@ -19,13 +19,12 @@ import torch
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import SAMPLE_RATES, LogMel
 from m2d_bench.errors import AudioError, UsageError
-from m2d_bench.evaluation.embeddings import map_ahead
+from m2d_bench.parallel import map_ahead
+from m2d_bench.pretrain.data import shards
+from m2d_bench.pretrain.data.listing import Files
+from m2d_bench.pretrain.data.shards import Histogram, ShardWriter, Sums
 from m2d_bench.progress import bar
 from m2d_bench.settings import replacing
-
-from . import shards
-from .listing import Files
-from .shards import Histogram, ShardWriter, Sums
 
 UNFINISHED = "unfinished"
 """Folder of the records; it goes when the index is there."""

@@ -17,12 +17,11 @@ from filelock import FileLock, Timeout
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.pretrain.data import shards
+from m2d_bench.pretrain.data.listing import Files, find
+from m2d_bench.pretrain.data.parts import UNFINISHED, Part, PrepareSettings, write_parts
+from m2d_bench.pretrain.data.shards import Index, read_table, write_table
 from m2d_bench.settings import make_folder, replacing
-
-from . import shards
-from .listing import Files, find
-from .parts import UNFINISHED, Part, PrepareSettings, write_parts
-from .shards import Index, read_table, write_table
 
 _PLAN = "plan.json"
 
@@ -43,7 +42,7 @@ class Prepared:
 
 
 def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Prepared:
-    """Turns trees of sound files into log-mel shards with an index, see `m2d_bench.pretrain.shards`.
+    """Turns trees of sound files into log-mel shards with an index, see `m2d_bench.pretrain.data.shards`.
 
     Called again after an interruption it goes on behind the last finished shard; on a finished folder it does nothing.
 
