@@ -8,9 +8,10 @@ number of workers and where an epoch is resumed decide nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +27,7 @@ CHUNK = 64
 _PREFETCH = 4  # chunks that wait, a worker
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A part of a batch.
 
     Args:
@@ -138,8 +138,7 @@ class _Chunks(Dataset[_Read]):
         self._source, self._seed = source, seed
 
     def __getitems__(self, chunk: Chunk) -> _Read:
-        positions = range(chunk.position, chunk.position + len(chunk.clips))
-        rngs = (np.random.default_rng([self._seed, chunk.epoch, position]) for position in positions)
+        rngs = (np.random.default_rng([self._seed, chunk.epoch, position]) for position in count(chunk.position))
         try:
             return self._source.crops(chunk.clips, rngs), chunk.last
         except M2DBenchError as error:
@@ -187,11 +186,13 @@ class CropLoader:
             crops, last = read
             parts.append(crops)
             if last:
-                yield Crops.merge(_concatenated, parts)
+                yield Crops._make(
+                    None if field[0] is None else _concatenated(field) for field in zip(*parts, strict=True)
+                )
                 parts = []
 
 
-def _concatenated(tensors: list[Tensor]) -> Tensor:
+def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
     """One tensor of several, ready to be copied to a GPU while that computes."""
     if torch.cuda.is_available():
         size = (sum(map(len, tensors)), *tensors[0].shape[1:])

@@ -45,31 +45,29 @@ def open_source(
     Raises:
         DataError: It is none of them, is incomplete or does not fit the model, or a clip has no label.
     """
-    source = _open(path, frames, sample_rate, root, height)
+    if sample_rate not in SAMPLE_RATES or frames < 1:
+        raise UsageError(f"frames is at least 1, sample_rate one of {SAMPLE_RATES}; got {frames} and {sample_rate}.")
+    source: Source
+    if path.is_file():
+        source = ArraySource(root or path.parent, Paths(_read_list(path)), frames)
+    elif not path.is_dir():
+        raise DataError(f"{path}: no such file or folder. {_ALLOWED}")
+    elif (path / shards.INDEX).exists():
+        source = PreparedSource(path, frames, sample_rate)
+    elif (path / parts.UNFINISHED).exists():
+        raise DataError(f"{path}: was not prepared to the end. Start the same m2d-bench prepare again.")
+    elif sounds := find(path, audio.SUFFIXES):
+        source = AudioSource(path, Paths(sounds), frames, sample_rate)
+    elif pictures := find(path, images.SUFFIXES):
+        source = images.ImageSource(path, Paths(pictures), (height or frames, frames))
+    else:
+        kinds = Counter(Path(name).suffix or "no suffix" for name in find(path, ()))
+        held = ", ".join(f"{count} files with {suffix}" for suffix, count in kinds.most_common(5))
+        raise DataError(f"{path}: holds {held or 'no files'}. {_ALLOWED}")
     if labels:
         source.labels = Labels.read(labels, map(source.path, range(source.n_clips)))
         source.fingerprint = f"{source.fingerprint}-{source.labels.fingerprint()}"
     return source
-
-
-def _open(path: Path, frames: int, sample_rate: int, root: Path | None, height: int | None) -> Source:
-    if sample_rate not in SAMPLE_RATES or frames < 1:
-        raise UsageError(f"frames is at least 1, sample_rate one of {SAMPLE_RATES}; got {frames} and {sample_rate}.")
-    if path.is_file():
-        return ArraySource(root or path.parent, Paths(_read_list(path)), frames)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder. {_ALLOWED}")
-    if (path / shards.INDEX).exists():
-        return PreparedSource(path, frames, sample_rate)
-    if (path / parts.UNFINISHED).exists():
-        raise DataError(f"{path}: was not prepared to the end. Start the same m2d-bench prepare again.")
-    if sounds := find(path, audio.SUFFIXES):
-        return AudioSource(path, Paths(sounds), frames, sample_rate)
-    if pictures := find(path, images.SUFFIXES):
-        return images.ImageSource(path, Paths(pictures), (height or frames, frames))
-    kinds = Counter(Path(name).suffix or "no suffix" for name in find(path, ()))
-    held = ", ".join(f"{count} files with {suffix}" for suffix, count in kinds.most_common(5))
-    raise DataError(f"{path}: holds {held or 'no files'}. {_ALLOWED}")
 
 
 def _read_list(path: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,18 +46,7 @@ class Crops(NamedTuple):
 
     def to(self, device: torch.device) -> Crops:
         """Copies to a device, without waiting where the memory is pinned."""
-        return Crops.merge(lambda fields: fields[0].to(device, non_blocking=True), [self])
-
-    @staticmethod
-    def merge(merge: Callable[[list[Tensor]], Tensor], parts: list[Crops]) -> Crops:
-        """One of several, field by field."""
-        labels = [part.labels for part in parts if part.labels is not None]
-        return Crops(
-            values=merge([part.values for part in parts]),
-            clips=merge([part.clips for part in parts]),
-            starts=merge([part.starts for part in parts]),
-            labels=merge(labels) if labels else None,
-        )
+        return Crops._make(field if field is None else field.to(device, non_blocking=True) for field in self)
 
 
 class Source(ABC):
@@ -111,7 +100,7 @@ class Source(ABC):
 
         Args:
             clips: Which, [n] int64.
-            rngs: A generator for each; it may be one and the same.
+            rngs: A generator for each, such as the same one repeated without end.
 
         Raises:
             DataError: A file cannot be read.
@@ -174,13 +163,10 @@ class Subset(Source):
         self.fingerprint = hashlib.sha256(source.fingerprint.encode() + indices.tobytes()).hexdigest()[:16]
 
     def path(self, index: int) -> str:
-        """See `Source.path`."""
         return self._source.path(int(self._indices[index]))
 
     def read(self, index: int, rng: np.random.Generator) -> Crop:
-        """See `Source.read`."""
         return self._source.read(int(self._indices[index]), rng)
 
     def spectrogram(self, values: Tensor) -> Tensor:
-        """See `Source.spectrogram`."""
         return self._source.spectrogram(values)

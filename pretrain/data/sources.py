@@ -32,7 +32,6 @@ class FileSource(Source):
         self.n_clips, self.fingerprint = len(paths), paths.fingerprint(*kind)
 
     def path(self, index: int) -> str:
-        """See `Source.path`."""
         return self._paths[index]
 
 
@@ -76,7 +75,6 @@ class PreparedSource(Source):
         return Paths(path for path, _ in shards.read_table(self._folder / shards.FILES))
 
     def path(self, index: int) -> str:
-        """See `Source.path`; relative to the folders that were prepared."""
         return self._paths[int(self._rows[index]["file"])]
 
     def read(self, index: int, rng: np.random.Generator) -> Crop:

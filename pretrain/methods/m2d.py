@@ -73,7 +73,6 @@ class Method(MaskedModel):
 
     @staticmethod
     def output_width(vit: ViTConfig) -> int:
-        """See `MaskedModel.output_width`: the width of the target encoder."""
         return vit.width
 
     def initialise(self, generator: Generator) -> None:
@@ -83,14 +82,12 @@ class Method(MaskedModel):
         self.target_norm.load_state_dict(self.encoder.norm.state_dict())
 
     def forward(self, batch: Batch, mask: Mask) -> StepResult:
-        """See `MaskedModel.forward`."""
         tokens = self.encoder.embed(batch.log_mel)
         prediction = self.predict(self.encode(take(tokens, mask.visible)), mask).float()
         target = standardised(self.target(tokens.detach(), mask))
         return StepResult({"loss": target_loss(prediction, target)}, prediction.detach(), target, mask)
 
     def picture(self, x: Tensor, result: StepResult) -> Figure:
-        """See `MaskedModel.picture`: input, visible patches and the error of each prediction."""
         return pictures.error_map(x, result, self.encoder.config.patch_size)
 
     @torch.no_grad()

@@ -49,11 +49,9 @@ class Method(MaskedModel):
 
     @staticmethod
     def output_width(vit: ViTConfig) -> int:
-        """See `MaskedModel.output_width`: the pixels of a patch."""
         return vit.channels * prod(vit.patch_size)
 
     def forward(self, batch: Batch, mask: Mask) -> StepResult:
-        """See `MaskedModel.forward`. The loss is the mean squared error over masked patches."""
         x, vit = batch.log_mel, self.encoder.config
         encoded = self.encode(take(self.encoder.embed(x), mask.visible))
         prediction = self.predict(encoded, mask).float()
@@ -62,5 +60,4 @@ class Method(MaskedModel):
         return StepResult({"loss": mse_loss(prediction, target)}, prediction.detach(), target, mask)
 
     def picture(self, x: Tensor, result: StepResult) -> Figure:
-        """See `MaskedModel.picture`: input, visible patches and the reconstruction."""
         return pictures.reconstruction(x, result, self.encoder.config.patch_size)
