@@ -74,7 +74,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def visible_part(x: Tensor, masked: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """The input with NaN at masked patches.
+    """Sets masked patches of the input to NaN.
 
     Args:
         x: [B, C, F, T], whole patches.
@@ -86,7 +86,7 @@ def visible_part(x: Tensor, masked: Tensor, patch_size: tuple[int, int]) -> Tens
 
 
 def reconstructed(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> Tensor:
-    """The input with predictions at masked patches, scaled back by each patch's own mean and standard deviation.
+    """Replaces masked patches of the input by predictions, scaled back by each patch's own mean and std.
 
     Args:
         x: The first samples of the step's input, [B, C, F, T], whole patches.
@@ -121,7 +121,7 @@ def prediction_errors(result: StepResult, grid_size: tuple[int, int]) -> Tensor:
     prediction, target = (each[:SAMPLES].detach().cpu().float() for each in (result.prediction, result.target))
     errors = 2 - 2 * cosine_similarity(prediction, target, dim=-1)
     grid = torch.full((len(errors), grid_size[0] * grid_size[1]), torch.nan)
-    return grid.scatter(1, result.mask.masked[:SAMPLES].cpu(), errors).unflatten(1, grid_size)
+    return grid.scatter(1, result.mask.masked[:SAMPLES].cpu(), errors).view(-1, *grid_size)
 
 
 def _over_pixels(index: Tensor, patches: Tensor) -> Tensor:

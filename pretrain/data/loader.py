@@ -8,7 +8,7 @@ number of workers and where an epoch is resumed decide nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -192,7 +192,7 @@ class CropLoader:
                 parts = []
 
 
-def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
+def _concatenated(tensors: tuple[Tensor, ...]) -> Tensor:
     """One tensor of several, ready to be copied to a GPU while that computes."""
     if torch.cuda.is_available():
         size = (sum(map(len, tensors)), *tensors[0].shape[1:])
