@@ -16,12 +16,11 @@ from m2d_bench.errors import UsageError
 from m2d_bench.evaluation.linear import linear
 from m2d_bench.output import Names
 from m2d_bench.pretrain import weights
-from m2d_bench.pretrain.data import measure_norm_stats, open_source
+from m2d_bench.pretrain.data import Source, measure_norm_stats, open_source
 from m2d_bench.pretrain.flops import peak_flops
+from m2d_bench.pretrain.held_out import HeldOutMonitor, split
 from m2d_bench.pretrain.recipe import Recipe
-from m2d_bench.pretrain.sources import Source
 from m2d_bench.pretrain.trainer import Step, Trainer
-from m2d_bench.pretrain.watch import Watch, split
 from m2d_bench.progress import bar
 from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Storage, file_name, make_folder, replacing
@@ -101,7 +100,7 @@ def pretrain(
 
     Args:
         recipe: What is trained.
-        data: What `data.open_source` takes; or task:NAME, the clips of a built-in task.
+        data: What `open_source` takes; or task:NAME, the clips of a built-in task.
         out: Folder in which the checkpoint's folder is made.
         settings: Where it runs.
         storage: Cache and data of tasks, and the folder of their run records.
@@ -131,6 +130,8 @@ def pretrain(
     held, source = split(source, settings.held_out, recipe.seed)
     workers = _workers(settings, fabric.world_size)
     source.norm_stats = _norm_stats(fabric, source, state, workers)
+    if held:
+        held.norm_stats = source.norm_stats
     trainer = Trainer(
         fabric,
         recipe,
@@ -176,9 +177,9 @@ def _run(trainer: Trainer, held: Source | None, log: Log, settings: RunSettings,
         flops_per_clip=trainer.method.flops(),
         peak=peak and peak * fabric.world_size,
     )
-    watch = None
+    monitor = None
     if held and settings.watch_epochs and fabric.is_global_zero:
-        watch = Watch(trainer.method, held, fabric.device, log, recipe.seed)
+        monitor = HeldOutMonitor(trainer.method, held, fabric.device, log, recipe.seed)
     with bar("Pre-training", last, "steps", done=trainer.step, shown=fabric.is_global_zero) as advance:
 
         def on_step(step: Step) -> None:
@@ -188,10 +189,10 @@ def _run(trainer: Trainer, held: Source | None, log: Log, settings: RunSettings,
                 log.scalars(step.number, values)
                 ema = f" · ema {step.scalars['ema_decay']:.5f}" if "ema_decay" in step.scalars else ""
                 advance.describe(f"loss {float(step.loss):.4f} · lr {step.scalars['lr']:.2e}{ema} · {rate}")
-            if watch:
+            if monitor:
                 epoch, rest = divmod(step.number, trainer.steps_per_epoch)
                 if not rest and (epoch % settings.watch_epochs == 0 or step.number == step.total):
-                    watch.look(step.number)
+                    monitor.evaluate(step.number)
                     rate.skip()
             advance(1)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from m2d_bench.errors import DataError, TrainingError, UsageError
 from m2d_bench.pretrain import weights
-from m2d_bench.pretrain.data import Source, loader
+from m2d_bench.pretrain.data import CropLoader, Crops, EpochSampler, Source
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.recipe import Recipe
@@ -43,7 +43,7 @@ class Step:
         number: Steps done.
         total: Steps of the whole training.
         loss: Mean over the effective batch, a scalar on the device.
-        scalars: Learning rate, norm of the gradient, and what the method adds.
+        scalars: Learning rate, norm of the gradient, the parts of the loss, and what the method adds.
     """
 
     number: int
@@ -173,7 +173,7 @@ class Trainer:
             self.save()
         return saved or self._path()
 
-    def _train_or_save(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Step:
+    def _train_or_save(self, batches: Iterator[Crops]) -> Step:
         """One step; where its files cannot be read, what was done before is kept."""
         try:
             return self._train(batches)
@@ -185,25 +185,23 @@ class Trainer:
                 f"{error} Mend or replace the file and go on with --resume; without it these would be other data."
             ) from error
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[Crops]:
         """The batches from here to the end; an epoch is cut to whole steps."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
-        return iter(
-            loader(
-                self.source,
-                batch_size=self.batch_size,
-                seed=self.recipe.seed,
-                epoch=epoch,
-                epochs=self.recipe.epochs - epoch,
-                rank=self.fabric.global_rank,
-                world_size=self.fabric.world_size,
-                workers=self.workers,
-                start_batch=done * self.accumulated,
-                epoch_clips=self.steps_per_epoch * self.recipe.effective_batch,
-            )
+        sampler = EpochSampler(
+            n_clips=self.source.n_clips,
+            batch_size=self.batch_size,
+            seed=self.recipe.seed,
+            epoch=epoch,
+            epochs=self.recipe.epochs - epoch,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+            start_batch=done * self.accumulated,
+            epoch_clips=self.steps_per_epoch * self.recipe.effective_batch,
         )
+        return iter(CropLoader(self.source, sampler, self.workers))
 
-    def _train(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Step:
+    def _train(self, batches: Iterator[Crops]) -> Step:
         """One optimizer step. Nothing here waits for the device."""
         number, rate = self.step, self._rate(self.step)
         for group in self.optimizer.param_groups:
@@ -212,29 +210,30 @@ class Trainer:
         masks = self.method.draw_mask(self.recipe.effective_batch, generator_of(self.recipe.seed, number, "masks"))
         losses, clips = [], []
         for part in range(self.accumulated):
-            x, indices = next(batches)
-            x = self.source.log_mel(x.to(self.fabric.device, non_blocking=True))
-            mask = self._rows(masks, part)
+            crops = next(batches)
+            batch, mask = self.source.batch(crops, self.fabric.device), self._rows(masks, part)
             with self.fabric.no_backward_sync(self.module, enabled=part < self.accumulated - 1):
-                result = self.module(x, mask)
-                self.fabric.backward(result.loss / self.accumulated)
-            losses.append(result.loss.detach())
-            clips.append(indices)
+                result = self.module(batch, mask)
+                self.fabric.backward(result.losses["loss"] / self.accumulated)
+            losses.append(torch.stack([value.detach() for value in result.losses.values()]))
+            clips.append(crops.clips)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
         )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        own = torch.stack(losses).mean()
-        loss = own.clone()
+        means = torch.stack(losses).mean(0)
+        own = dict(zip(result.losses, means.clone(), strict=True))["loss"]
         if self.fabric.world_size > 1:  # Fabric's all_reduce would wait for the device
-            torch.distributed.all_reduce(loss)
-            loss /= self.fabric.world_size
+            torch.distributed.all_reduce(means)
+            means /= self.fabric.world_size
+        parts = dict(zip(result.losses, means, strict=True))
+        loss = parts.pop("loss")
         skips = self.fabric.strategy.precision.precision == "16-mixed"  # its scaler leaves such steps out
         sound = loss if norm is None or skips else loss + 0 * norm
         self._unchecked.append((self.step, sound, own, torch.cat(clips)))
-        scalars = {"lr": rate, **result.metrics, **self.method.after_step(number / max(1, self.total - 1))}
+        scalars = {"lr": rate, **parts, **self.method.after_step(number / max(1, self.total - 1))}
         if norm is not None:
             scalars["grad_norm"] = norm
         return Step(number=self.step, total=self.total, loss=loss, scalars=scalars)

@@ -20,8 +20,9 @@ from m2d_bench.cli import main
 from m2d_bench.encoders import zoo
 from m2d_bench.errors import DataError, TrainingError, UsageError
 from m2d_bench.pretrain import recipe as recipes
-from m2d_bench.pretrain import run, watch
+from m2d_bench.pretrain import run
 from m2d_bench.pretrain.data import open_source
+from m2d_bench.pretrain.held_out import split
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.results.statistics import paired, seed_means
@@ -350,13 +351,13 @@ def test_held_out_clips_are_watched_and_never_trained_on(clips, tmp_path):
 
 def test_clips_are_held_out_or_trained_on(clips):
     source = open_source(clips, 48)
-    held, rest = watch.split(source, 4, 42)
+    held, rest = split(source, 4, 42)
     names = [set(each.names(range(each.n_clips))) for each in (held, rest)]
     assert names[0] | names[1] == set(source.names(range(40)))
     assert not names[0] & names[1]
     assert len(names[0]) == 4
-    assert watch.split(source, 0, 42) == (None, source)
-    assert watch.split(source, 100, 42)[0].n_clips == 4  # a tenth
+    assert split(source, 0, 42) == (None, source)
+    assert split(source, 100, 42)[0].n_clips == 4  # a tenth
 
 
 def test_it_begins_from_a_checkpoint_of_its_kind(clips, tmp_path):
