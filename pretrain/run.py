@@ -20,14 +20,14 @@ from m2d_bench.pretrain.data import Source, measure_norm_stats, open_source
 from m2d_bench.pretrain.flops import peak_flops
 from m2d_bench.pretrain.held_out import HeldOutMonitor, split
 from m2d_bench.pretrain.recipe import Recipe
-from m2d_bench.pretrain.trainer import Step, Trainer
+from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.progress import bar
 from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Storage, file_name, make_folder, replacing
 from m2d_bench.tasks import dataset
 from m2d_bench.training.launch import Precision, launch
-from m2d_bench.training.log import Log, Rate
-from m2d_bench.training.loop import RESUME, read_resume
+from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
+from m2d_bench.training.loop import RESUME, Step, read_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -127,11 +127,11 @@ def pretrain(
             f"{data} has {source.channels} channels, the recipe {recipe.channels}: audio is of one, images of three "
             "(--recipe m2d_image)."
         )
-    held, source = split(source, settings.held_out, recipe.seed)
+    held_out, source = split(source, settings.held_out, recipe.seed)
     workers = _workers(settings, fabric.world_size)
     source.norm_stats = _norm_stats(fabric, source, state, workers)
-    if held:
-        held.norm_stats = source.norm_stats
+    if held_out:
+        held_out.norm_stats = source.norm_stats
     trainer = Trainer(
         fabric,
         recipe,
@@ -155,7 +155,7 @@ def pretrain(
         wandb=settings.wandb,
         config=recipe.values(),
     ) as log:
-        return _run(trainer, held, log, settings, storage)
+        return _run(trainer, held_out, log, settings, storage)
 
 
 def name_of(recipe: Recipe, tag: str | None) -> str:
@@ -167,40 +167,34 @@ def name_of(recipe: Recipe, tag: str | None) -> str:
     return weights.name_of(family, recipe.vit, recipe.sample_rate, tag)
 
 
-def _run(trainer: Trainer, held: Source | None, log: Log, settings: RunSettings, storage: Storage) -> Path:
-    """The loop, with what is logged and shown."""
+def _run(trainer: Trainer, held_out: Source | None, log: Log, settings: RunSettings, storage: Storage) -> Path:
+    """Trains, with what is logged and shown."""
     fabric, recipe = trainer.fabric, trainer.recipe
     peak, last = peak_flops(fabric.device), min(trainer.total, settings.limit_steps or trainer.total)
-    rate = Rate(
+    meter = ThroughputMeter(
         total=last * recipe.effective_batch,
         done=trainer.step * recipe.effective_batch,
         flops_per_clip=trainer.method.flops(),
         peak=peak and peak * fabric.world_size,
     )
     monitor = None
-    if held and settings.watch_epochs and fabric.is_global_zero:
-        monitor = HeldOutMonitor(trainer.method, held, fabric.device, log, recipe.seed)
+    if held_out and settings.watch_epochs and fabric.is_global_zero:
+        monitor = HeldOutMonitor(trainer.method, held_out, fabric.device, log, recipe.seed)
     with bar("Pre-training", last, "steps", done=trainer.step, shown=fabric.is_global_zero) as advance:
+        report = StepReporter(log, meter, advance, settings.log_steps, last, _progress)
 
         def on_step(step: Step) -> None:
-            rate.update(recipe.effective_batch)
-            if step.number % settings.log_steps == 0 or step.number == last:
-                values = {"loss": step.loss, **step.scalars, **rate.scalars()}
-                log.scalars(step.number, values)
-                ema = f" · ema {step.scalars['ema_decay']:.5f}" if "ema_decay" in step.scalars else ""
-                advance.describe(f"loss {float(step.loss):.4f} · lr {step.scalars['lr']:.2e}{ema} · {rate}")
-            if monitor:
-                epoch, rest = divmod(step.number, trainer.steps_per_epoch)
-                if not rest and (epoch % settings.watch_epochs == 0 or step.number == step.total):
-                    monitor.evaluate(step.number)
-                    rate.skip()
-            advance(1)
+            report(step)
+            epoch, rest = divmod(step.number, trainer.steps_per_epoch)
+            if monitor and not rest and (epoch % settings.watch_epochs == 0 or step.number == trainer.total):
+                monitor.evaluate(step.number)
+                meter.skip()
 
-        def on_saved(path: Path, epoch: int) -> None:
+        def on_saved(path: Path) -> None:
             if settings.tasks and fabric.is_global_zero:
                 _evaluate(path, trainer, log, settings, storage)
             fabric.barrier()
-            rate.skip()
+            meter.skip()
 
         return trainer.run(
             limit_steps=settings.limit_steps,
@@ -212,11 +206,16 @@ def _run(trainer: Trainer, held: Source | None, log: Log, settings: RunSettings,
         )
 
 
+def _progress(step: Step) -> str:
+    ema = f" · ema {step.scalars['ema_decay']:.5f}" if "ema_decay" in step.scalars else ""
+    return f"loss {float(step.loss):.4f} · lr {step.scalars['lr']:.2e}{ema}"
+
+
 def _evaluate(path: Path, trainer: Trainer, log: Log, settings: RunSettings, storage: Storage) -> None:
     """Linear evaluation of a checkpoint; three seeds, for a curve. A task that fails is named; training goes on."""
-    places = {each: getattr(storage, each) for each in ("data", "cache", "runs")}
+    folders = {"data": storage.data, "cache": storage.cache, "runs": storage.runs}
     try:
-        done = linear(str(path), settings.tasks, seeds=3, device=str(trainer.fabric.device), **places)
+        done = linear(str(path), settings.tasks, seeds=3, device=str(trainer.fabric.device), **folders)
     except TasksFailed as error:
         logger.warning("%s: %s", path.name, error)
         done = list(error.runs)

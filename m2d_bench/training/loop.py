@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,23 @@ RESUME = "resume.pt"
 """File in a training's folder that it resumes from."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Result of an optimizer step, known without waiting for the device.
+
+    Args:
+        number: Number of the step, from 1.
+        clips: Clips of its batch, over all devices.
+        loss: Mean over them, a scalar on the device.
+        scalars: Learning rate under `lr`, and what else is logged.
+    """
+
+    number: int
+    clips: int
+    loss: Tensor
+    scalars: Mapping[str, float | Tensor]
+
+
 class TrainingLoop(ABC):
     """Base of the trainers.
 
@@ -33,6 +51,9 @@ class TrainingLoop(ABC):
         steps_per_epoch: Optimizer steps of an epoch.
         epochs: Epochs of the whole training.
     """
+
+    unreadable = "Mend or replace the file and go on with --resume; skipping it would change the data order."
+    """Ends the message of a file that cannot be read."""
 
     optimizer: Any  # Fabric's wrapper, which shows the optimizer's attributes
 
@@ -45,7 +66,13 @@ class TrainingLoop(ABC):
         self._unchecked: list[tuple[int, Tensor, Any]] = []
 
     def fit(
-        self, until: int, *, check_steps: int, resume_steps: int | None = None, resume_minutes: float = inf
+        self,
+        until: int,
+        *,
+        check_steps: int,
+        resume_steps: int | None = None,
+        resume_minutes: float = inf,
+        on_step: Callable[[Step], None] | None = None,
     ) -> None:
         """Trains from the current step.
 
@@ -54,6 +81,7 @@ class TrainingLoop(ABC):
             check_steps: Steps between checks of losses and weights; several devices look for a stop signal then.
             resume_steps: Steps between files to resume from.
             resume_minutes: Minutes between them.
+            on_step: Called after every step.
 
         Raises:
             TrainingError: A loss or the weights are not finite; nothing was saved after that.
@@ -63,7 +91,7 @@ class TrainingLoop(ABC):
         saved_at = time.monotonic()
         with StopSignal() as stop:
             while self.step < until or self.step == self._epoch_end:
-                self._advance()
+                self._advance(on_step)
                 at_check = self.step % check_steps == 0
                 stopping = any_rank_wants_stop(self.fabric, stop.received, at_check)
                 overdue = any_rank_wants_stop(self.fabric, time.monotonic() - saved_at >= 60 * resume_minutes, at_check)
@@ -86,11 +114,13 @@ class TrainingLoop(ABC):
         """Step at which the current epoch ends."""
         return (self.epoch + 1) * self.steps_per_epoch
 
-    def _advance(self) -> None:
+    def _advance(self, on_step: Callable[[Step], None] | None) -> None:
         """One step, and the end of its epoch; where a file cannot be read, the steps before are saved."""
         try:
             if self.step < self._epoch_end:
-                self.train_step()
+                step = self.train_step()
+                if on_step:
+                    on_step(step)
             if self.step == self._epoch_end:
                 self.finish_epoch()
                 self.epoch += 1
@@ -98,12 +128,10 @@ class TrainingLoop(ABC):
             if self.fabric.world_size == 1:
                 self.check()
                 self.save_resume()
-            raise DataError(
-                f"{error} Mend or replace the file and go on with --resume; skipping it would change the data order."
-            ) from error
+            raise DataError(f"{error} {self.unreadable}") from error
 
     @abstractmethod
-    def train_step(self) -> None:
+    def train_step(self) -> Step:
         """One optimizer step, without waiting for the device; calls `note_step`."""
 
     def finish_epoch(self) -> None:
@@ -149,10 +177,14 @@ class TrainingLoop(ABC):
         finite = torch.stack(values).isfinite().tolist()
         if not all(finite):
             first = finite.index(False)
-            path = self.folder / RESUME
-            last_good = f"The last good state is {path}" if path.is_file() else "Nothing was saved before"
-            raise TrainingError(self.not_finite(steps[first], contexts[first]).format(last_good=last_good))
+            raise TrainingError(self.not_finite(steps[first], contexts[first]))
         self._unchecked.clear()
+
+    @property
+    def last_good(self) -> str:
+        """The last state that was saved, for a message."""
+        path = self.folder / RESUME
+        return f"The last good state is {path}" if path.is_file() else "Nothing was saved before"
 
     def set_learning_rate(self, rate: float) -> None:
         """Sets the learning rate of every parameter group, times its `scale` where it has one."""

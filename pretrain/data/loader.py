@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.pretrain.data.source import Crops, Source
+from m2d_bench.training.signals import stop_signals_blocked
 
 CHUNK = 64
 """Crops a worker reads at a time: bounds what waits in memory, whatever the size of a batch."""
@@ -180,7 +181,9 @@ class CropLoader:
 
     def __iter__(self) -> Iterator[Crops]:
         parts: list[Crops] = []
-        for read in self._chunks:
+        with stop_signals_blocked():
+            chunks = iter(self._chunks)
+        for read in chunks:
             if isinstance(read, M2DBenchError):
                 raise read
             crops, last = read
