@@ -1,4 +1,4 @@
-"""Fine-tuning on tasks: every seed and fold a training of its own, one record a task."""
+"""Fine-tuning on tasks: a training for each seed and fold, one record a task."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def _named(fold: str) -> str:
 
 
 def _best_by(dataset: Dataset, settings: FinetuneSettings) -> BestBy:
-    """What chooses the epoch: as asked; else validation clips where there are some, the test's otherwise."""
+    """Split that chooses the epoch: as asked; else valid where the task has one, test otherwise."""
     if settings.best_by == "auto":
         return "test" if draws_validation(dataset) else "valid"
     return settings.best_by
@@ -317,7 +317,7 @@ def _folds(dataset: Dataset, asked: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a training's folder.
+    """Locks a training's folder against other processes.
 
     Raises:
         UsageError: One is in there.
@@ -337,7 +337,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _state(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
-    """What is gone on from.
+    """State to resume from, if any.
 
     Raises:
         UsageError: There is an unfinished training that --resume was not asked for.

@@ -1,6 +1,6 @@
-"""The loop of one fine-tuning: one device, several under torchrun or Slurm; kill it at any moment and go on.
+"""The fine-tuning loop: one device, several under torchrun or Slurm; killed at any moment, it resumes.
 
-Everything drawn depends on seed, fold and step alone. The head sees the features of the whole batch, however many
+All random draws depend on seed, fold and step alone. The head sees the features of the whole batch, however many
 devices and accumulated parts they come from: its batch normalisation is that of the batch, so the training is the same
 up to rounding, and a resumed one is the same to the bit where the device's arithmetic is.
 """
@@ -265,7 +265,8 @@ class Trainer(TrainingLoop):
         for waveforms in self.clips.batches(rows, size):
             with self.fabric.autocast():
                 features.append(classifier.encoder.scene_embeddings(waveforms))
-        return classifier.head(self._gathered(torch.cat(features))[: len(clips)].float()).cpu()
+        logits: Tensor = classifier.head(self._gathered(torch.cat(features))[: len(clips)].float())
+        return logits.cpu()
 
     def finish_epoch(self) -> None:
         """Scores the epoch, and keeps its model if it is the best."""
@@ -280,6 +281,7 @@ class Trainer(TrainingLoop):
             self.scores.append(score)
             if self.best is None or score > self.best.score:
                 self._keep(Epoch(number=number, score=score, logits=logits if clips is test else self.logits(test)))
+        super().finish_epoch()
         if self._on_epoch:
             self._on_epoch(self.step, self.scores[-1] if self.scores else None)
 

@@ -1,4 +1,4 @@
-"""A pre-training from data and recipe to a checkpoint: devices, data, loop, log, and looks at the features."""
+"""A pre-training run, from data and recipe to a checkpoint: devices, data, loop, log and held-out evaluation."""
 
 # No postponed annotations here: the command line reads the types of RunSettings.
 
@@ -213,9 +213,16 @@ def _progress(step: Step) -> str:
 
 def _evaluate(path: Path, trainer: Trainer, log: Log, settings: RunSettings, storage: Storage) -> None:
     """Linear evaluation of a checkpoint; three seeds, for a curve. A task that fails is named; training goes on."""
-    folders = {"data": storage.data, "cache": storage.cache, "runs": storage.runs}
     try:
-        done = linear(str(path), settings.tasks, seeds=3, device=str(trainer.fabric.device), **folders)
+        done = linear(
+            str(path),
+            settings.tasks,
+            seeds=3,
+            device=str(trainer.fabric.device),
+            data=storage.data,
+            cache=storage.cache,
+            runs=storage.runs,
+        )
     except TasksFailed as error:
         logger.warning("%s: %s", path.name, error)
         done = list(error.runs)
@@ -225,12 +232,12 @@ def _evaluate(path: Path, trainer: Trainer, log: Log, settings: RunSettings, sto
 
 
 def _batch_size(samples: int) -> int:
-    """The most that divides a device's samples, up to 512."""
+    """Largest divisor of a device's samples, up to 512."""
     return max((size for size in range(1, min(512, samples) + 1) if samples % size == 0), default=1)
 
 
 def _state(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """What is gone on from.
+    """State to resume from, if any.
 
     Raises:
         UsageError: There is a training that --resume was not asked for.
@@ -242,7 +249,7 @@ def _state(folder: Path, resume: bool) -> dict[str, Any] | None:
             "or --tag."
         )
     if resume and not state:
-        logger.warning("%s: no %s to go on from; training begins anew.", folder, RESUME)
+        logger.warning("%s: no %s to resume from; training begins anew.", folder, RESUME)
     return state
 
 
@@ -266,8 +273,9 @@ def _norm_stats(fabric: "Fabric", source: Source, state: dict[str, Any] | None, 
     known = source.norm_stats
     if known is None and fabric.is_global_zero:
         known = measure_norm_stats(source, workers=workers)
-    mean, std = fabric.broadcast(known)
-    return float(mean), float(std)
+    known = fabric.broadcast(known)
+    assert known is not None
+    return float(known[0]), float(known[1])
 
 
 def _write_down(fabric: "Fabric", folder: Path, recipe: Recipe, data: str, settings: RunSettings) -> None:

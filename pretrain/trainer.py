@@ -245,9 +245,12 @@ class Trainer(TrainingLoop):
             weights.save(self.method, self.checkpoint_path, self.recipe.sample_rate, norm_stats)
         self.fabric.barrier()
 
-    def after_checkpoint(self) -> None:
-        """Reports a checkpoint."""
-        if self._on_saved:
+    def save_progress(self, at_checkpoint: bool) -> None:
+        """Writes a checkpoint where one is due, then the file to resume from."""
+        if at_checkpoint:
+            self.save_checkpoint()
+        self.save_resume()
+        if at_checkpoint and self._on_saved:
             self._on_saved(self.checkpoint_path)
 
     def state(self) -> dict[str, Any]:

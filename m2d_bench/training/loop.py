@@ -99,13 +99,9 @@ class TrainingLoop(ABC):
                 saves = stopping or overdue or at_checkpoint or (resume_steps and self.step % resume_steps == 0)
                 if at_check or saves:
                     self.check()
-                if at_checkpoint:
-                    self.save_checkpoint()
                 if saves:
-                    self.save_resume()
+                    self.save_progress(at_checkpoint)
                     saved_at = time.monotonic()
-                if at_checkpoint:
-                    self.after_checkpoint()
                 if stopping:
                     raise KeyboardInterrupt
 
@@ -123,7 +119,6 @@ class TrainingLoop(ABC):
                     on_step(step)
             if self.step == self._epoch_end:
                 self.finish_epoch()
-                self.epoch += 1
         except (AudioError, DataError) as error:
             if self.fabric.world_size == 1:
                 self.check()
@@ -135,17 +130,16 @@ class TrainingLoop(ABC):
         """One optimizer step, without waiting for the device; calls `note_step`."""
 
     def finish_epoch(self) -> None:
-        """What the end of an epoch brings."""
+        """Ends an epoch."""
+        self.epoch += 1
 
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint is written at this step; one is always at the last."""
         return False
 
-    def save_checkpoint(self) -> None:
-        """Writes a checkpoint, before the file to resume from."""
-
-    def after_checkpoint(self) -> None:
-        """What follows a checkpoint and the file to resume from."""
+    def save_progress(self, at_checkpoint: bool) -> None:
+        """Writes the file to resume from, and a checkpoint where one is due and the trainer has any."""
+        self.save_resume()
 
     @abstractmethod
     def not_finite(self, step: int, context: Any) -> str:

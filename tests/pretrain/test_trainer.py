@@ -279,6 +279,28 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_is_saved(clips, tmp
     assert all(value.isfinite().all() for value in state["method"].values())
 
 
+def test_weights_that_are_not_finite_are_not_saved(clips, tmp_path, monkeypatch):
+    """Though every loss and gradient was finite."""
+    train("msm_mae", clips, tmp_path, limit_steps=4)
+    original = Trainer._train
+
+    def broken(self, batches):
+        step = original(self, batches)
+        with torch.no_grad():
+            self.method.encoder.norm.weight[3] = float("inf")
+        return step
+
+    monkeypatch.setattr(Trainer, "_train", broken)
+    with pytest.raises(
+        TrainingError, match=r"weights after step 5 are not finite\. The last good state is .*resume\.pt"
+    ):
+        train("msm_mae", clips, tmp_path, resume=True, log_steps=50, limit_steps=5)
+    state = torch.load(next(tmp_path.rglob(RESUME)), weights_only=True)
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["method"].values())
+    assert [path.name for path in tmp_path.rglob("checkpoint-*")] == ["checkpoint-4steps.pth"]
+
+
 def test_a_file_that_breaks_keeps_what_was_done_and_may_be_mended(clips, tmp_path):
     whole = train("m2d", clips, tmp_path / "whole")
     train("m2d", clips, tmp_path / "cut", limit_steps=3)
