@@ -28,7 +28,6 @@ from m2d_bench.finetuning.batches import ClipCache, Draws, StepSampler
 from m2d_bench.tasks.task import Metric
 from m2d_bench.training.augment import mask, mix, resize_crops
 from m2d_bench.training.loop import Step, TrainingLoop
-from m2d_bench.training.schedules import learning_rate
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -164,8 +163,8 @@ class Trainer(TrainingLoop):
         The head's loss is that of the whole batch on every device; its gradient by the features goes back into the
         encoder part by part. Where there are several parts, the features are computed twice: first for the head.
         """
-        rate = self._rate(self.step)
-        self.set_learning_rate(rate)
+        recipe = self.recipe
+        rate = self.set_learning_rate(recipe.learning_rate, recipe.warmup_epochs, recipe.end_rate)
         self.classifier.train()
         count, rows = len(draws.clips), self._rows(len(draws.clips))
         x = self._augmented(draws, rows, own, others)
@@ -222,16 +221,6 @@ class Trainer(TrainingLoop):
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         several = self.classifier.labels.multilabel
         return binary_cross_entropy_with_logits(logits, targets) if several else soft_cross_entropy(logits, targets)
-
-    def _rate(self, step: int) -> float:
-        recipe = self.recipe
-        return learning_rate(
-            step,
-            peak=recipe.learning_rate,
-            warmup_steps=recipe.warmup_epochs * self.sampler.steps_per_epoch,
-            total_steps=self.total,
-            end=recipe.end_rate,
-        )
 
     def _rows(self, count: int) -> Tensor:
         """This device's rows of so many; as many on every device, the last row repeated where they do not suffice."""

@@ -23,7 +23,7 @@ from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.randomness import generator_of
 from m2d_bench.training.loop import RESUME, Step, TrainingLoop
-from m2d_bench.training.schedules import learning_rate, scaled_rate
+from m2d_bench.training.schedules import scaled_rate
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -156,8 +156,8 @@ class Trainer(TrainingLoop):
 
     def _train(self, batches: Iterator[Crops]) -> Step:
         """One optimizer step. Nothing here waits for the device."""
-        number, rate = self.step, self._rate(self.step)
-        self.set_learning_rate(rate)
+        recipe, number = self.recipe, self.step
+        rate = self.set_learning_rate(scaled_rate(recipe.base_rate, recipe.effective_batch), recipe.warmup_epochs)
         torch.manual_seed(int(generator_of(self.recipe.seed, number, self.fabric.global_rank).initial_seed()))
         masks = self.method.draw_mask(self.recipe.effective_batch, generator_of(self.recipe.seed, number, "masks"))
         losses, clips = [], []
@@ -188,14 +188,6 @@ class Trainer(TrainingLoop):
         if norm is not None:
             scalars["grad_norm"] = norm
         return Step(number=self.step, clips=self.recipe.effective_batch, loss=loss, scalars=scalars)
-
-    def _rate(self, number: int) -> float:
-        return learning_rate(
-            number,
-            peak=scaled_rate(self.recipe.base_rate, self.recipe.effective_batch),
-            warmup_steps=self.recipe.warmup_epochs * self.steps_per_epoch,
-            total_steps=self.total,
-        )
 
     def _rows(self, masks: Mask, part: int) -> Mask:
         """This device's rows of the effective batch's masks, for one accumulated batch."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m2d_bench.errors import AudioError, DataError, TrainingError
 from m2d_bench.settings import replacing
+from m2d_bench.training.schedules import learning_rate
 from m2d_bench.training.signals import StopSignal
 
 if TYPE_CHECKING:  # an extra
@@ -180,10 +181,18 @@ class TrainingLoop(ABC):
         path = self.folder / RESUME
         return f"The last good state is {path}" if path.is_file() else "Nothing was saved before"
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Sets the learning rate of every parameter group, times its `scale` where it has one."""
+    def set_learning_rate(self, peak: float, warmup_epochs: int, end: float = 0.0) -> float:
+        """Sets and returns the step's learning rate; a parameter group takes its `scale` of it, where it has one."""
+        rate = learning_rate(
+            self.step,
+            peak=peak,
+            warmup_steps=warmup_epochs * self.steps_per_epoch,
+            total_steps=self.total,
+            end=end,
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
+        return rate
 
     def save_resume(self) -> None:
         """Writes all that is needed to resume, whole or not at all; the first process does, the others wait."""
