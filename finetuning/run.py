@@ -225,11 +225,13 @@ class _Job:
                 log.scalars(step, {f"{self.best_by}/{metric}": score})
             meter.skip()
 
-        with bar(title, trainer.total, "steps", done=trainer.step, shown=self.fabric.is_global_zero) as advance:
+        every, last = settings.log_steps, trainer.total
+        with bar(title, last, "steps", done=trainer.step, shown=self.fabric.is_global_zero) as advance:
+            report = StepReporter(log=log, meter=meter, advance=advance, every=every, last=last, describe=progress)
             return trainer.run(
                 resume_minutes=settings.resume_minutes,
-                check_steps=settings.log_steps,
-                on_step=StepReporter(log, meter, advance, settings.log_steps, trainer.total, progress),
+                check_steps=every,
+                on_step=report,
                 on_epoch=on_epoch,
             )
 

@@ -181,7 +181,8 @@ def _run(trainer: Trainer, held_out: Source | None, log: Log, settings: RunSetti
     if held_out and settings.watch_epochs and fabric.is_global_zero:
         monitor = HeldOutMonitor(trainer.method, held_out, fabric.device, log, recipe.seed)
     with bar("Pre-training", last, "steps", done=trainer.step, shown=fabric.is_global_zero) as advance:
-        report = StepReporter(log, meter, advance, settings.log_steps, last, _progress)
+        every = settings.log_steps
+        report = StepReporter(log=log, meter=meter, advance=advance, every=every, last=last, describe=_progress)
 
         def on_step(step: Step) -> None:
             report(step)

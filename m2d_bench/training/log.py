@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -226,18 +227,17 @@ class ThroughputMeter:
 
         self._throughput = Throughput(available_flops=peak, window_size=2)
         self._throughput.update(time=0.0, batches=0, samples=0, flops=0)
-        self._flops_per_clip = flops_per_clip
-        self._total, self._done = total, done
+        self._flops_per_clip, self._remaining = flops_per_clip, total - done
         self._clock, self._last = clock, clock()
-        self._seconds, self._steps, self._clips, self._measured_clips = 0.0, 0, 0, 0
+        self._seconds, self._steps, self._clips, self._flops = 0.0, 0, 0, 0
 
     def update(self, clips: int) -> None:
         """Counts a step of so many clips, over all devices."""
         now = self._clock()
-        self._seconds += now - self._last
-        self._last = now
+        self._seconds, self._last = self._seconds + now - self._last, now
         self._steps += 1
         self._clips += clips
+        self._flops += clips * self._flops_per_clip
 
     def skip(self) -> None:
         """Leaves out the time since the last update: it went into something else than training."""
@@ -250,9 +250,8 @@ class ThroughputMeter:
             Values for the log: clips_per_second; flops_per_second where they are counted; and utilisation, their share
             of the peak, where that is known too.
         """
-        flops = (self._clips - self._measured_clips) * self._flops_per_clip
-        self._measured_clips = self._clips
-        self._throughput.update(time=self._seconds, batches=self._steps, samples=self._clips, flops=flops)
+        self._throughput.update(time=self._seconds, batches=self._steps, samples=self._clips, flops=self._flops)
+        self._flops = 0
         measured = self._throughput.compute()
         names = {"clips_per_second": "device/samples_per_sec"}
         if self._flops_per_clip:
@@ -267,10 +266,11 @@ class ThroughputMeter:
             parts.append(f"{flops / unit:.1f} {prefix}FLOP/s")
         if "utilisation" in measured:
             parts.append(f"{measured['utilisation']:.1%}")
-        left = max(self._total - self._done - self._clips, 0) / measured["clips_per_second"]
+        left = max(self._remaining - self._clips, 0) / measured["clips_per_second"]
         return " · ".join([*parts, f"{timedelta(seconds=round(left))} left"])
 
 
+@dataclass(frozen=True, kw_only=True)
 class StepReporter:
     """Logs every so many steps, and moves the progress bar on.
 
@@ -283,23 +283,18 @@ class StepReporter:
         describe: The progress line of a step, without its throughput.
     """
 
-    def __init__(
-        self,
-        log: Log,
-        meter: ThroughputMeter,
-        advance: Advance,
-        every: int,
-        last: int,
-        describe: Callable[[Step], str],
-    ) -> None:
-        self._log, self._meter, self._advance = log, meter, advance
-        self._every, self._last, self._describe = every, last, describe
+    log: Log
+    meter: ThroughputMeter
+    advance: Advance
+    every: int
+    last: int
+    describe: Callable[[Step], str]
 
     def __call__(self, step: Step) -> None:
         """Reports a step."""
-        self._meter.update(step.clips)
-        if step.number % self._every == 0 or step.number == self._last:
-            measured = self._meter.measure()
-            self._log.scalars(step.number, {"loss": step.loss, **step.scalars, **measured})
-            self._advance.describe(f"{self._describe(step)} · {self._meter.describe(measured)}")
-        self._advance(1)
+        self.meter.update(step.clips)
+        if step.number % self.every == 0 or step.number == self.last:
+            measured = self.meter.measure()
+            self.log.scalars(step.number, {"loss": step.loss, **step.scalars, **measured})
+            self.advance.describe(f"{self.describe(step)} · {self.meter.describe(measured)}")
+        self.advance(1)
