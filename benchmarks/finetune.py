@@ -23,7 +23,7 @@ from m2d_bench.encoders.checkpoint import Labels
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as recipes
-from m2d_bench.finetuning.batches import Plan
+from m2d_bench.finetuning.batches import StepSampler
 from m2d_bench.finetuning.trainer import Selection, Trainer
 from m2d_bench.randomness import generator_of
 from m2d_bench.training.launch import launch
@@ -44,15 +44,15 @@ def measure(arguments: argparse.Namespace) -> None:
     named = Labels(classes=CLASSES, multilabel=False, clip_seconds=arguments.seconds)
     classifier = network.build(found, recipe, named, frames, generator_of("weights"))
     clips = torch.arange(arguments.batch_size)
-    plan = Plan(recipe, labels, clips, classifier.encoder, frames, ("benchmark",))
+    sampler = StepSampler(recipe, labels, clips, classifier.encoder, frames, ("benchmark",))
     selection = Selection(clips=None, test=clips, metric="accuracy")
-    trainer = Trainer(fabric, classifier, plan, None, selection, Path("."), compile=arguments.compile)
+    trainer = Trainer(fabric, classifier, sampler, None, selection, Path("."), compile=arguments.compile)
     audio = 0.1 * torch.randn(arguments.batch_size, samples)
 
     def run(start: int, steps: int) -> float:
         started = time.perf_counter()
         for step in range(start, start + steps):
-            trainer._train(plan.draw(step), audio, audio.flip(0))
+            trainer._train(sampler.draw(step), audio, audio.flip(0))
         trainer.check()  # waits for the device
         return steps * arguments.batch_size / (time.perf_counter() - started)
 

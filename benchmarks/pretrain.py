@@ -4,8 +4,8 @@
                                   [--precisions fp32 bf16] [--compile]
 
 Prints a Markdown table: clips a second, peak memory, model FLOP/s and their share of the device's peak, for each recipe
-and precision, on random input that lies on the device: reading is measured by benchmarks/pretrain_data.py. The count of
-FLOPs is derived in pretrain/flops.py and tested against PyTorch's counter. No GPU has been measured yet.
+and precision, on random input that lies on the device: reading is measured by benchmarks/pretrain_data.py. FLOPs are
+those of the model, see pretrain/flops.py. No GPU has been measured yet.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from m2d_bench.pretrain import recipe as recipes
+from m2d_bench.pretrain.data import Crop, Source
 from m2d_bench.pretrain.flops import peak_flops
-from m2d_bench.pretrain.sources import Source
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.training.launch import launch
 
@@ -35,19 +34,19 @@ class Noise(Source):
     fingerprint = "noise"
 
     def __init__(self, n_clips: int, shape: tuple[int, ...]) -> None:
-        self.n_clips, self._clip = n_clips, np.zeros((1,), np.float32)
-        self._shape, self._batch = shape, None
+        self.n_clips, self._shape = n_clips, shape
+        self._values: torch.Tensor | None = None
 
-    def names(self, indices: Iterable[int]) -> list[str]:
-        return [str(index) for index in indices]
+    def path(self, index: int) -> str:
+        return str(index)
 
-    def read(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        return self._clip
+    def read(self, index: int, rng: np.random.Generator) -> Crop:
+        return Crop(np.zeros(1, np.float32), 0)
 
-    def log_mel(self, batch: torch.Tensor) -> torch.Tensor:
-        if self._batch is None or len(self._batch) != len(batch):
-            self._batch = torch.randn(len(batch), *self._shape, device=batch.device)
-        return self._batch
+    def log_mel(self, values: torch.Tensor) -> torch.Tensor:
+        if self._values is None or len(self._values) != len(values):
+            self._values = torch.randn(len(values), *self._shape, device=values.device)
+        return self._values
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -22,10 +22,9 @@ import numpy as np
 import soundfile
 import torch
 
-from m2d_bench.pretrain import shards
-from m2d_bench.pretrain.data import loader, open_source
-from m2d_bench.pretrain.parts import PrepareSettings
-from m2d_bench.pretrain.prepare import prepare
+from m2d_bench.pretrain.data import CropLoader, EpochSampler, open_source, shards
+from m2d_bench.pretrain.data.parts import PrepareSettings
+from m2d_bench.pretrain.data.prepare import prepare
 
 FRAMES = 608
 
@@ -95,12 +94,13 @@ def reading(prepared: Path, workers: int, batch_size: int, crops: int) -> tuple[
     rates = []
     with Memory() as memory:
         for epoch in range(3):
-            stream = iter(
-                loader(source, batch_size=batch_size, seed=0, epoch=epoch, workers=workers, epoch_clips=crops)
+            sampler = EpochSampler(
+                n_clips=source.n_clips, batch_size=batch_size, seed=0, epoch=epoch, epoch_clips=crops
             )
+            stream = iter(CropLoader(source, sampler, workers))
             next(stream)
             start = time.perf_counter()
-            done = sum(len(batch) for batch, _ in stream)
+            done = sum(len(batch.clips) for batch in stream)
             rates.append(done / (time.perf_counter() - start))
     return max(rates), memory.peak
 

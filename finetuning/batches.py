@@ -1,14 +1,14 @@
-"""What each step trains on: drawn from seed, fold and step alone, read ahead in threads."""
+"""Batches of fine-tuning: sampled by seed, fold and step alone, their audio prefetched in threads."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import torch
@@ -24,16 +24,16 @@ from m2d_bench.randomness import generator_of
 from m2d_bench.tasks.dataset import Dataset
 from m2d_bench.training.augment import draw_crops, draw_masks, draw_mixup
 
-_AHEAD = 2  # steps that are read while another is trained
+_PREFETCH = 2  # steps that are read while another is trained
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """All that is drawn for one optimizer step, a row a sample of the whole batch.
+    """Random draws of one optimizer step, a row a sample of the whole batch.
 
     Args:
-        clips: Places in the task's index, [B].
-        places: Where longer clips are cut, see `Dataset.waveform`, [B].
+        clips: Indices into the task's clips, [B].
+        offsets: Crop offsets of longer clips, see `Dataset.waveform`, [B].
         partner: Row that each is mixed with, [B].
         share: Its own share λ, [B].
         masks: Bands of SpecAugment, [B, 4].
@@ -42,7 +42,7 @@ class Draws:
     """
 
     clips: Tensor
-    places: Tensor
+    offsets: Tensor
     partner: Tensor
     share: Tensor
     masks: Tensor
@@ -50,8 +50,8 @@ class Draws:
     kept: list[Tensor]
 
 
-class Plan:
-    """What every step of a training sees.
+class StepSampler:
+    """Samples clips and augmentations of each optimizer step.
 
     Args:
         recipe: How it is augmented.
@@ -59,7 +59,7 @@ class Plan:
         clips: Those to train on, [n].
         encoder: What is trained; says windows and patches.
         frames: Frames of a clip's spectrogram.
-        words: Name the training: seed and fold.
+        words: Name the training, for its random generators: seed and fold.
 
     Raises:
         DataError: Fewer than two clips.
@@ -95,8 +95,8 @@ class Plan:
     def draw(self, step: int) -> Draws:
         """The draws of an optimizer step, numbered from 0 over the whole training."""
         recipe = self.recipe
-        epoch, place = divmod(step, self.steps_per_epoch)
-        clips = self._order(epoch)[place * recipe.batch_size :][: recipe.batch_size]
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        clips = self._order(epoch)[batch * recipe.batch_size :][: recipe.batch_size]
         count, size = len(clips), (N_MELS, self.frames)
         generator = generator_of(*self.words, "step", step)
         partner, share = draw_mixup(count, recipe.mixup, generator)
@@ -105,7 +105,7 @@ class Plan:
             kept = draw_windows(self.encoder, self.frames, recipe.patchout_ratio, count, generator)
         return Draws(
             clips=clips,
-            places=torch.rand(count, generator=generator),
+            offsets=torch.rand(count, generator=generator),
             partner=partner,
             share=share,
             masks=draw_masks(count, size, (recipe.frequency_mask, recipe.time_mask), generator),
@@ -130,8 +130,8 @@ def clip_weights(labels: Tensor) -> Tensor:
     return weights.clamp(min=weights[weights > 0].min())  # a clip without labels counts as the least likely
 
 
-class Reader:
-    """Reads clips, and keeps those that need no crop in memory.
+class ClipCache:
+    """Decodes clips, and caches those that need no crop in memory.
 
     Args:
         dataset: The clips.
@@ -145,7 +145,7 @@ class Reader:
 
     def __init__(self, dataset: Dataset, sample_rate: int, jobs: int, memory: float) -> None:
         self.dataset, self.sample_rate, self.jobs = dataset, sample_rate, jobs
-        self._free, self._kept = memory, dict[int, np.ndarray]()
+        self._free, self._cached = memory, dict[int, np.ndarray]()
         durations, failures = dataset.durations(jobs)
         if failures:
             more = " …" if len(failures) > 10 else ""
@@ -155,58 +155,52 @@ class Reader:
             )
         self._longer = dataset.longer(durations)
 
-    def read(self, clip: int, place: float = 0.0) -> np.ndarray:
+    def read(self, clip: int, offset: float = 0.0) -> np.ndarray:
         """A clip's waveform, see `Dataset.waveform`, [S] float32."""
-        if clip in self._kept:
-            return self._kept[clip]
-        waveform = self.dataset.waveform(clip, self.sample_rate, place=place if self._longer[clip] else 0.0)
-        if not self._longer[clip] and waveform.nbytes <= self._free:
+        if self._longer[clip]:
+            return self.dataset.waveform(clip, self.sample_rate, place=offset)
+        if clip in self._cached:
+            return self._cached[clip]
+        waveform = self.dataset.waveform(clip, self.sample_rate)
+        if waveform.nbytes <= self._free:
             self._free -= waveform.nbytes
-            self._kept[clip] = waveform
+            self._cached[clip] = waveform
         return waveform
 
     def batches(self, clips: Tensor, size: int) -> Iterator[Tensor]:
         """Clips from their start, in order, [size, S] at a time."""
         waveforms = map_ahead(self.read, clips.tolist(), self.jobs, 2 * size)
-        batch = []
-        for waveform in waveforms:
-            batch.append(waveform)
-            if len(batch) == size:
-                yield torch.from_numpy(np.stack(batch))
-                batch = []
-        if batch:
+        while batch := list(islice(waveforms, size)):
             yield torch.from_numpy(np.stack(batch))
 
-    def ahead(
-        self, plan: Plan, rows: Callable[[int], Tensor], start: int, end: int
+    def prefetch(
+        self, sampler: StepSampler, rows: Callable[[int], Tensor], start: int, end: int
     ) -> Iterator[tuple[Draws, Tensor, Tensor]]:
-        """The steps of a plan, their audio read while others are trained.
+        """Steps of a sampler with their audio, read while others are trained.
 
         Args:
-            plan: What to read.
+            sampler: Draws the steps.
             rows: Rows of a batch of so many samples that this process takes, [m].
             start: First step.
             end: The step after the last.
 
         Yields:
-            What was drawn, and the waveforms of the rows and of their partners, [m, S] each.
+            The draws, and the waveforms of the rows and of their partners, [m, S] each.
         """
         with ThreadPoolExecutor(self.jobs or os.cpu_count()) as pool:
 
-            def submit(step: int) -> tuple[Draws, dict[int, Any]]:
-                draws = plan.draw(step)
+            def submit(step: int) -> tuple[Draws, list[list[Future[np.ndarray]]]]:
+                draws = sampler.draw(step)
                 own = rows(len(draws.clips))
-                wanted = torch.cat([own, draws.partner[own]]).unique().tolist()
-                clips, places = draws.clips.tolist(), draws.places.tolist()
-                return draws, {row: pool.submit(self.read, clips[row], places[row]) for row in wanted}
+                clips, offsets = draws.clips.tolist(), draws.offsets.tolist()
+                wanted = [own.tolist(), draws.partner[own].tolist()]
+                futures = {row: pool.submit(self.read, clips[row], offsets[row]) for row in set().union(*wanted)}
+                return draws, [[futures[row] for row in half] for half in wanted]
 
-            waiting = deque(submit(step) for step in range(start, min(end, start + _AHEAD)))
-            for step in range(start, end):
-                if step + _AHEAD < end:
-                    waiting.append(submit(step + _AHEAD))
+            waiting = deque(submit(step) for step in range(start, min(end, start + _PREFETCH)))
+            for step in range(start + _PREFETCH, end + _PREFETCH):
+                if step < end:
+                    waiting.append(submit(step))
                 draws, futures = waiting.popleft()
-                found = {row: future.result() for row, future in futures.items()}
-                own = rows(len(draws.clips))
-                both = (own.tolist(), draws.partner[own].tolist())
-                mine, others = (torch.from_numpy(np.stack([found[row] for row in each])) for each in both)
-                yield draws, mine, others
+                own, partners = (torch.from_numpy(np.stack([future.result() for future in half])) for half in futures)
+                yield draws, own, partners

@@ -1,4 +1,4 @@
-"""What is trained: the encoder as a recipe wants it, low-rank updates, and the optimizer of its parameters."""
+"""The network of a fine-tuning: the encoder as its recipe configures it, LoRA updates, a head, and the optimizer."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ class LowRank(nn.Module):
         return weight + self.scale * (self.b @ self.a)
 
 
-def build(found: Checkpoint, recipe: Recipe, labels: Labels, frames: int, generator: Generator) -> Classifier:
-    """The classifier that a recipe begins with.
+def build(pretrained: Checkpoint, recipe: Recipe, labels: Labels, frames: int, generator: Generator) -> Classifier:
+    """Builds the classifier that a recipe trains.
 
     Args:
-        found: The pre-trained model.
+        pretrained: The pre-trained model.
         recipe: What is frozen, and how positions and features are.
         labels: What the head is to tell apart.
         frames: Frames of a clip's spectrogram.
         generator: Draws the head, and low-rank updates.
     """
-    encoder = _adjusted(found, recipe, frames)
+    encoder = _adjusted(pretrained, recipe, frames)
     encoder.requires_grad_(not recipe.lora_rank)
     encoder.vit.pos_embed.requires_grad_(False)
     if recipe.freeze_patch_embed:
@@ -82,10 +82,10 @@ def build(found: Checkpoint, recipe: Recipe, labels: Labels, frames: int, genera
     return Classifier(encoder, head, labels)
 
 
-def _adjusted(found: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
+def _adjusted(pretrained: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
     """The encoder with the recipe's features and, where it says so, an input size of the whole clip."""
-    config = replace(found.config, features=recipe.features)  # type: ignore[arg-type]
-    state = found.encoder
+    config = replace(pretrained.config, features=recipe.features)  # type: ignore[arg-type]
+    state = pretrained.encoder
     if recipe.adjust_positions:
         whole = ViT(config.vit)
         whole.load_state_dict(state)
@@ -93,7 +93,7 @@ def _adjusted(found: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
         with torch.no_grad():
             grid = whole.positions(config.vit.grid_size[1]).flatten(0, 1)
             state = {**state, "pos_embed": torch.cat([state["pos_embed"][:, :1], grid[None]], dim=1)}
-    return replace(found, config=config, encoder=state).build()
+    return replace(pretrained, config=config, encoder=state).build()
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def merged(classifier: Classifier) -> Checkpoint:
     state = {key: value for key, value in vit.state_dict().items() if ".parametrizations." not in key}
     for name, module in vit.named_modules():
         if parametrize.is_parametrized(module):
-            state[f"{name}.weight"] = module.weight  # type: ignore[assignment]
+            state[f"{name}.weight"] = module.weight
     state = {key: value.cpu() for key, value in state.items()}
     head = {key: value.cpu() for key, value in classifier.head.state().items()}
     return Checkpoint(config=classifier.encoder.config, encoder=state, head=head, labels=classifier.labels)

@@ -1,4 +1,4 @@
-"""Fine-tuning on tasks: every seed and fold a training of its own, one record a task."""
+"""Fine-tuning on tasks: a training for each seed and fold, one record a task."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from m2d_bench.evaluation import metrics
 from m2d_bench.evaluation.metrics import check_scorable
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning import recipe as own_recipes
-from m2d_bench.finetuning.batches import Plan, Reader
+from m2d_bench.finetuning.batches import ClipCache, StepSampler
 from m2d_bench.finetuning.recipe import Recipe
 from m2d_bench.finetuning.settings import BestBy, FinetuneSettings
-from m2d_bench.finetuning.trainer import BEST, LAST, Epoch, Selection, Step, Trainer
+from m2d_bench.finetuning.trainer import BEST, LAST, Epoch, Selection, Trainer
 from m2d_bench.progress import bar
 from m2d_bench.randomness import generator_of
 from m2d_bench.registry import unknown
@@ -40,8 +40,8 @@ from m2d_bench.tasks.dataset import Dataset
 from m2d_bench.tasks.splits import VALIDATION_FRACTION, Split, draws_validation, folds, splits
 from m2d_bench.tasks.task import Task
 from m2d_bench.training.launch import launch
-from m2d_bench.training.log import Log, Rate
-from m2d_bench.training.loop import RESUME, read_resume
+from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
+from m2d_bench.training.loop import RESUME, Step, read_resume
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -106,47 +106,46 @@ def finetune(
 
 
 class _Job:
-    """One task: its trainings, a seed and fold each."""
+    """One task: a training for each seed and fold."""
 
     def __init__(
         self,
         fabric: Fabric,
-        found: Checkpoint,
+        pretrained: Checkpoint,
         task: Task,
         recipe: Recipe,
         settings: FinetuneSettings,
         command: str,
     ) -> None:
-        self.fabric, self.found, self.recipe, self.settings = fabric, found, recipe, settings
-        self.dataset = datasets.load(task, settings, found.config.sample_rate)
-        self.choice = _choice(self.dataset, settings)
+        self.fabric, self.pretrained, self.recipe, self.settings = fabric, pretrained, recipe, settings
+        self.dataset = datasets.load(task, settings, pretrained.config.sample_rate)
+        self.best_by = _best_by(self.dataset, settings)
         self.record = replace(self._blank_run(), command=command)
 
     def run(self) -> Run:
         """Trains what is not finished, and returns the record with the scores asked for."""
-        first, folds = self.settings.first_seed, _folds(self.dataset, self.settings.folds)
-        wanted = [(seed, fold) for seed in range(first, first + self.settings.seeds) for fold in folds]
+        settings = self.settings
+        seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+        wanted = [(seed, fold) for seed in seeds for fold in _folds(self.dataset, settings.folds)]
         finished = self.fabric.broadcast(self._finished() if self.fabric.is_global_zero else set())
-        missing = [each for each in wanted if each not in finished]
-        reader = None
+        missing = [key for key in wanted if key not in finished]
+        if missing:
+            clips = ClipCache(self.dataset, self.pretrained.config.sample_rate, settings.jobs, settings.memory * 2**30)
         for number, (seed, fold) in enumerate(missing, 1):
-            reader = reader or Reader(
-                self.dataset, self.found.config.sample_rate, self.settings.jobs, self.settings.memory * 2**30
-            )
-            drawn = splits(self.dataset, seed, draw=self.choice == "valid")
-            split = next(each for each in drawn if each.fold == fold)
-            place = f" ({number}/{len(missing)})" if len(missing) > 1 else ""
-            self._train(seed, split, reader, f"{self.dataset.task.name} · seed {seed} · {_named(fold)}{place}")
-        done = runs.load_as(self.record, self.settings.runs_root) if self.fabric.is_global_zero else self.record
+            drawn = splits(self.dataset, seed, draw=self.best_by == "valid")
+            split = next(split for split in drawn if split.fold == fold)
+            counter = f" ({number}/{len(missing)})" if len(missing) > 1 else ""
+            self._train(seed, split, clips, f"{self.dataset.task.name} · seed {seed} · {_named(fold)}{counter}")
+        done = runs.load_as(self.record, settings.runs_root) if self.fabric.is_global_zero else self.record
         scores = tuple(score for score in done.scores if (score.seed, score.fold) in wanted)
         return self.fabric.broadcast(replace(done, scores=scores))
 
-    def _train(self, seed: int, split: Split, reader: Reader, title: str) -> None:
-        """One training, from where it stood, to its score in the record."""
+    def _train(self, seed: int, split: Split, clips: ClipCache, title: str) -> None:
+        """One training, from its first step or its last state, to its score in the record."""
         settings, fabric, folder = self.settings, self.fabric, self._folder(seed, split.fold)
-        with _alone(folder) if fabric.is_global_zero else nullcontext():
+        with _locked(folder) if fabric.is_global_zero else nullcontext():
             state = fabric.broadcast(_state(folder, settings) if fabric.is_global_zero else None)
-            trainer = self._trainer(seed, split, reader, folder)
+            trainer = self._trainer(seed, split, clips, folder)
             if state:
                 trainer.resume(state)
             with Log(folder, resumed_at=trainer.step if state else None, rank=fabric.global_rank) as log:
@@ -158,7 +157,7 @@ class _Job:
             fabric.barrier()
 
     def _finish(self, seed: int, split: Split, best: Epoch, trainer: Trainer) -> None:
-        """Writes the record, and removes what it needs no more."""
+        """Writes the record, and removes the files that are no longer needed."""
         runs.add(replace(self.record, scores=(self._score(seed, split, best, trainer),)), self.settings.runs_root)
         if self.settings.keep_predictions:
             runs.save_predictions(self.record, self.settings.runs_root, self._predictions(seed, split, best, trainer))
@@ -167,75 +166,73 @@ class _Job:
             (trainer.folder / BEST).unlink(missing_ok=True)
 
     def _folder(self, seed: int, fold: str) -> Path:
-        """Where a training leaves its models."""
-        own = self.record.path(Path(self.settings.out).expanduser()).with_suffix("")
-        return own / file_name(f"{seed}-{fold}")
+        """Folder of a training's models."""
+        task_folder = self.record.path(Path(self.settings.out).expanduser()).with_suffix("")
+        return task_folder / file_name(f"{seed}-{fold}")
 
     def _finished(self) -> set[tuple[int, str]]:
-        """Seeds and folds that are in the record, with predictions where these are asked for; but those that --force
-        began to train anew, and --resume goes on with."""
+        """Seeds and folds in the record, with predictions where these are asked for; without those that --force began
+        to train anew and --resume goes on with."""
         stored = runs.find(self.record, self.settings.runs_root)
         if self.settings.force or stored is None:
             return set()
         done = {(score.seed, score.fold) for score in stored.scores}
         if self.settings.keep_predictions:
             path = self.record.path(self.settings.runs_root)
-            done &= {(each.seed, each.fold) for each in runs.load_predictions(path)}
-        return {each for each in done if not (self.settings.resume and (self._folder(*each) / RESUME).exists())}
+            done &= {(predictions.seed, predictions.fold) for predictions in runs.load_predictions(path)}
+        return {key for key in done if not (self.settings.resume and (self._folder(*key) / RESUME).exists())}
 
-    def _trainer(self, seed: int, split: Split, reader: Reader, folder: Path) -> Trainer:
+    def _trainer(self, seed: int, split: Split, clips: ClipCache, folder: Path) -> Trainer:
         """The training of a seed and fold, before its first step."""
-        dataset, config, recipe = self.dataset, self.found.config, self.recipe
-        labels = torch.from_numpy(dataset.labels)
-        samples = round(dataset.task.clip_seconds * config.sample_rate)
+        task, config, recipe = self.dataset.task, self.pretrained.config, self.recipe
+        class_ids = torch.from_numpy(self.dataset.labels)
+        samples = round(task.clip_seconds * config.sample_rate)
         frames = int(LogMel(config.sample_rate).frame_counts(torch.tensor(samples)))
-        named = Labels(classes=dataset.classes, multilabel=labels.ndim == 2, clip_seconds=dataset.task.clip_seconds)
+        labels = Labels(classes=self.dataset.classes, multilabel=class_ids.ndim == 2, clip_seconds=task.clip_seconds)
         if self.settings.compile:
-            torch._dynamo.reset()  # the model before this one's code is not of use
+            torch._dynamo.reset()  # the code of the model before is of no use
         self._check_scorable(split)
-        classifier = network.build(self.found, recipe, named, frames, generator_of(seed, split.fold, "weights"))
-        _rename(classifier.encoder, dataset.task.name)
-        plan = Plan(recipe, labels, split.train, classifier.encoder, frames, (seed, split.fold))
-        chooses = {"valid": split.valid, "test": split.test, "last": None}[self.choice]
-        selection = Selection(clips=chooses, test=split.test, metric=dataset.task.metric)
-        return Trainer(self.fabric, classifier, plan, reader, selection, folder, compile=self.settings.compile)
+        classifier = network.build(self.pretrained, recipe, labels, frames, generator_of(seed, split.fold, "weights"))
+        _rename(classifier.encoder, task.name)
+        sampler = StepSampler(recipe, class_ids, split.train, classifier.encoder, frames, (seed, split.fold))
+        selecting = {"valid": split.valid, "test": split.test, "last": None}[self.best_by]
+        selection = Selection(clips=selecting, test=split.test, metric=task.metric)
+        return Trainer(self.fabric, classifier, sampler, clips, selection, folder, compile=self.settings.compile)
 
     def _check_scorable(self, split: Split) -> None:
         """Raises a DataError where the clips that are scored hold too few labels for their metrics."""
         task, labels = self.dataset.task, torch.from_numpy(self.dataset.labels)
         what = f"{task.name}: the {{}} split of {_named(split.fold)}"
-        if self.choice == "valid":
+        if self.best_by == "valid":
             check_scorable(task.metric, labels[split.valid], task.n_classes, what.format("valid"))
         for metric in (task.metric, *task.other_metrics):
             check_scorable(metric, labels[split.test], task.n_classes, what.format("test"))
 
     def _run(self, trainer: Trainer, log: Log, title: str) -> Epoch:
-        """The loop, with what is logged and shown."""
-        epochs, clips = self.recipe.epochs, self.recipe.epochs * trainer.plan.epoch_clips
-        rate = Rate(total=clips, done=clips * trainer.step // trainer.total)
-        metric, shown = self.dataset.task.metric, self.fabric.is_global_zero
-        with bar(title, trainer.total, "steps", done=trainer.step, shown=shown) as advance:
+        """Trains, with what is logged and shown."""
+        settings, metric, epochs = self.settings, self.dataset.task.metric, self.recipe.epochs
+        clips = epochs * trainer.sampler.epoch_clips
+        meter = ThroughputMeter(total=clips, done=clips * trainer.step // trainer.total)
 
-            def on_step(step: Step) -> None:
-                rate.update(step.clips)
-                if step.number % self.settings.log_steps == 0 or step.number == trainer.total:
-                    log.scalars(step.number, {"loss": step.loss, "lr": step.rate, **rate.scalars()})
-                    score = "" if step.score is None else f" · {metric} {step.score:.3f}"
-                    advance.describe(
-                        f"{title} · epoch {step.epoch}/{epochs} · loss {float(step.loss):.4f}{score} · "
-                        f"lr {step.rate:.2e} · {rate}"
-                    )
-                advance(1)
+        def progress(step: Step) -> str:
+            score = f" · {metric} {trainer.scores[-1]:.3f}" if trainer.scores else ""
+            return (
+                f"{title} · epoch {trainer.epoch + 1}/{epochs} · loss {float(step.loss):.4f}{score} · "
+                f"lr {step.scalars['lr']:.2e}"
+            )
 
-            def on_epoch(step: int, score: float | None) -> None:
-                if score is not None:
-                    log.scalars(step, {f"{self.choice}/{metric}": score})
-                rate.skip()
+        def on_epoch(step: int, score: float | None) -> None:
+            if score is not None:
+                log.scalars(step, {f"{self.best_by}/{metric}": score})
+            meter.skip()
 
+        every, last = settings.log_steps, trainer.total
+        with bar(title, last, "steps", done=trainer.step, shown=self.fabric.is_global_zero) as advance:
+            report = StepReporter(log=log, meter=meter, advance=advance, every=every, last=last, describe=progress)
             return trainer.run(
-                resume_minutes=self.settings.resume_minutes,
-                check_steps=self.settings.log_steps,
-                on_step=on_step,
+                resume_minutes=settings.resume_minutes,
+                check_steps=every,
+                on_step=report,
                 on_epoch=on_epoch,
             )
 
@@ -247,7 +244,7 @@ class _Job:
             score=metrics.score(task.metric, best.logits, labels),
             n_test=len(split.test),
             seconds=round(trainer.seconds, 1),
-            valid_score=best.score if self.choice == "valid" else None,
+            valid_score=best.score if self.best_by == "valid" else None,
             chosen={"epoch": best.number},
             others={metric: metrics.score(metric, best.logits, labels) for metric in task.other_metrics},
         )
@@ -260,25 +257,25 @@ class _Job:
             clips=clips,
             labels=self.dataset.labels[clips],
             scores=best.logits.numpy(),
-            valid_scores=np.asarray(trainer.scores if self.choice == "valid" else []),
+            valid_scores=np.asarray(trainer.scores if self.best_by == "valid" else []),
             classes=np.asarray(self.dataset.classes),
         )
 
     def _blank_run(self) -> Run:
         """The record, without scores."""
-        drawn = self.choice == "valid" and draws_validation(self.dataset)
+        drawn = self.best_by == "valid" and draws_validation(self.dataset)
         repeated = ["initialisation", "shuffling"]
         repeated += ["augmentation"] if self.recipe.augments() else []
         repeated += ["validation split"] if drawn else []
         devices = f" × {self.fabric.world_size}" if self.fabric.world_size > 1 else ""
         return Run(
-            encoder=facts_of(self.found.build()),
+            encoder=facts_of(self.pretrained.build()),
             task=self.dataset.facts,
             protocol="finetune",
             settings={
                 **self.recipe.identity(),
                 "clip_seconds": self.dataset.task.clip_seconds,
-                "best_by": self.choice,
+                "best_by": self.best_by,
                 "precision": _PRECISIONS[self.fabric.strategy.precision.precision],
                 "validation_fraction": VALIDATION_FRACTION if drawn else None,
             },
@@ -301,8 +298,8 @@ def _named(fold: str) -> str:
     return "official split" if fold == "test" else f"fold {fold}"
 
 
-def _choice(dataset: Dataset, settings: FinetuneSettings) -> BestBy:
-    """What chooses the epoch: as asked; else validation clips where there are some, the test's otherwise."""
+def _best_by(dataset: Dataset, settings: FinetuneSettings) -> BestBy:
+    """Split that chooses the epoch: as asked; else valid where the task has one, test otherwise."""
     if settings.best_by == "auto":
         return "test" if draws_validation(dataset) else "valid"
     return settings.best_by
@@ -322,8 +319,8 @@ def _folds(dataset: Dataset, asked: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a training's folder.
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks a training's folder against other processes.
 
     Raises:
         UsageError: One is in there.
@@ -343,7 +340,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _state(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
-    """What is gone on from.
+    """State to resume from, if any.
 
     Raises:
         UsageError: There is an unfinished training that --resume was not asked for.

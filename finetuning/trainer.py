@@ -1,6 +1,6 @@
-"""The loop of one fine-tuning: one device, several under torchrun or Slurm; kill it at any moment and go on.
+"""The fine-tuning loop: one device, several under torchrun or Slurm; killed at any moment, it resumes.
 
-Everything drawn depends on seed, fold and step alone. The head sees the features of the whole batch, however many
+All random draws depend on seed, fold and step alone. The head sees the features of the whole batch, however many
 devices and accumulated parts they come from: its batch normalisation is that of the batch, so the training is the same
 up to rounding, and a resumed one is the same to the bit where the device's arithmetic is.
 """
@@ -22,14 +22,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from m2d_bench.encoders import checkpoint
 from m2d_bench.encoders.classifier import Classifier
-from m2d_bench.errors import AudioError, DataError, TrainingError
 from m2d_bench.evaluation import metrics
 from m2d_bench.finetuning import network
-from m2d_bench.finetuning.batches import Draws, Plan, Reader
+from m2d_bench.finetuning.batches import ClipCache, Draws, StepSampler
 from m2d_bench.tasks.task import Metric
 from m2d_bench.training.augment import mask, mix, resize_crops
-from m2d_bench.training.loop import agreed, last_good, stops, write_resume
-from m2d_bench.training.schedules import learning_rate
+from m2d_bench.training.loop import Step, TrainingLoop
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -80,56 +78,35 @@ class Epoch:
     logits: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What is known after an optimizer step, without waiting for the device.
-
-    Args:
-        number: Steps done.
-        epoch: Epoch it belongs to, from 1.
-        loss: Of the whole batch, a scalar on the device.
-        rate: Learning rate.
-        clips: Clips of the batch.
-        score: Last score on the clips that choose, if any.
-    """
-
-    number: int
-    epoch: int
-    loss: Tensor
-    rate: float
-    clips: int
-    score: float | None
-
-
-class Trainer:
+class Trainer(TrainingLoop):
     """A fine-tuning in progress.
 
     Args:
         fabric: Launched; holds devices and precision.
         classifier: What is trained, see `network.build`.
-        plan: What each step sees.
-        reader: The clips.
+        sampler: What each step sees.
+        clips: Waveforms of the task's clips.
         selection: How the epoch is chosen.
         folder: Where checkpoints go.
         compile: Whether the encoder is compiled.
     """
 
+    unreadable = "When it can be read again, go on with --resume; a file of other content begins the task anew."
+
     def __init__(
         self,
         fabric: Fabric,
         classifier: Classifier,
-        plan: Plan,
-        reader: Reader,
+        sampler: StepSampler,
+        clips: ClipCache,
         selection: Selection,
         folder: Path,
         *,
         compile: bool = False,
     ) -> None:
-        self.fabric, self.classifier, self.plan, self.reader = fabric, classifier, plan, reader
-        self.selection, self.folder, self.recipe = selection, folder, plan.recipe
-        self.total = self.recipe.epochs * plan.steps_per_epoch
-        self.step = 0
-        self.epoch = 0  # scored
+        super().__init__(fabric, folder, classifier, sampler.steps_per_epoch, sampler.recipe.epochs)
+        self.classifier, self.sampler, self.clips = classifier, sampler, clips
+        self.selection, self.recipe = selection, sampler.recipe
         self.scores: list[float] = []
         self.best: Epoch | None = None
         fabric.to_device(classifier)
@@ -139,8 +116,7 @@ class Trainer:
             torch._dynamo.config.recompile_limit = 64  # the shapes of patchout; torch 2.13 fails on dynamic ones
             backbone = torch.compile(backbone, dynamic=False)
         self.backbone = fabric.setup_module(backbone)
-        self.optimizer: Any = fabric.setup_optimizers(network.optimizer(classifier, self.recipe))
-        self._unchecked: list[tuple[int, Tensor]] = []
+        self.optimizer = fabric.setup_optimizers(network.optimizer(classifier, self.recipe))
         self._started = time.monotonic()
 
     @property
@@ -156,11 +132,11 @@ class Trainer:
         on_step: Callable[[Step], None] | None = None,
         on_epoch: Callable[[int, float | None], None] | None = None,
     ) -> Epoch:
-        """Trains from where it stands to the end.
+        """Trains from the current step to the end.
 
         Args:
-            resume_minutes: Time between resume files.
-            check_steps: Steps after which losses are looked at.
+            resume_minutes: Minutes between files to resume from.
+            check_steps: Steps between checks of losses and weights.
             on_step: Called after every step.
             on_epoch: Called after every epoch, with the step and its score.
 
@@ -168,48 +144,18 @@ class Trainer:
             The best epoch, or the last.
 
         Raises:
-            TrainingError: A loss is not finite.
-            DataError: A clip cannot be read; what was done before is kept.
+            TrainingError: A loss or the weights are not finite.
+            DataError: A clip cannot be read; the steps before are saved.
         """
-        steps = self.reader.ahead(self.plan, self._rows, self.step, self.total)
-        saved = time.monotonic()
-        with stops() as stopped:
-            while self.epoch < self.recipe.epochs:
-                try:
-                    if self.step < self._epochs_end():
-                        done = self._train(*next(steps))
-                        if on_step:
-                            on_step(done)
-                    if self.step == self._epochs_end():
-                        self.check()
-                        self._finish_epoch()
-                        if on_epoch:
-                            on_epoch(self.step, self.scores[-1] if self.scores else None)
-                except AudioError as error:
-                    if self.fabric.world_size == 1:
-                        self.check()
-                        self.save_resume()
-                    raise DataError(
-                        f"{error} When it can be read again, go on with --resume; a file of other content begins the "
-                        "task anew."
-                    ) from error
-                looks = self.step % check_steps == 0
-                stop = agreed(self.fabric, stopped(), looks)
-                if looks:
-                    self.check()
-                if stop or agreed(self.fabric, time.monotonic() - saved >= 60 * resume_minutes, looks):
-                    self.check()
-                    self.save_resume()
-                    saved = time.monotonic()
-                if stop:
-                    raise KeyboardInterrupt
-        self.save_resume()
+        self._on_epoch = on_epoch
+        self._batches = self.clips.prefetch(self.sampler, self._rows, self.step, self.total)
+        self.fit(self.total, check_steps=check_steps, resume_minutes=resume_minutes, on_step=on_step)
         assert self.best is not None
         return self.best
 
-    def _epochs_end(self) -> int:
-        """Step after which the epoch under way is scored."""
-        return (self.epoch + 1) * self.plan.steps_per_epoch
+    def train_step(self) -> Step:
+        """One optimizer step, without waiting for the device."""
+        return self._train(*next(self._batches))
 
     def _train(self, draws: Draws, own: Tensor, others: Tensor) -> Step:
         """One optimizer step. Nothing here waits for the device.
@@ -217,9 +163,8 @@ class Trainer:
         The head's loss is that of the whole batch on every device; its gradient by the features goes back into the
         encoder part by part. Where there are several parts, the features are computed twice: first for the head.
         """
-        rate = self._rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+        recipe = self.recipe
+        rate = self.set_learning_rate(recipe.learning_rate, recipe.warmup_epochs, recipe.end_rate)
         self.classifier.train()
         count, rows = len(draws.clips), self._rows(len(draws.clips))
         x = self._augmented(draws, rows, own, others)
@@ -242,12 +187,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self._follow(self.average, [(x[part], [each[part] for each in kept]) for part in parts], count)
-        self.step += 1
-        loss = loss.detach()
-        self._unchecked.append((self.step, loss))
-        epoch = -(-self.step // self.plan.steps_per_epoch)
-        last = self.scores[-1] if self.scores else None
-        return Step(number=self.step, epoch=epoch, loss=loss, rate=rate, clips=count, score=last)
+        self.note_step(loss.detach(), None)
+        return Step(number=self.step, clips=count, loss=loss.detach(), scalars={"lr": rate})
 
     @torch.no_grad()
     def _follow(self, average: Classifier, parts: list[tuple[Tensor, list[Tensor]]], count: int) -> None:
@@ -273,23 +214,13 @@ class Trainer:
 
     def _targets(self, draws: Draws) -> Tensor:
         """Labels of the whole batch, mixed as its waveforms are, [B, C] float32."""
-        labels = self.plan.labels[draws.clips]
+        labels = self.sampler.labels[draws.clips]
         hot = labels.float() if labels.ndim == 2 else one_hot(labels, len(self.classifier.labels.classes)).float()
         return mix(hot, hot[draws.partner], draws.share)
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         several = self.classifier.labels.multilabel
         return binary_cross_entropy_with_logits(logits, targets) if several else soft_cross_entropy(logits, targets)
-
-    def _rate(self, step: int) -> float:
-        recipe = self.recipe
-        return learning_rate(
-            step,
-            peak=recipe.learning_rate,
-            warmup_steps=recipe.warmup_epochs * self.plan.steps_per_epoch,
-            total_steps=self.total,
-            end=recipe.end_rate,
-        )
 
     def _rows(self, count: int) -> Tensor:
         """This device's rows of so many; as many on every device, the last row repeated where they do not suffice."""
@@ -320,45 +251,39 @@ class Trainer:
         rows = clips[self._rows(len(clips))]
         size = max(1, -(-self.recipe.batch_size // (self.recipe.accumulate * self.fabric.world_size)))
         features = []
-        for waveforms in self.reader.batches(rows, size):
+        for waveforms in self.clips.batches(rows, size):
             with self.fabric.autocast():
                 features.append(classifier.encoder.scene_embeddings(waveforms))
-        return classifier.head(self._gathered(torch.cat(features))[: len(clips)].float()).cpu()
+        logits: Tensor = classifier.head(self._gathered(torch.cat(features))[: len(clips)].float())
+        return logits.cpu()
 
-    def _finish_epoch(self) -> None:
-        """Scores the epoch, and keeps it if it is the best."""
+    def finish_epoch(self) -> None:
+        """Scores the epoch, and keeps its model if it is the best."""
+        self.check()
         number, clips, test = self.epoch + 1, self.selection.clips, self.selection.test
         if clips is None:
             if number == self.recipe.epochs:
                 self._keep(Epoch(number=number, score=nan, logits=self.logits(test)))
         else:
             logits = self.logits(clips)
-            score = self.fabric.broadcast(metrics.score(self.selection.metric, logits, self.plan.labels[clips]))
+            score = self.fabric.broadcast(metrics.score(self.selection.metric, logits, self.sampler.labels[clips]))
             self.scores.append(score)
             if self.best is None or score > self.best.score:
                 self._keep(Epoch(number=number, score=score, logits=logits if clips is test else self.logits(test)))
-        self.epoch = number
+        super().finish_epoch()
+        if self._on_epoch:
+            self._on_epoch(self.step, self.scores[-1] if self.scores else None)
 
     def _keep(self, epoch: Epoch) -> None:
         self.best = epoch
         self.save(BEST)
 
-    def check(self) -> None:
-        """Looks at the losses since the last check, and at the weights; every device sees the same.
-
-        Raises:
-            TrainingError: One is not finite; its step and the last good state are named.
-        """
-        norm = torch.nn.utils.get_total_norm(self.classifier.parameters())
-        numbers, values = zip(*self._unchecked, (self.step, norm), strict=True)
-        finite = torch.stack(values).isfinite().tolist()
-        if not all(finite):
-            number = numbers[finite.index(False)]
-            raise TrainingError(
-                f"The loss or the weights of step {number} are not finite. {last_good(self.folder)}. Try a lower "
-                f"learning_rate than {self.recipe.learning_rate:g}, or --precision fp32."
-            )
-        self._unchecked.clear()
+    def not_finite(self, step: int, context: None) -> str:
+        """Message of a step whose loss, or whose weights, are not finite."""
+        return (
+            f"The loss or the weights of step {step} are not finite. {self.last_good}. Try a lower learning_rate than "
+            f"{self.recipe.learning_rate:g}, or --precision fp32."
+        )
 
     def save(self, name: str) -> None:
         """Writes the model with its head, whole or not at all."""
@@ -366,28 +291,23 @@ class Trainer:
             checkpoint.save(network.merged(self.evaluated), self.folder / name)
         self.fabric.barrier()
 
-    def save_resume(self) -> None:
-        """Writes all that is needed to go on, whole or not at all."""
-        state = {
-            "step": self.step,
+    def state(self) -> dict[str, Any]:
+        """Weights, scores and the best epoch."""
+        return {
             "epoch": self.epoch,
             "seconds": self.seconds,
             "scores": self.scores,
             "best": None if self.best is None else asdict(self.best),
             "classifier": self.classifier.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),  # of fp16, the loss scale
         }
-        write_resume(self.fabric, self.folder, state)
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `save_resume` wrote."""
+        """Restores what `save_resume` wrote."""
+        super().resume(state)
         self.classifier.load_state_dict(state["classifier"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.step, self.epoch, self.scores = state["step"], state["epoch"], list(state["scores"])
+        self.epoch, self.scores = state["epoch"], list(state["scores"])
         self._started -= state["seconds"]
         self.best = Epoch(**state["best"]) if state["best"] else None

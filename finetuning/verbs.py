@@ -65,28 +65,28 @@ def finetune(
 
 def _notes(done: list[Run], settings: FinetuneSettings) -> list[str]:
     """Folds without a mean, how epochs were chosen where that flatters, and where the models are."""
-    found = []
-    for each in done:
-        found += _partial(each)
-        if each.settings["best_by"] == "test":
-            found.append(
-                f"{each.task_title}: the best epoch by its test score, the papers' convention where a task has no "
+    notes = []
+    for record in done:
+        notes += _partial(record)
+        if record.settings["best_by"] == "test":
+            notes.append(
+                f"{record.task_title}: the best epoch by its test score, the papers' convention where a task has no "
                 "validation clips; --best-by valid chooses by clips that are not tested."
             )
         if settings.checkpoints != "none":
-            found.append(f"Models: {each.path(Path(settings.out).expanduser()).with_suffix('')}")
-    return found
+            notes.append(f"Models: {record.path(Path(settings.out).expanduser()).with_suffix('')}")
+    return notes
 
 
 def _partial(run: Run) -> list[str]:
     """Scores of seeds of which not all folds were trained: they have no mean, so that no table shows them."""
     n_folds = run.task["n_folds"]
-    whole, found = run.done(n_folds), []
-    for seed in sorted({score.seed for score in run.scores} - whole):
+    notes = []
+    for seed in sorted({score.seed for score in run.scores} - run.done(n_folds)):
         folds = [score for score in run.scores if score.seed == seed]
         listed = ", ".join(f"{score.fold}: {score.score:.4f}" for score in folds)
-        found.append(f"{run.task_title}: seed {seed}, {len(folds)} of {n_folds} folds, {run.task['metric']} {listed}")
-    return found
+        notes.append(f"{run.task_title}: seed {seed}, {len(folds)} of {n_folds} folds, {run.task['metric']} {listed}")
+    return notes
 
 
 def _recipes() -> str:

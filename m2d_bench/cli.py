@@ -23,7 +23,7 @@ VERBS = {
     "check": ("m2d_bench.hear_api.check:check", "Check that a model keeps the HEAR common API, one line a rule."),
     "superb": ("m2d_bench.superb_upstream.verbs:SUPERB", "Run SUPERB tasks with s3prl's own runner."),
     "evar": ("m2d_bench.evar_adapters.verbs:EVAR", "Run EVAR's scripts with our encoders; exchange files with it."),
-    "prepare": ("m2d_bench.pretrain.data_verbs:prepare", "Turn sound files into log-mel shards for pre-training."),
+    "prepare": ("m2d_bench.pretrain.verbs:prepare", "Turn sound files into log-mel shards for pre-training."),
     "pretrain": ("m2d_bench.pretrain.verbs:pretrain", "Pre-train an encoder: MSM-MAE or M2D."),
     "table": ("m2d_bench.results.verbs:table", "Compare runs, beside the papers' numbers."),
     "plot": ("m2d_bench.results.plot_verbs:PLOT", "Plot runs: forest, radar, heat map, curves, confusion, maps."),

@@ -1,16 +1,15 @@
-"""What a pre-training method is: a module that holds an encoder and a predictor, and whose step returns a result.
+"""What a pre-training method is: a module of an encoder and a predictor whose step takes a batch and returns losses.
 
-A method is a module of `pretrain.methods` that bears its name: a frozen dataclass `Arguments`, a class `Method`.
+A method is a module in `pretrain.methods` of the same name: a frozen dataclass `Arguments` and a class `Method`.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
-from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from m2d_bench.encoders.vit import ViT, ViTConfig, initialise
 from m2d_bench.pretrain import methods
-from m2d_bench.pretrain.flops import Branch, encoder_branches, predictor_branch, training_flops
-from m2d_bench.pretrain.masking import Mask, draw, n_visible
+from m2d_bench.pretrain.batch import Batch
+from m2d_bench.pretrain.flops import count_flops
+from m2d_bench.pretrain.masking import Mask, draw
 from m2d_bench.pretrain.predictor import Predictor
 from m2d_bench.registry import unknown
 
@@ -29,53 +29,61 @@ if TYPE_CHECKING:
 
 
 class StepResult(NamedTuple):
-    """What a step over a batch gives.
+    """What a step over a batch returns.
 
     Args:
-        loss: Scalar.
-        metrics: Further scalars to log, without gradient.
-        prediction: Of the masked patches, [B, M, P].
+        losses: Scalars by name, all of them logged; `loss` is minimised, others are its parts.
+        prediction: Predictions of the masked patches, [B, M, P], without gradient.
         target: What they are compared with, standardised per patch, [B, M, P], without gradient.
         mask: The mask.
     """
 
-    loss: Tensor
-    metrics: dict[str, Tensor]
+    losses: dict[str, Tensor]
     prediction: Tensor
     target: Tensor
     mask: Mask
 
 
 class MaskedModel(nn.Module, ABC):
-    """Base of the methods.
+    """Base of the methods. A frozen teacher is no part of it: it gives `Batch.teacher_features` and is never saved.
 
     Args:
         vit: Shape of the encoder.
-        arguments: The method's `Arguments`; `mask_ratio` and `masking` are read here.
-        predictor: Its width, depth and heads, and the numbers it predicts for a patch.
+        arguments: The method's `Arguments`; `mask_ratio`, `masking` and the predictor's shape are read here.
     """
 
     family: str
-    """Begins the names of its checkpoints."""
+    """Prefix of the names of its checkpoints."""
 
-    def __init__(self, vit: ViTConfig, arguments: Any, *, predictor: Mapping[str, int]) -> None:
+    def __init__(self, vit: ViTConfig, arguments: Any) -> None:
         super().__init__()
         self.arguments = arguments
         self.encoder = ViT(vit)
-        self.predictor = Predictor(vit, **predictor)
+        self.predictor = Predictor(
+            vit,
+            width=arguments.predictor_width,
+            depth=arguments.predictor_depth,
+            heads=arguments.predictor_heads,
+            output=self.output_width(vit),
+        )
         self.checkpoint_activations = False
 
+    @staticmethod
     @abstractmethod
-    def forward(self, x: Tensor, mask: Mask) -> StepResult:
-        """One step.
+    def output_width(vit: ViTConfig) -> int:
+        """Numbers the predictor gives for a patch."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, mask: Mask) -> StepResult:
+        """One training step, without the optimizer.
 
         Args:
-            x: Normalised input, [B, C, F, T].
-            mask: Which patches are visible, on the input's device.
+            batch: What the method learns from.
+            mask: Which patches are visible, on the batch's device.
         """
 
     def draw_mask(self, batch: int, generator: Generator | None = None) -> Mask:
-        """A mask for a batch, on the CPU."""
+        """Draws a mask for so many samples, on the CPU."""
         grid_size = self.encoder.config.grid_size
         return draw(self.arguments.masking, batch, grid_size, self.arguments.mask_ratio, generator)
 
@@ -93,7 +101,7 @@ class MaskedModel(nn.Module, ABC):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> dict[str, float]:
-        """What has to be done after an optimizer step, such as moving a target network.
+        """Called after each optimizer step, such as for the EMA of a target encoder.
 
         Args:
             progress: Share of the training that is done, from 0 to 1.
@@ -105,51 +113,54 @@ class MaskedModel(nn.Module, ABC):
 
     @abstractmethod
     def picture(self, x: Tensor, result: StepResult) -> Figure:
-        """What the step over a few samples did, drawn."""
+        """Draws what a step over a few samples did.
 
-    def branches(self, masked: int) -> list[Branch]:
-        """What a step computes besides encoder and predictor, of a sample with so many masked patches."""
-        return []
+        Args:
+            x: Input of the step, [B, C, F, T], normalised.
+            result: The step's result.
+        """
 
     def flops(self) -> int:
-        """Model FLOPs of training on a sample of the encoder's input size."""
-        vit, predictor = self.encoder.config, self.predictor
-        visible = n_visible(prod(vit.grid_size), self.arguments.mask_ratio)
-        masked = prod(vit.grid_size) - visible
-        predicts = predictor_branch(
-            encoder_width=vit.width,
-            width=predictor.embed.out_features,
-            depth=len(predictor.blocks),
-            visible=visible,
-            masked=masked,
-            output_width=predictor.pred.out_features,
-        )
-        return training_flops([*encoder_branches(vit, visible), predicts, *self.branches(masked)])
+        """Model FLOPs of training on one sample of the encoder's input size, forward and backward.
+
+        Work that is repeated to save memory is not counted: utilisation is of what the model needs.
+        """
+        with torch.device("meta"):
+            model = type(self)(self.encoder.config, self.arguments)
+            batch, mask = model.example_batch(), model.draw_mask(1)
+            return count_flops(lambda: model(batch, mask).losses["loss"].backward())
+
+    def example_batch(self) -> Batch:
+        """A batch of one sample of the encoder's input size, its values of no meaning."""
+        vit = self.encoder.config
+        index = torch.zeros(1, dtype=torch.int64)
+        return Batch(log_mel=torch.zeros(1, vit.channels, *vit.input_size), clips=index, starts=index)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Patch tokens with positions [B, n, D] → the encoder's output, class token first, [B, 1 + n, D]."""
-        return self.encoder.norm(self.run(self.encoder.blocks, self.with_class(tokens)))
+        """Encodes patch tokens with positions, [B, n, D] → [B, 1 + n, D], class token first."""
+        encoded: Tensor = self.encoder.norm(self.run(self.encoder.blocks, self.with_class(tokens)))
+        return encoded
 
     def predict(self, encoded: Tensor, mask: Mask) -> Tensor:
-        """The encoder's output [B, 1 + V, D] → predictions of the masked patches, [B, M, P]."""
+        """Predicts the masked patches from the encoder's output, [B, 1 + V, D] → [B, M, P]."""
         outputs = self.run(self.predictor.blocks, self.predictor.tokens(encoded, mask))
         return self.predictor.predict(outputs[:, 1 + mask.visible.shape[1] :])
 
     def with_class(self, tokens: Tensor) -> Tensor:
-        """The class token before patch tokens: [B, n, D] → [B, 1 + n, D]."""
+        """Prepends the class token to patch tokens, [B, n, D] → [B, 1 + n, D]."""
         cls_token = self.encoder.cls_token + self.encoder.pos_embed[:, :1]
         return torch.cat([cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
 
-    def run(self, blocks: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
-        """Runs blocks, without keeping their activations where that is asked for."""
+    def run(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        """Runs blocks, with activation checkpointing where it is set."""
         for block in blocks:
-            again = self.checkpoint_activations and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            recompute = self.checkpoint_activations and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
 
 def standardised(values: Tensor) -> Tensor:
-    """Each patch with zero mean and unit variance: [..., P]; (x − mean) / √(var + 1e-6), unbiased.
+    """Standardises each patch to zero mean and unit variance, [..., P]: (x − mean) / √(var + 1e-6), unbiased variance.
 
     Source: MAE (arXiv 2111.06377), normalised pixel loss; M2D (2023), section 3.
     """
@@ -158,12 +169,12 @@ def standardised(values: Tensor) -> Tensor:
 
 
 def names() -> list[str]:
-    """The methods there are."""
+    """Names of all methods."""
     return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
 def build(name: str, vit: ViTConfig, arguments: Mapping[str, Any]) -> MaskedModel:
-    """A method by name, its weights not yet drawn.
+    """Builds a method by name, its weights not yet drawn.
 
     Args:
         name: One of `names`.
@@ -178,8 +189,8 @@ def build(name: str, vit: ViTConfig, arguments: Mapping[str, Any]) -> MaskedMode
     for argument in arguments:
         if argument not in allowed:
             raise unknown(f"argument of {name}", argument, allowed, f"these: {', '.join(allowed)}")
-    found: MaskedModel = module.Method(vit, module.Arguments(**arguments))
-    return found
+    model: MaskedModel = module.Method(vit, module.Arguments(**arguments))
+    return model
 
 
 def arguments_of(name: str) -> type[Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,7 @@ from m2d_bench.pretrain.patches import from_patches, to_patches
 from m2d_bench.settings import replacing
 
 if TYPE_CHECKING:  # matplotlib is an extra: loaded by the functions that draw
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
     from m2d_bench.pretrain.method import StepResult
 
@@ -44,7 +41,7 @@ def check_installed() -> None:
 
 
 def reconstruction(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> Figure:
-    """Input, what the encoder saw of it, and MSM-MAE's reconstruction, a row a sample.
+    """Draws input, visible patches and MSM-MAE's reconstruction, a row a sample.
 
     Args:
         x: Input of the step, [B, C, F, T], normalised; three channels are shown as colours.
@@ -52,17 +49,12 @@ def reconstruction(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -
         patch_size: (frequency, time) of a patch.
     """
     x = _whole_patches(x, patch_size)
-    columns = [x, visible_part(x, result.mask.masked[:SAMPLES], patch_size), reconstructed(x, result, patch_size)]
-    with _styled():
-        figure, panels = _panels(x, ("input", "visible patches", "reconstruction"))
-        for sample, row in enumerate(panels):
-            for column, panel in zip(columns, row, strict=True):
-                _draw(panel, column[sample], x[sample])
-    return figure
+    with _style():
+        return _draw(x, visible_part(x, result.mask.masked[:SAMPLES], patch_size), reconstructed(x, result, patch_size))
 
 
 def error_map(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> Figure:
-    """Input, what the encoder saw of it, and M2D's prediction error at every masked patch, a row a sample.
+    """Draws input, visible patches and M2D's prediction error at every masked patch, a row a sample.
 
     Args:
         x: Input of the step, [B, C, F, T], normalised; three channels are shown as colours.
@@ -70,28 +62,19 @@ def error_map(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> Fig
         patch_size: (frequency, time) of a patch.
     """
     x = _whole_patches(x, patch_size)
-    grid_size = x.shape[2] // patch_size[0], x.shape[3] // patch_size[1]
-    visible, errors = visible_part(x, result.mask.masked[:SAMPLES], patch_size), prediction_errors(result, grid_size)
-    worst = max(errors.nan_to_num(0).max().item(), 1e-6)
-    with _styled():
-        figure, panels = _panels(x, ("input", "visible patches", ""))
-        for sample, (left, middle, right) in enumerate(panels):
-            _draw(left, x[sample], x[sample])
-            _draw(middle, visible[sample], x[sample])
-            drawn = _draw_map(right, errors[sample], x, worst)
-            right.set_title(f"prediction error, mean {errors[sample].nanmean():.3f}")
-        figure.colorbar(drawn, ax=[row[-1] for row in panels], label="2 − 2·cos")
-    return figure
+    errors = prediction_errors(result, (x.shape[2] // patch_size[0], x.shape[3] // patch_size[1]))
+    with _style():
+        return _draw(x, visible_part(x, result.mask.masked[:SAMPLES], patch_size), errors)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a picture as PNG, whole or not at all; the same bytes each time."""
-    with _styled(), replacing(path) as file:
+    """Writes a figure as PNG, atomically; the same figure gives the same bytes."""
+    with _style(), replacing(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def visible_part(x: Tensor, masked: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """The input with NaN at masked patches.
+    """Sets masked patches of the input to NaN.
 
     Args:
         x: [B, C, F, T], whole patches.
@@ -103,7 +86,7 @@ def visible_part(x: Tensor, masked: Tensor, patch_size: tuple[int, int]) -> Tens
 
 
 def reconstructed(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> Tensor:
-    """The input with predictions at masked patches, scaled back by each patch's own mean and standard deviation.
+    """Replaces masked patches of the input by predictions, scaled back by each patch's own mean and std.
 
     Args:
         x: The first samples of the step's input, [B, C, F, T], whole patches.
@@ -138,7 +121,7 @@ def prediction_errors(result: StepResult, grid_size: tuple[int, int]) -> Tensor:
     prediction, target = (each[:SAMPLES].detach().cpu().float() for each in (result.prediction, result.target))
     errors = 2 - 2 * cosine_similarity(prediction, target, dim=-1)
     grid = torch.full((len(errors), grid_size[0] * grid_size[1]), torch.nan)
-    return grid.scatter(1, result.mask.masked[:SAMPLES].cpu(), errors).unflatten(1, grid_size)
+    return grid.scatter(1, result.mask.masked[:SAMPLES].cpu(), errors).view(-1, *grid_size)
 
 
 def _over_pixels(index: Tensor, patches: Tensor) -> Tensor:
@@ -152,56 +135,52 @@ def _whole_patches(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
     return x[:SAMPLES, :, :freq, :time].detach().cpu().float()
 
 
-@contextmanager
-def _styled() -> Iterator[None]:
+def _style() -> AbstractContextManager[None]:
     import matplotlib
 
-    with matplotlib.rc_context(_SETTINGS):  # type: ignore[arg-type]
-        yield
+    return matplotlib.rc_context(_SETTINGS)  # type: ignore[arg-type]
 
 
-def _panels(x: Tensor, titles: Sequence[str]) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a row of panels a sample: wide ones for spectrograms, square ones for images."""
+def _draw(x: Tensor, visible: Tensor, predicted: Tensor) -> Figure:
+    """Draws a row a sample: wide panels for spectrograms, square ones in colour for images; grey for NaN.
+
+    Args:
+        x: Input, [B, C, F, T].
+        visible: The same with NaN at masked patches.
+        predicted: Reconstruction [B, C, F, T], or error of each patch [B, N_F, N_T].
+    """
     from matplotlib.figure import Figure
 
-    width, height = (2.6, 2.6) if _is_image(x[0]) else (4.4, 1.6)
-    figure = Figure(figsize=(width * len(titles) + 0.6, height * len(x) + 0.5), layout="constrained")
-    panels = figure.subplots(len(x), len(titles), sharex=True, sharey=True, squeeze=False)
-    for panel, title in zip(panels[0], titles, strict=True):
+    image = x.shape[1] == 3
+    width, height = (2.6, 2.6) if image else (4.4, 1.6)
+    figure = Figure(figsize=(width * 3 + 0.6, height * len(x) + 0.5), layout="constrained")
+    panels = figure.subplots(len(x), 3, sharex=True, sharey=True, squeeze=False)
+    for panel, title in zip(panels[0], ("input", "visible patches", "reconstruction"), strict=True):
         panel.set_title(title)
-    if _is_image(x[0]):
+    freq, time = x.shape[2:]
+    options: dict[str, Any] = {"interpolation": "nearest", "extent": (-0.5, time - 0.5, freq - 0.5, -0.5)}
+    if not image:
+        options |= {"origin": "lower", "aspect": "auto", "extent": (-0.5, time - 0.5, -0.5, freq - 0.5)}
+    for sample, row in enumerate(panels):
+        low, high = x[sample].min().item(), max(x[sample].max().item(), x[sample].min().item() + 1e-6)
+        for panel, values in zip(row, (x[sample], visible[sample], predicted[sample]), strict=True):
+            panel.set_facecolor(_GREY)
+            if values.ndim == 2:
+                worst = max(predicted.nan_to_num(0).max().item(), 1e-6)
+                drawn = panel.imshow(values.numpy(), vmin=0, vmax=worst, cmap="magma", **options)
+                panel.set_title(f"prediction error, mean {values.nanmean():.3f}")
+            elif image:
+                colours = ((values - low) / (high - low)).clamp(0, 1).nan_to_num(float(_GREY))
+                panel.imshow(colours.permute(1, 2, 0).numpy(), **options)
+            else:
+                panel.imshow(values[0].numpy(), vmin=low, vmax=high, cmap="viridis", **options)
+    if predicted.ndim == 3:
+        figure.colorbar(drawn, ax=list(panels[:, -1]), label="2 − 2·cos")
+    if image:
         panels[0, 0].set(xticks=[], yticks=[])
     else:
         for panel in panels[-1]:
             panel.set_xlabel("frame")
         for panel in panels[:, 0]:
             panel.set_ylabel("mel bin")
-    return figure, [list(row) for row in panels]
-
-
-def _is_image(x: Tensor) -> bool:
-    return x.shape[0] == 3
-
-
-def _draw(panel: Axes, picture: Tensor, scale: Tensor) -> None:
-    """Draws [C, F, T] with grey for NaN; colours reach from the least to the greatest value of `scale`."""
-    low, high = scale.min().item(), max(scale.max().item(), scale.min().item() + 1e-6)
-    panel.set_facecolor(_GREY)
-    if _is_image(picture):
-        colours = ((picture - low) / (high - low)).clamp(0, 1).nan_to_num(float(_GREY))
-        panel.imshow(colours.permute(1, 2, 0).numpy(), interpolation="nearest")
-    else:
-        options = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "viridis"}
-        panel.imshow(picture[0].numpy(), vmin=low, vmax=high, **options)  # type: ignore[arg-type]
-
-
-def _draw_map(panel: Axes, grid: Tensor, x: Tensor, high: float) -> AxesImage:
-    """Draws a value a patch, [N_F, N_T], over the pixels' axes of x, grey for NaN."""
-    freq, time = x.shape[2:]
-    panel.set_facecolor(_GREY)
-    if _is_image(x[0]):
-        extent, origin, aspect = (-0.5, time - 0.5, freq - 0.5, -0.5), "upper", "equal"
-    else:
-        extent, origin, aspect = (-0.5, time - 0.5, -0.5, freq - 0.5), "lower", "auto"
-    options = {"extent": extent, "origin": origin, "aspect": aspect, "interpolation": "nearest", "cmap": "magma"}
-    return panel.imshow(grid.numpy(), vmin=0, vmax=high, **options)  # type: ignore[arg-type]
+    return figure

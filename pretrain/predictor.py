@@ -55,7 +55,8 @@ class Predictor(nn.Module):
 
     def predict(self, outputs: Tensor) -> Tensor:
         """The blocks' outputs [B, n, width] → predictions [B, n, output]."""
-        return self.pred(self.norm(outputs))
+        prediction: Tensor = self.pred(self.norm(outputs))
+        return prediction
 
 
 def take(patches: Tensor, indices: Tensor) -> Tensor:

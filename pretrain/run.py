@@ -1,4 +1,4 @@
-"""A pre-training from data and recipe to a checkpoint: devices, data, loop, log, and looks at the features."""
+"""A pre-training run, from data and recipe to a checkpoint: devices, data, loop, log and held-out evaluation."""
 
 # No postponed annotations here: the command line reads the types of RunSettings.
 
@@ -17,19 +17,18 @@ from m2d_bench.errors import UsageError
 from m2d_bench.evaluation.linear import linear
 from m2d_bench.output import Names
 from m2d_bench.pretrain import weights
-from m2d_bench.pretrain.data import measure_norm_stats, open_source
+from m2d_bench.pretrain.data import Source, measure_norm_stats, open_source
 from m2d_bench.pretrain.flops import peak_flops
+from m2d_bench.pretrain.held_out import HeldOutMonitor, split
 from m2d_bench.pretrain.recipe import Recipe
-from m2d_bench.pretrain.sources import Source
-from m2d_bench.pretrain.trainer import Step, Trainer
-from m2d_bench.pretrain.watch import Watch, split
+from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.progress import bar
 from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Storage, file_name, make_folder, replacing
 from m2d_bench.tasks import dataset
 from m2d_bench.training.launch import Precision, launch
-from m2d_bench.training.log import Log, Rate
-from m2d_bench.training.loop import RESUME, read_resume
+from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
+from m2d_bench.training.loop import RESUME, Step, read_resume
 from m2d_bench.values import Checked
 
 if TYPE_CHECKING:  # an extra
@@ -99,7 +98,7 @@ def pretrain(
 
     Args:
         recipe: What is trained.
-        data: What `data.open_source` takes; or task:NAME, the clips of a built-in task.
+        data: What `open_source` takes; or task:NAME, the clips of a built-in task.
         out: Folder in which the checkpoint's folder is made.
         settings: Where it runs.
         storage: Cache and data of tasks, and the folder of their run records.
@@ -126,9 +125,11 @@ def pretrain(
             f"{data} has {source.channels} channels, the recipe {recipe.channels}: audio is of one, images of three "
             "(--recipe m2d_image)."
         )
-    held, source = split(source, settings.held_out, recipe.seed)
+    held_out, source = split(source, settings.held_out, recipe.seed)
     workers = _workers(settings, fabric.world_size)
     source.norm_stats = _norm_stats(fabric, source, state, workers)
+    if held_out:
+        held_out.norm_stats = source.norm_stats
     trainer = Trainer(
         fabric,
         recipe,
@@ -152,7 +153,7 @@ def pretrain(
         wandb=settings.wandb,
         config=recipe.values(),
     ) as log:
-        return _run(trainer, held, log, settings, storage)
+        return _run(trainer, held_out, log, settings, storage)
 
 
 def name_of(recipe: Recipe, tag: str | None) -> str:
@@ -164,40 +165,35 @@ def name_of(recipe: Recipe, tag: str | None) -> str:
     return weights.name_of(family, recipe.vit, recipe.sample_rate, tag)
 
 
-def _run(trainer: Trainer, held: Source | None, log: Log, settings: RunSettings, storage: Storage) -> Path:
-    """The loop, with what is logged and shown."""
+def _run(trainer: Trainer, held_out: Source | None, log: Log, settings: RunSettings, storage: Storage) -> Path:
+    """Trains, with what is logged and shown."""
     fabric, recipe = trainer.fabric, trainer.recipe
     peak, last = peak_flops(fabric.device), min(trainer.total, settings.limit_steps or trainer.total)
-    rate = Rate(
+    meter = ThroughputMeter(
         total=last * recipe.effective_batch,
         done=trainer.step * recipe.effective_batch,
         flops_per_clip=trainer.method.flops(),
         peak=peak and peak * fabric.world_size,
     )
-    watch = None
-    if held and settings.watch_epochs and fabric.is_global_zero:
-        watch = Watch(trainer.method, held, fabric.device, log, recipe.seed)
+    monitor = None
+    if held_out and settings.watch_epochs and fabric.is_global_zero:
+        monitor = HeldOutMonitor(trainer.method, held_out, fabric.device, log, recipe.seed)
     with bar("Pre-training", last, "steps", done=trainer.step, shown=fabric.is_global_zero) as advance:
+        every = settings.log_steps
+        report = StepReporter(log=log, meter=meter, advance=advance, every=every, last=last, describe=_progress)
 
         def on_step(step: Step) -> None:
-            rate.update(recipe.effective_batch)
-            if step.number % settings.log_steps == 0 or step.number == last:
-                values = {"loss": step.loss, **step.scalars, **rate.scalars()}
-                log.scalars(step.number, values)
-                ema = f" · ema {step.scalars['ema_decay']:.5f}" if "ema_decay" in step.scalars else ""
-                advance.describe(f"loss {float(step.loss):.4f} · lr {step.scalars['lr']:.2e}{ema} · {rate}")
-            if watch:
-                epoch, rest = divmod(step.number, trainer.steps_per_epoch)
-                if not rest and (epoch % settings.watch_epochs == 0 or step.number == step.total):
-                    watch.look(step.number)
-                    rate.skip()
-            advance(1)
+            report(step)
+            epoch, rest = divmod(step.number, trainer.steps_per_epoch)
+            if monitor and not rest and (epoch % settings.watch_epochs == 0 or step.number == trainer.total):
+                monitor.evaluate(step.number)
+                meter.skip()
 
-        def on_saved(path: Path, epoch: int) -> None:
+        def on_saved(path: Path) -> None:
             if settings.tasks and fabric.is_global_zero:
                 _evaluate(path, trainer, log, settings, storage)
             fabric.barrier()
-            rate.skip()
+            meter.skip()
 
         return trainer.run(
             limit_steps=settings.limit_steps,
@@ -209,11 +205,23 @@ def _run(trainer: Trainer, held: Source | None, log: Log, settings: RunSettings,
         )
 
 
+def _progress(step: Step) -> str:
+    ema = f" · ema {step.scalars['ema_decay']:.5f}" if "ema_decay" in step.scalars else ""
+    return f"loss {float(step.loss):.4f} · lr {step.scalars['lr']:.2e}{ema}"
+
+
 def _evaluate(path: Path, trainer: Trainer, log: Log, settings: RunSettings, storage: Storage) -> None:
     """Linear evaluation of a checkpoint; three seeds, for a curve. A task that fails is named; training goes on."""
-    places = {each: getattr(storage, each) for each in ("data", "cache", "runs")}
     try:
-        done = linear(str(path), settings.tasks, seeds=3, device=str(trainer.fabric.device), **places)
+        done = linear(
+            str(path),
+            settings.tasks,
+            seeds=3,
+            device=str(trainer.fabric.device),
+            data=storage.data,
+            cache=storage.cache,
+            runs=storage.runs,
+        )
     except TasksFailed as error:
         logger.warning("%s: %s", path.name, error)
         done = list(error.runs)
@@ -223,12 +231,12 @@ def _evaluate(path: Path, trainer: Trainer, log: Log, settings: RunSettings, sto
 
 
 def _batch_size(samples: int) -> int:
-    """The most that divides a device's samples, up to 512."""
+    """Largest divisor of a device's samples, up to 512."""
     return max((size for size in range(1, min(512, samples) + 1) if samples % size == 0), default=1)
 
 
 def _state(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """What is gone on from.
+    """State to resume from, if any.
 
     Raises:
         UsageError: There is a training that --resume was not asked for.
@@ -240,7 +248,7 @@ def _state(folder: Path, resume: bool) -> dict[str, Any] | None:
             "or --tag."
         )
     if resume and not state:
-        logger.warning("%s: no %s to go on from; training begins anew.", folder, RESUME)
+        logger.warning("%s: no %s to resume from; training begins anew.", folder, RESUME)
     return state
 
 
@@ -264,8 +272,9 @@ def _norm_stats(fabric: "Fabric", source: Source, state: dict[str, Any] | None, 
     known = source.norm_stats
     if known is None and fabric.is_global_zero:
         known = measure_norm_stats(source, workers=workers)
-    mean, std = fabric.broadcast(known)
-    return float(mean), float(std)
+    known = fabric.broadcast(known)
+    assert known is not None
+    return float(known[0]), float(known[1])
 
 
 def _write_down(fabric: "Fabric", folder: Path, recipe: Recipe, data: str, settings: RunSettings) -> None:

@@ -1,7 +1,6 @@
 """Augmentations of fine-tuning: mixup of waveforms; SpecAugment and random resize crop of log-mel spectrograms.
 
-Each is in two parts: what is drawn, for a whole batch and from a passed generator, and a function that applies it to
-any rows of the batch.
+Each is a function that draws its random values for a whole batch, and one that applies them to any rows of it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ CROP_SCALE = (0.6, 1.5)
 
 
 def draw_mixup(batch: int, alpha: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Each sample's partner, and its own share λ ~ Beta(α, α).
+    """Draws the partner of each sample for mixup, and the sample's own weight λ ~ Beta(α, α).
 
     Args:
         batch: Number of samples.
@@ -40,7 +39,7 @@ def draw_mixup(batch: int, alpha: float, generator: Generator) -> tuple[Tensor, 
 
 
 def mix(own: Tensor, others: Tensor, share: Tensor) -> Tensor:
-    """λ · own + (1 − λ) · others.
+    """Mixes samples with their partners: λ · own + (1 − λ) · others.
 
     Args:
         own: Waveforms or one-hot labels, [B, …].
@@ -52,7 +51,7 @@ def mix(own: Tensor, others: Tensor, share: Tensor) -> Tensor:
 
 
 def draw_masks(batch: int, size: tuple[int, int], widths: tuple[int, int], generator: Generator) -> Tensor:
-    """SpecAugment's bands: one in frequency and one in time a sample, of any width up to the given one, at any place.
+    """Draws SpecAugment's bands: one in frequency and one in time a sample, of uniform width and position.
 
     Args:
         batch: Number of samples.
@@ -74,7 +73,7 @@ def draw_masks(batch: int, size: tuple[int, int], widths: tuple[int, int], gener
 
 
 def mask(log_mel: Tensor, edges: Tensor) -> Tensor:
-    """Sets bands to 0, the mean of normalised spectrograms.
+    """Masks bands with 0, the mean of normalised spectrograms.
 
     Args:
         log_mel: [B, 1, F, T].
@@ -88,7 +87,7 @@ def mask(log_mel: Tensor, edges: Tensor) -> Tensor:
 
 
 def draw_crops(batch: int, size: tuple[int, int], generator: Generator) -> Tensor:
-    """Random resize crop's boxes in the virtual area.
+    """Draws the boxes of random resize crop in the virtual area.
 
     Args:
         batch: Number of samples.
@@ -129,5 +128,5 @@ def resize_crops(log_mel: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _integers(most: Tensor, generator: Generator) -> Tensor:
-    """Whole numbers from 0 to each of the given ones, both included, all as likely."""
+    """Uniform integers from 0 to each of `most`, both included."""
     return (torch.rand(most.shape, generator=generator) * (most + 1)).long().clamp(max=most)

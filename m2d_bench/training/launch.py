@@ -1,4 +1,4 @@
-"""What every training shares: devices and precision, how it is stopped, and the file it goes on from."""
+"""Devices and precision of a training, set up by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def launch(device: str, precision: Precision) -> Fabric:
-    """Devices and precision: one device, or those that torchrun or Slurm started this process for.
+    """Sets up devices and precision: one device, or those that torchrun or Slurm started this process for.
 
     Args:
         device: As in `settings.Compute`.
@@ -31,20 +31,20 @@ def launch(device: str, precision: Precision) -> Fabric:
             "Training needs Lightning Fabric. Run pip install 'm2d-bench[pretrain]', or 'm2d-bench[finetune]'."
         ) from None
     compute = Compute(device=device, precision="auto" if precision == "fp16" else precision)
-    kind = {"fp32": "32-true", "bf16": "bf16-mixed"}[compute.resolved_precision()]
+    fabric_precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed"}[compute.resolved_precision()]
     devices = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
     nodes = int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("SLURM_NNODES") or 1)
-    found = compute.torch_device()
-    if precision == "fp16" and found.type == "cpu":
+    torch_device = compute.torch_device()
+    if precision == "fp16" and torch_device.type == "cpu":
         raise UsageError("fp16 is trained on GPUs alone. On a CPU take --precision bf16 or fp32.")
-    one: Any = [found.index or 0] if found.type == "cuda" and devices == 1 else devices
+    device_ids: Any = [torch_device.index or 0] if torch_device.type == "cuda" and devices == 1 else devices
     try:
         fabric = Fabric(
-            accelerator=found.type,
-            devices=one,
+            accelerator=torch_device.type,
+            devices=device_ids,
             num_nodes=nodes,
             strategy="ddp" if devices * nodes > 1 else "auto",
-            precision="16-mixed" if precision == "fp16" else kind,  # type: ignore[arg-type]
+            precision="16-mixed" if precision == "fp16" else fabric_precision,
         )
         fabric.launch()
     except (RuntimeError, ValueError) as error:  # of its reading of torchrun's or Slurm's variables
@@ -53,5 +53,5 @@ def launch(device: str, precision: Precision) -> Fabric:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a training that speaks for all; before `launch` too."""
+    """Whether this process has rank 0; known before `launch` too."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

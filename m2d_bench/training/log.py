@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl always, TensorBoard and Weights & Biases where they are; how fast it goes."""
+"""The log of a run: metrics.jsonl always, TensorBoard and Weights & Biases where they are; throughput."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,9 @@ from m2d_bench.settings import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from m2d_bench.progress import Advance
+    from m2d_bench.training.loop import Step
 
 METRICS = "metrics.jsonl"
 
@@ -199,18 +203,14 @@ class _WeightsAndBiases:
         self._run.finish()
 
 
-class Rate:
-    """How fast training goes and how long it will take, averaged over the last while.
-
-    Clips and seconds are both summed with weights that halve every `half_life` seconds, and divided: the first update
-    counts like any other, and a slow step counts by its time.
+class ThroughputMeter:
+    """Throughput of a training between two records of its log, and the time it has left.
 
     Args:
         total: Clips of the whole training, over all devices.
-        done: Clips that were trained on before, by a run that is resumed.
+        done: Clips that a resumed run was trained on before.
         flops_per_clip: Model FLOPs of a clip; 0 if they are not counted.
         peak: FLOP/s of all devices together, None if unknown.
-        half_life: In seconds.
         clock: Seconds from any start.
     """
 
@@ -221,60 +221,80 @@ class Rate:
         done: int = 0,
         flops_per_clip: int = 0,
         peak: float | None = None,
-        half_life: float = 30.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._remaining = total - done
-        self._flops_per_clip = flops_per_clip
-        self._peak = peak
-        self._half_life = half_life
-        self._clock = clock
-        self._last = clock()
-        self._clips = self._seconds = 0.0
+        from lightning_fabric.utilities.throughput import Throughput  # an extra
+
+        self._throughput = Throughput(available_flops=peak, window_size=2)
+        self._throughput.update(time=0.0, batches=0, samples=0, flops=0)
+        self._flops_per_clip, self._remaining = flops_per_clip, total - done
+        self._clock, self._last = clock, clock()
+        self._seconds, self._steps, self._clips, self._flops = 0.0, 0, 0, 0
 
     def update(self, clips: int) -> None:
-        """Counts clips, over all devices, that were trained on since the last update."""
+        """Counts a step of so many clips, over all devices."""
         now = self._clock()
-        seconds, self._last = now - self._last, now
-        weight = 0.5 ** (seconds / self._half_life)
-        self._clips = self._clips * weight + clips
-        self._seconds = self._seconds * weight + seconds
-        self._remaining -= clips
+        self._seconds, self._last = self._seconds + now - self._last, now
+        self._steps += 1
+        self._clips += clips
+        self._flops += clips * self._flops_per_clip
 
     def skip(self) -> None:
-        """Leaves the time since the last update out: it went into something else than training."""
+        """Leaves out the time since the last update: it went into something else than training."""
         self._last = self._clock()
 
-    @property
-    def clips_per_second(self) -> float:
-        """0 before the first update."""
-        return self._clips / self._seconds if self._seconds else 0.0
+    def measure(self) -> dict[str, float]:
+        """Throughput since the last measurement.
 
-    @property
-    def seconds_left(self) -> float | None:
-        """None before the first update."""
-        return max(self._remaining, 0) / self.clips_per_second if self._clips and self._seconds else None
-
-    def scalars(self) -> dict[str, float]:
-        """Values for the log: clips_per_second; flops_per_second where they are counted; and utilisation, their share
-        of the peak, where that is known too."""
-        found = {"clips_per_second": self.clips_per_second}
+        Returns:
+            Values for the log: clips_per_second; flops_per_second where they are counted; and utilisation, their share
+            of the peak, where that is known too.
+        """
+        self._throughput.update(time=self._seconds, batches=self._steps, samples=self._clips, flops=self._flops)
+        self._flops = 0
+        measured = self._throughput.compute()
+        names = {"clips_per_second": "device/samples_per_sec"}
         if self._flops_per_clip:
-            found["flops_per_second"] = self.clips_per_second * self._flops_per_clip
-            if self._peak:
-                found["utilisation"] = found["flops_per_second"] / self._peak
-        return found
+            names |= {"flops_per_second": "device/flops_per_sec", "utilisation": "device/mfu"}
+        return {name: measured[key] for name, key in names.items() if key in measured}
 
-    def __str__(self) -> str:
-        """For the progress line: 3512.0 clips/s · 295.0 TFLOP/s · 29.8% · 1:23:45 left."""
-        values = self.scalars()
-        parts = [f"{values['clips_per_second']:.1f} clips/s"]
-        if "flops_per_second" in values:
-            flops = values["flops_per_second"]
+    def describe(self, measured: Mapping[str, float]) -> str:
+        """A measurement for the progress line: 3512.0 clips/s · 295.0 TFLOP/s · 29.8% · 1:23:45 left."""
+        parts = [f"{measured['clips_per_second']:.1f} clips/s"]
+        if flops := measured.get("flops_per_second"):
             unit, prefix = (1e9, "G") if flops < 1e12 else (1e12, "T")
             parts.append(f"{flops / unit:.1f} {prefix}FLOP/s")
-        if "utilisation" in values:
-            parts.append(f"{values['utilisation']:.1%}")
-        if self.seconds_left is not None:
-            parts.append(f"{timedelta(seconds=round(self.seconds_left))} left")
-        return " · ".join(parts)
+        if "utilisation" in measured:
+            parts.append(f"{measured['utilisation']:.1%}")
+        left = max(self._remaining - self._clips, 0) / measured["clips_per_second"]
+        return " · ".join([*parts, f"{timedelta(seconds=round(left))} left"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReporter:
+    """Logs every so many steps, and moves the progress bar on.
+
+    Args:
+        log: Where records go.
+        meter: Throughput.
+        advance: The progress bar.
+        every: Steps between records.
+        last: The last step, which is logged too.
+        describe: The progress line of a step, without its throughput.
+    """
+
+    log: Log
+    meter: ThroughputMeter
+    advance: Advance
+    every: int
+    last: int
+    describe: Callable[[Step], str]
+
+    def __call__(self, step: Step) -> None:
+        """Reports a step."""
+        self.meter.update(step.clips)
+        if step.number % self.every == 0 or step.number == self.last:
+            measured = self.meter.measure()
+            self.log.scalars(step.number, {"loss": step.loss, **step.scalars, **measured})
+            self.advance.describe(f"{self.describe(step)} · {self.meter.describe(measured)}")
+        self.advance(1)

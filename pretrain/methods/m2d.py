@@ -1,10 +1,9 @@
-"""Masked Modeling Duo: predicts what a slowly moving copy of the encoder says of the masked patches."""
+"""Masked Modeling Duo: predicts an EMA target encoder's representations of the masked patches."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.pretrain import pictures
-from m2d_bench.pretrain.flops import Branch, target_branch
+from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel, StepResult, standardised
 from m2d_bench.pretrain.predictor import take
@@ -28,18 +27,17 @@ Decay = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """Of M2D.
+    """Arguments of M2D.
 
     Args:
         mask_ratio: Share of the patches that is masked.
         masking: uniform, structured or spans.
-        target_input: What the target encoder sees: `masked` patches alone (M2D), or `all` of them (the conventional
-            way, as in data2vec).
-        predictor_width: Of the predictor.
+        target_input: Input of the target encoder: `masked` patches only (M2D), or `all` patches (as in data2vec).
+        predictor_width: Embedding width of the predictor.
         predictor_depth: Blocks of the predictor.
-        predictor_heads: Attention heads of such a block.
-        ema_decay_start: Decay of the target's moving average at the first step.
-        ema_decay_end: At the last one; linear between.
+        predictor_heads: Attention heads of a predictor block.
+        ema_decay_start: EMA decay of the target encoder at the first step.
+        ema_decay_end: EMA decay at the last step; linear between.
 
     Source: M2D (2023), sections 3 and 4.1.
     """
@@ -55,48 +53,39 @@ class Arguments(Checked):
 
 
 class Method(MaskedModel):
-    """Online encoder and predictor against a target encoder, the moving average of the online blocks and final norm.
+    """Online encoder and predictor, and a target encoder: the EMA of the online blocks and final norm.
 
-    The target shares patch embedding, class token and positions with the online encoder, without gradient.
+    The target encoder shares patch embedding, class token and positions with the online encoder, without gradient.
     """
 
     def __init__(self, vit: ViTConfig, arguments: Arguments) -> None:
-        predictor = {
-            "width": arguments.predictor_width,
-            "depth": arguments.predictor_depth,
-            "heads": arguments.predictor_heads,
-            "output": vit.width,
-        }
-        super().__init__(vit, arguments, predictor=predictor)
+        super().__init__(vit, arguments)
         self.family = "m2d" if arguments.target_input == "masked" else "m2d_d2v"
         self.target_blocks = copy.deepcopy(self.encoder.blocks).requires_grad_(False)
         self.target_norm = copy.deepcopy(self.encoder.norm).requires_grad_(False)
 
+    @staticmethod
+    def output_width(vit: ViTConfig) -> int:
+        return vit.width
+
     def initialise(self, generator: Generator) -> None:
-        """Draws fresh weights; the target begins as a copy of the online encoder."""
+        """Draws fresh weights; the target encoder starts as a copy of the online encoder."""
         super().initialise(generator)
         self.target_blocks.load_state_dict(self.encoder.blocks.state_dict())
         self.target_norm.load_state_dict(self.encoder.norm.state_dict())
 
-    def forward(self, x: Tensor, mask: Mask) -> StepResult:
-        """One step; see `MaskedModel.forward`."""
-        tokens = self.encoder.embed(x)
+    def forward(self, batch: Batch, mask: Mask) -> StepResult:
+        tokens = self.encoder.embed(batch.log_mel)
         prediction = self.predict(self.encode(take(tokens, mask.visible)), mask).float()
         target = standardised(self.target(tokens.detach(), mask))
-        return StepResult(target_loss(prediction, target), {}, prediction.detach(), target, mask)
-
-    def branches(self, masked: int) -> list[Branch]:
-        """The target encoder's."""
-        vit = self.encoder.config
-        return [target_branch(vit, masked if self.arguments.target_input == "masked" else prod(vit.grid_size))]
+        return StepResult({"loss": target_loss(prediction, target)}, prediction.detach(), target, mask)
 
     def picture(self, x: Tensor, result: StepResult) -> Figure:
-        """Input, visible patches and the error of each prediction."""
         return pictures.error_map(x, result, self.encoder.config.patch_size)
 
     @torch.no_grad()
     def target(self, tokens: Tensor, mask: Mask) -> Tensor:
-        """What the target encoder says of the masked patches.
+        """Target encoder's representations of the masked patches.
 
         Args:
             tokens: All patch tokens with positions, [B, L, D].
@@ -105,18 +94,18 @@ class Method(MaskedModel):
         Returns:
             [B, M, D].
         """
-        if self.arguments.target_input == "masked":
-            tokens = take(tokens, mask.masked)
-        outputs = self.target_norm(self.run(self.target_blocks, self.with_class(tokens)))[:, 1:]
-        return outputs if self.arguments.target_input == "masked" else take(outputs, mask.masked)
+        masked_only = self.arguments.target_input == "masked"
+        tokens = take(tokens, mask.masked) if masked_only else tokens
+        outputs: Tensor = self.target_norm(self.run(self.target_blocks, self.with_class(tokens)))[:, 1:]
+        return outputs if masked_only else take(outputs, mask.masked)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> dict[str, float]:
-        """Moves the target: ξ ← τ·ξ + (1 − τ)·θ, τ linear over the training."""
+        """Updates the target encoder by EMA: ξ ← τ·ξ + (1 − τ)·θ, τ linear over the training."""
         start, end = self.arguments.ema_decay_start, self.arguments.ema_decay_end
         decay = start + (end - start) * progress
-        online = [*self.encoder.blocks.parameters(), *self.encoder.norm.parameters()]
-        target = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
+        online: list[Tensor] = [*self.encoder.blocks.parameters(), *self.encoder.norm.parameters()]
+        target: list[Tensor] = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
         torch._foreach_lerp_(target, online, 1 - decay)
         return {"ema_decay": decay}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.pretrain import pictures
+from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel, StepResult, standardised
 from m2d_bench.pretrain.patches import to_patches
@@ -22,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Checked):
-    """Of MSM-MAE.
+    """Arguments of MSM-MAE.
 
     Args:
         mask_ratio: Share of the patches that is masked.
         masking: uniform, structured or spans.
-        predictor_width: Of the decoder.
+        predictor_width: Embedding width of the decoder.
         predictor_depth: Blocks of the decoder.
-        predictor_heads: Attention heads of such a block.
+        predictor_heads: Attention heads of a decoder block.
 
     Source: M2D (2023), section 4.1.
     """
@@ -42,28 +45,21 @@ class Arguments(Checked):
 
 
 class Method(MaskedModel):
-    """Masked autoencoder whose targets are the pixels of each patch, standardised."""
+    """Masked autoencoder whose decoder predicts the standardised pixels of masked patches."""
 
     family = "msm_mae"
 
-    def __init__(self, vit: ViTConfig, arguments: Arguments) -> None:
-        decoder = {
-            "width": arguments.predictor_width,
-            "depth": arguments.predictor_depth,
-            "heads": arguments.predictor_heads,
-            "output": vit.channels * vit.patch_size[0] * vit.patch_size[1],
-        }
-        super().__init__(vit, arguments, predictor=decoder)
+    @staticmethod
+    def output_width(vit: ViTConfig) -> int:
+        return vit.channels * prod(vit.patch_size)
 
-    def forward(self, x: Tensor, mask: Mask) -> StepResult:
-        """One step; see `MaskedModel.forward`. The loss is the mean squared error over masked patches."""
+    def forward(self, batch: Batch, mask: Mask) -> StepResult:
+        x, vit = batch.log_mel, self.encoder.config
         encoded = self.encode(take(self.encoder.embed(x), mask.visible))
         prediction = self.predict(encoded, mask).float()
-        vit = self.encoder.config
         whole = x[..., : vit.grid_size[1] * vit.patch_size[1]]  # the input may end in a part of a patch
         target = standardised(take(to_patches(whole, vit.patch_size), mask.masked))
-        return StepResult((prediction - target).square().mean(), {}, prediction.detach(), target, mask)
+        return StepResult({"loss": mse_loss(prediction, target)}, prediction.detach(), target, mask)
 
     def picture(self, x: Tensor, result: StepResult) -> Figure:
-        """Input, visible patches and the reconstruction."""
         return pictures.reconstruction(x, result, self.encoder.config.patch_size)

@@ -26,7 +26,7 @@ from m2d_bench.encoders.classifier import Head
 from m2d_bench.encoders.patchout import encode_kept, encode_patched_out
 from m2d_bench.errors import AudioError, DataError, TrainingError
 from m2d_bench.finetuning import network
-from m2d_bench.finetuning.batches import Plan, Reader, clip_weights
+from m2d_bench.finetuning.batches import ClipCache, StepSampler, clip_weights
 from m2d_bench.finetuning.recipe import Recipe
 from m2d_bench.finetuning.trainer import BEST, LAST, Trainer, soft_cross_entropy
 from m2d_bench.randomness import generator_of
@@ -129,13 +129,13 @@ def test_the_head_begins_small_and_without_bias():
 # What a step sees
 
 
-def plan(recipe, labels=None, clips=30, frames=61):
+def sampler(recipe, labels=None, clips=30, frames=61):
     labels = torch.arange(clips) % 3 if labels is None else labels
-    return Plan(recipe, labels, torch.arange(len(labels)), small_encoder(frames=48), frames, (42, "test"))
+    return StepSampler(recipe, labels, torch.arange(len(labels)), small_encoder(frames=48), frames, (42, "test"))
 
 
 def test_patchout_keeps_as_many_patches_of_every_sample_of_a_batch():
-    drawn = plan(Recipe(batch_size=15, patchout_ratio=0.5))
+    drawn = sampler(Recipe(batch_size=15, patchout_ratio=0.5))
     counts = set()
     for step in range(20):
         kept = drawn.draw(step).kept
@@ -150,29 +150,29 @@ def test_patchout_keeps_as_many_patches_of_every_sample_of_a_batch():
 
 
 def test_every_clip_is_seen_once_an_epoch_in_another_order_each_time():
-    drawn = plan(Recipe(batch_size=8))
+    drawn = sampler(Recipe(batch_size=8))
     assert drawn.steps_per_epoch == 4
     epochs = [torch.cat([drawn.draw(4 * epoch + step).clips for step in range(4)]) for epoch in range(2)]
     assert all(sorted(order.tolist()) == list(range(30)) for order in epochs)
     assert not torch.equal(*epochs)
-    assert plan(Recipe(batch_size=29)).steps_per_epoch == 1  # a batch of one cannot be normalised
+    assert sampler(Recipe(batch_size=29)).steps_per_epoch == 1  # a batch of one cannot be normalised
     with pytest.raises(DataError, match="There are 1 clips to train on"):
-        plan(Recipe(), clips=1)
+        sampler(Recipe(), clips=1)
 
 
 def test_a_step_draws_the_same_whenever_it_is_asked():
     recipe = Recipe(batch_size=8, mixup=0.3, patchout_ratio=0.5)
-    first = plan(recipe)
+    first = sampler(recipe)
     for step in (0, 1, 5):
-        one, other = first.draw(step), plan(recipe).draw(step)
-        for name in ("clips", "places", "partner", "share", "masks", "crops"):
+        one, other = first.draw(step), sampler(recipe).draw(step)
+        for name in ("clips", "offsets", "partner", "share", "masks", "crops"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert not torch.equal(first.draw(0).share, first.draw(1).share)
 
 
 def test_balanced_sampling_draws_rare_labels_more_often_and_no_clip_twice():
     labels = torch.tensor([0] * 900 + [1] * 100)
-    drawn = plan(Recipe(batch_size=50, sampler="balanced", epoch_clips=200), labels)
+    drawn = sampler(Recipe(batch_size=50, sampler="balanced", epoch_clips=200), labels)
     assert drawn.steps_per_epoch == 4
     rare = []
     for epoch in range(20):
@@ -187,10 +187,10 @@ def test_balanced_sampling_draws_rare_labels_more_often_and_no_clip_twice():
 
 def test_waveforms_are_those_of_the_rows_and_of_their_partners(place):
     found = dataset.load(tasks.get(place["splits"]), Storage())
-    reader = Reader(found, 16000, jobs=2, memory=2**20)
-    drawn = plan(Recipe(batch_size=8, mixup=0.3))
+    cache = ClipCache(found, 16000, jobs=2, memory=2**20)
+    drawn = sampler(Recipe(batch_size=8, mixup=0.3))
     rows = torch.tensor([4, 5, 6, 6])
-    seen = list(reader.ahead(drawn, lambda count: rows[rows < count], 1, 6))
+    seen = list(cache.prefetch(drawn, lambda count: rows[rows < count], 1, 6))
     assert len(seen) == 5
     for step, (draws, own, others) in enumerate(seen, 1):
         assert torch.equal(draws.clips, drawn.draw(step).clips)
@@ -204,16 +204,16 @@ def test_waveforms_are_those_of_the_rows_and_of_their_partners(place):
 def test_longer_clips_are_cut_at_another_place_each_time_and_tested_from_their_start(place):
     task = replace(tasks.get(place["splits"]), clip_seconds=0.3)
     found = dataset.load(task, Storage())
-    reader = Reader(found, 16000, jobs=1, memory=2**20)
-    drawn = plan(Recipe(batch_size=30))
+    cache = ClipCache(found, 16000, jobs=1, memory=2**20)
+    drawn = sampler(Recipe(batch_size=30))
     starts = []
-    for draws, own, _ in reader.ahead(drawn, torch.arange, 0, 3):
+    for draws, own, _ in cache.prefetch(drawn, torch.arange, 0, 3):
         clip = draws.clips.tolist().index(7)
         whole = audio.read(found.root / found.files[7], 16000)
         windows = np.lib.stride_tricks.sliding_window_view(whole, 4800)
         starts.append(int(np.flatnonzero((windows == own[clip].numpy()).all(1))[0]))
     assert len(set(starts)) == 3
-    (first,) = reader.batches(torch.tensor([7]), 4)
+    (first,) = cache.batches(torch.tensor([7]), 4)
     np.testing.assert_array_equal(first[0], whole[:4800])
 
 
@@ -558,7 +558,7 @@ def test_finished_folds_are_not_trained_again_and_the_others_are(place, monkeypa
     run = Trainer.run
 
     def noting(self, **options):
-        trainings.append(self.plan.words[1])
+        trainings.append(self.sampler.words[1])
         return run(self, **options)
 
     monkeypatch.setattr(Trainer, "run", noting)

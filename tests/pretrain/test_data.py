@@ -10,12 +10,11 @@ import torch
 
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.pretrain import shards
-from m2d_bench.pretrain.batches import CHUNK
-from m2d_bench.pretrain.data import loader, measure_norm_stats, open_source
-from m2d_bench.pretrain.parts import PrepareSettings
-from m2d_bench.pretrain.prepare import prepare
-from m2d_bench.pretrain.sources import Source
+from m2d_bench.pretrain.data import Crop, CropLoader, EpochSampler, Source, measure_norm_stats, open_source, shards
+from m2d_bench.pretrain.data.loader import CHUNK
+from m2d_bench.pretrain.data.parts import PrepareSettings
+from m2d_bench.pretrain.data.prepare import prepare
+from m2d_bench.pretrain.data.source import Subset
 
 FRAMES = 48
 
@@ -74,15 +73,24 @@ class Numbers(Source):
     def __init__(self, n_clips):
         self.n_clips = n_clips
 
-    def names(self, indices):
-        return [str(index) for index in indices]
+    def path(self, index):
+        return str(index)
 
     def read(self, index, rng):
-        return np.array([index, rng.random()], np.float32)
+        return Crop(np.array([index, rng.random()], np.float32), 0)
+
+
+def loader(source, *, workers=0, **settings):
+    sampler = EpochSampler(n_clips=source.n_clips, **{"batch_size": 4, "seed": 1, "epoch": 0, **settings})
+    return CropLoader(source, sampler, workers)
+
+
+def pairs(crops):
+    return [(each.values, each.clips) for each in crops]
 
 
 def batches(source, **settings):
-    return [(crops, clips) for crops, clips in loader(source, **{"batch_size": 4, "seed": 1, "epoch": 0, **settings})]
+    return pairs(loader(source, **settings))
 
 
 def same(one, other):
@@ -106,7 +114,7 @@ def test_a_prepared_crop_is_a_stretch_of_the_clip_s_log_mel(sounds, prepared):
     whole = LogMel(16000)(torch.from_numpy(soundfile.read(sounds / "9.wav", dtype="float32")[0])[None])[0].numpy()
     starts = set()
     for seed in range(10):
-        crop = source.spectrogram(torch.from_numpy(source.read(9, rng(seed)).copy())[None])[0].numpy()
+        crop = source.spectrogram(torch.from_numpy(source.read(9, rng(seed)).values.copy())[None])[0].numpy()
         assert (crop.shape, crop.dtype) == ((1, 80, FRAMES), np.float32)
         distance = [np.abs(whole[:, :, s : s + FRAMES] - crop).max() for s in range(whole.shape[2] - FRAMES + 1)]
         assert min(distance) < 0.01
@@ -116,7 +124,7 @@ def test_a_prepared_crop_is_a_stretch_of_the_clip_s_log_mel(sounds, prepared):
 
 def test_the_last_frame_of_a_clip_can_be_drawn(prepared):
     source = open_source(prepared, 60)  # clip 3 has 61 frames: two places
-    crops = {source.read(3, rng(seed)).tobytes() for seed in range(20)}
+    crops = {source.read(3, rng(seed)).values.tobytes() for seed in range(20)}
     assert len(crops) == 2
 
 
@@ -132,7 +140,7 @@ def test_short_clips_are_exactly_zero_behind_their_end_and_nowhere_else(kind, re
     source = open_source(folder / "files.csv" if kind == "arrays" else folder, FRAMES)
     source.norm_stats = (-7.123, 4.2)
     frames = 30 if kind == "arrays" else 31
-    batch = torch.from_numpy(np.stack([source.read(0, rng()), source.read(9, rng())]))
+    batch = torch.from_numpy(np.stack([source.read(0, rng()).values, source.read(9, rng()).values]))
     log_mel = source.log_mel(batch)
     assert log_mel.shape == (2, 1, 80, FRAMES)
     assert (log_mel[0, :, :, frames:] == 0).all()
@@ -145,7 +153,7 @@ def test_the_reference_tool_s_log_mels_are_read_and_normalised(arrays):
     assert source.n_clips == 10
     assert source.norm_stats is None
     assert source.names([3]) == [str(arrays / "lms" / "3.npy")]
-    whole, crop = np.load(arrays / "lms" / "9.npy").astype(np.float32), source.read(9, rng())
+    whole, crop = np.load(arrays / "lms" / "9.npy").astype(np.float32), source.read(9, rng()).values
     (start,) = (s for s in range(66 - FRAMES + 1) if np.array_equal(whole[:, :, s : s + FRAMES], crop))
     source.norm_stats = (-7.0, 4.0)
     expected = torch.from_numpy((whole[:, :, start : start + FRAMES] + 7) / 4)[None]
@@ -155,16 +163,16 @@ def test_the_reference_tool_s_log_mels_are_read_and_normalised(arrays):
 def test_paths_of_a_list_may_be_relative_to_another_folder(arrays, tmp_path):
     write_list(tmp_path / "files.csv", ["0.npy", "1.npy"])
     source = open_source(tmp_path / "files.csv", FRAMES, root=arrays / "lms")
-    assert source.read(0, rng()).shape == (1, 80, FRAMES)
+    assert source.read(0, rng()).values.shape == (1, 80, FRAMES)
 
 
 def test_a_crop_of_sound_is_a_stretch_of_its_waveform_and_its_log_mel_the_front_end_s(sounds):
     source = open_source(sounds, FRAMES)
     whole = soundfile.read(sounds / "9.wav", dtype="float32")[0]
-    crop = source.read(9, rng())
+    crop = source.read(9, rng()).values
     assert (crop.shape, crop.dtype) == (((FRAMES - 1) * 160,), np.float32)
     assert any(np.array_equal(whole[s : s + len(crop)], crop) for s in range(len(whole) - len(crop) + 1))
-    assert len({source.read(9, rng(seed)).tobytes() for seed in range(10)}) > 5
+    assert len({source.read(9, rng(seed)).values.tobytes() for seed in range(10)}) > 5
     source.norm_stats = (-7.0, 4.0)
     expected = (LogMel(16000)(torch.from_numpy(crop)[None]) + 7) / 4
     assert torch.equal(source.log_mel(torch.from_numpy(crop)[None]), expected)
@@ -172,7 +180,7 @@ def test_a_crop_of_sound_is_a_stretch_of_its_waveform_and_its_log_mel_the_front_
 
 def test_sound_at_another_rate_is_resampled_to_the_same_length(tmp_path):
     soundfile.write(tmp_path / "a.flac", rng().standard_normal(44100) * 0.1, 44100)
-    crop = open_source(tmp_path, FRAMES, 32000).read(0, rng())
+    crop = open_source(tmp_path, FRAMES, 32000).read(0, rng()).values
     assert crop.shape == ((FRAMES - 1) * 320,)
     assert np.isfinite(crop).all()
 
@@ -181,11 +189,11 @@ def test_images_are_cropped_and_flipped(images):
     source = open_source(images, 24)
     assert source.n_clips == 4
     for index in range(4):
-        crop = source.read(index, rng())
+        crop = source.read(index, rng()).values
         assert (crop.shape, crop.dtype) == ((3, 24, 24), np.float32)
         assert 0 <= crop.min() < 0.4 < 0.6 < crop.max() <= 1
-    assert len({source.read(0, rng(seed)).tobytes() for seed in range(10)}) == 10
-    assert open_source(images, 24, height=16).read(0, rng()).shape == (3, 16, 24)
+    assert len({source.read(0, rng(seed)).values.tobytes() for seed in range(10)}) == 10
+    assert open_source(images, 24, height=16).read(0, rng()).values.shape == (3, 16, 24)
 
 
 def test_about_half_of_the_images_are_flipped(tmp_path):
@@ -193,14 +201,15 @@ def test_about_half_of_the_images_are_flipped(tmp_path):
 
     Image.fromarray(np.tile(np.arange(0, 250, 5, np.uint8), (50, 1))).save(tmp_path / "slope.png")
     source = open_source(tmp_path, 16)
-    flipped = sum(source.read(0, rng(seed))[0, 0, 0] > source.read(0, rng(seed))[0, 0, -1] for seed in range(100))
+    rows = [source.read(0, rng(seed)).values[0, 0] for seed in range(100)]
+    flipped = sum(row[0] > row[-1] for row in rows)
     assert 30 < flipped < 70
 
 
 def test_images_are_normalised_like_the_rest(images):
     source = open_source(images, 24)
     source.norm_stats = measure_norm_stats(source)
-    batch = torch.from_numpy(np.stack([source.read(index, rng()) for index in range(4)]))
+    batch = torch.from_numpy(np.stack([source.read(index, rng()).values for index in range(4)]))
     log_mel = source.log_mel(batch)
     assert abs(float(log_mel.mean())) < 0.5
     assert 0.5 < float(log_mel.std()) < 1.5
@@ -359,17 +368,17 @@ def test_resuming_an_epoch_goes_on_with_the_same_batches(prepared, workers):
     whole = batches(source, **settings)
     assert len(whole) == 4
     for start in range(5):
-        rest = loader(source, seed=1, epoch=0, start_batch=start, workers=workers, **settings)
+        rest = loader(source, start_batch=start, workers=workers, **settings)
         assert len(rest) == 4 - start
-        assert same(list(rest), whole[start:])
+        assert same(pairs(rest), whole[start:])
 
 
 def test_epochs_in_one_stream_are_those_read_one_by_one():
     source = Numbers(30)
     one_by_one = [batch for epoch in (3, 4, 5) for batch in batches(source, epoch=epoch)]
-    stream = loader(source, batch_size=4, seed=1, epoch=3, epochs=3, start_batch=2, workers=2)
+    stream = loader(source, epoch=3, epochs=3, start_batch=2, workers=2)
     assert len(stream) == len(one_by_one) - 2
-    assert same(list(stream), one_by_one[2:])
+    assert same(pairs(stream), one_by_one[2:])
 
 
 @pytest.mark.parametrize("length", [10, 25, 100, 7])
@@ -402,7 +411,7 @@ def test_a_file_that_breaks_in_mid_epoch_is_named_at_its_batch(tmp_path, workers
     source = open_source(tmp_path / "files.csv", FRAMES)
     broken = int(batches(source, batch_size=2)[2][1][1])
     (tmp_path / f"{broken}.npy").write_bytes(b"nothing")
-    stream = iter(loader(source, batch_size=2, seed=1, epoch=0, workers=workers))
+    stream = iter(loader(source, batch_size=2, workers=workers))
     next(stream)
     next(stream)
     with pytest.raises(DataError, match=rf"^[^\n]*{broken}\.npy: not a \.npy file[^\n]*$"):
@@ -424,3 +433,64 @@ def test_a_file_that_breaks_in_mid_epoch_is_named_at_its_batch(tmp_path, workers
 def test_misuse_of_the_loader_is_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         batches(Numbers(10), **settings)
+
+
+# --- what a batch carries
+
+
+@pytest.mark.parametrize("kind", ["prepared", "arrays", "sounds"])
+def test_a_crop_says_where_in_its_clip_it_starts(kind, request):
+    folder = request.getfixturevalue(kind)
+    path = folder / "files.csv" if kind == "arrays" else folder
+    source, whole = open_source(path, FRAMES), open_source(path, 200)  # 200 frames hold the whole of any clip
+    log_mel = whole.spectrogram(torch.from_numpy(whole.read(9, rng()).values.copy())[None])[0].numpy()
+    starts = set()
+    for seed in range(10):
+        crop = source.read(9, rng(seed))
+        assert whole.read(9, rng(seed)).start == 0
+        found = source.spectrogram(torch.from_numpy(crop.values.copy())[None])[0].numpy()
+        inner = slice(2, FRAMES - 2)  # the first and last frames of a cut waveform are padded
+        distance = np.abs(log_mel[:, :, crop.start : crop.start + FRAMES] - found)[:, :, inner]
+        if kind == "sounds":  # starts between frames, the nearest is said
+            others = [
+                np.abs(log_mel[:, :, s : s + FRAMES] - found)[:, :, inner].mean() for s in range(121 - FRAMES + 1)
+            ]
+            assert distance.mean() == min(others)
+        else:
+            assert distance.max() == 0
+        starts.add(crop.start)
+    assert len(starts) > 5
+
+
+def test_labels_of_a_list_come_along_multi_hot_with_their_clips(arrays, prepared, tmp_path):
+    cells = ["b", "a, b", "", *["c,a"] * 7]
+    for kind, path, pattern in (("list", arrays / "files.csv", "lms/{}.npy"), ("prepared", prepared, "{}.wav")):
+        with (tmp_path / f"{kind}.csv").open("w", newline="") as file:
+            rows = [[pattern.format(i), cell] for i, cell in enumerate(cells)]
+            csv.writer(file).writerows([["file_name", "label"], *rows[::-1]])
+        source = open_source(path, FRAMES, labels=tmp_path / f"{kind}.csv")
+        assert source.labels.classes == ("a", "b", "c")
+        expected = torch.tensor([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], *[[1, 0, 1]] * 7])
+        source.norm_stats = (-7.0, 4.0)
+        subset = Subset(source, np.array([1, 2, 5]))
+        for each, rows in ((source, expected), (subset, expected[[1, 2, 5]])):
+            for crops in loader(each, batch_size=3, workers=1):
+                batch = each.batch(crops, torch.device("cpu"))
+                assert torch.equal(batch.labels, rows[batch.clips])
+                assert batch.log_mel.shape == (3, 1, 80, FRAMES)
+                assert batch.clean is batch.teacher_features is None
+        assert source.fingerprint != open_source(path, FRAMES).fingerprint
+        assert open_source(path, FRAMES).labels is None
+
+
+def test_a_clip_without_labels_is_named(arrays, tmp_path):
+    write_list(tmp_path / "labels.csv", ["lms/0.npy"])
+    with pytest.raises(DataError, match=r"labels\.csv: has no row for the clip 'lms/1\.npy'"):
+        open_source(arrays / "files.csv", FRAMES, labels=tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("file_name\nlms/0.npy\n")
+    with pytest.raises(DataError, match="column file_name and label"):
+        open_source(arrays / "files.csv", FRAMES, labels=tmp_path / "labels.csv")
+
+
+def test_clips_without_labels_carry_none(arrays):
+    assert all(crops.labels is None for crops in loader(open_source(arrays / "files.csv", FRAMES)))

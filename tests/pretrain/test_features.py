@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from m2d_bench.errors import TrainingError, UsageError
-from m2d_bench.pretrain.features import diagnose, effective_rank, explained_variance_area
+from m2d_bench.pretrain.features import diagnose
 
 
 def equal_spread(n, width, k, mean=0.0):
@@ -20,8 +20,9 @@ def equal_spread(n, width, k, mean=0.0):
 @pytest.mark.parametrize(("n", "width", "k"), [(50, 12, 12), (50, 12, 5), (50, 12, 1), (8, 30, 7), (8, 30, 3)])
 def test_k_directions_of_equal_spread_have_rank_k_and_the_area_of_the_closed_form(n, width, k, mean):
     features = equal_spread(n, width, k, mean)
-    assert effective_rank(features) == pytest.approx(k)
-    assert explained_variance_area(features) == pytest.approx((2 * width - k + 1) / (2 * width))
+    found = diagnose(features)
+    assert found["effective_rank"] == pytest.approx(k)
+    assert found["explained_variance_area"] == pytest.approx((2 * width - k + 1) / (2 * width))
 
 
 @pytest.mark.parametrize(("n", "width"), [(40, 6), (6, 40), (2, 1)])
@@ -61,9 +62,9 @@ def test_one_dominating_direction_brings_rank_and_area_near_one():
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_rank_and_area_do_not_depend_on_the_scale_even_where_squares_leave_the_range(scale):
-    features = equal_spread(20, 6, 4)
-    assert effective_rank(features * scale) == pytest.approx(4)
-    assert explained_variance_area(features * scale) == pytest.approx(9 / 12)
+    found = diagnose(equal_spread(20, 6, 4) * scale)
+    assert found["effective_rank"] == pytest.approx(4)
+    assert found["explained_variance_area"] == pytest.approx(9 / 12)
 
 
 def test_features_of_a_training_step_in_low_precision_are_taken_as_they_are():

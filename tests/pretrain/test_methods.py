@@ -12,6 +12,7 @@ from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.pretrain import method as methods
 from m2d_bench.pretrain import weights
+from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import standardised
 from m2d_bench.pretrain.methods.m2d import target_loss
@@ -42,6 +43,12 @@ def golden(folder, name, arguments):
     return method, np.load(folder / file)
 
 
+def batch_of(log_mel):
+    """A batch with nothing but what every method needs."""
+    index = torch.arange(len(log_mel))
+    return Batch(log_mel=log_mel, clips=index, starts=torch.zeros_like(index))
+
+
 def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
 
@@ -50,9 +57,9 @@ def relative(found, expected):
 def test_step_is_the_references(folder, name, arguments):
     method, arrays = golden(folder, name, arguments)
     ids, kept = torch.from_numpy(arrays["ids_shuffle"]), int(arrays["len_keep"])
-    result = method(torch.from_numpy(arrays["input"]), Mask(ids[:, :kept], ids[:, kept:]))
-    assert float(result.loss.detach()) == pytest.approx(float(arrays["loss"]), abs=1e-5)
-    result.loss.backward()
+    result = method(batch_of(torch.from_numpy(arrays["input"])), Mask(ids[:, :kept], ids[:, kept:]))
+    assert float(result.losses["loss"].detach()) == pytest.approx(float(arrays["loss"]), abs=1e-5)
+    result.losses["loss"].backward()
     parameters = {weights.released_key(key): value for key, value in method.named_parameters()}
     gradients = [key.removeprefix("grad/") for key in arrays.files if key.startswith("grad/")]
     assert len(gradients) > 5
@@ -114,7 +121,7 @@ def test_a_checkpoint_of_another_method_is_refused():
 def test_no_gradient_reaches_the_target_and_every_other_weight_gets_one(name):
     method = methods.build(name, TINY, SMALL)
     method.initialise(torch.Generator().manual_seed(0))
-    method(torch.randn(2, 1, 80, 96), method.draw_mask(2)).loss.backward()
+    method(batch_of(torch.randn(2, 1, 80, 96)), method.draw_mask(2)).losses["loss"].backward()
     for key, parameter in method.named_parameters():
         frozen = key.startswith("target_") or key.endswith("pos_embed")
         assert (parameter.grad is None) == frozen, key
@@ -129,7 +136,7 @@ def test_activation_checkpointing_changes_nothing(name):
     other = copy.deepcopy(method)
     other.checkpoint_activations = True
     for each in (method, other):
-        each(x, mask).loss.backward()
+        each(batch_of(x), mask).losses["loss"].backward()
     for first, second in zip(method.parameters(), other.parameters(), strict=True):
         assert first.grad is None or torch.equal(first.grad, second.grad)
 
@@ -145,8 +152,8 @@ def test_every_patch_and_input_size_of_the_papers_trains(name, patch_size, input
     method = methods.build(name, vit, SMALL)
     method.initialise(torch.Generator().manual_seed(0))
     columns = input_size[1] // patch_size[1] * patch_size[1]
-    result = method(torch.randn(2, channels, input_size[0], columns), method.draw_mask(2))
-    assert result.loss.isfinite()
+    result = method(batch_of(torch.randn(2, channels, input_size[0], columns)), method.draw_mask(2))
+    assert result.losses["loss"].isfinite()
     assert result.prediction.shape == result.target.shape
     assert result.prediction.shape[1] == result.mask.masked.shape[1]
 

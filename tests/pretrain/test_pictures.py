@@ -24,9 +24,7 @@ def step(x, prediction=None, target=None, n_visible=4):
     mask = Mask(order[:, :n_visible], order[:, n_visible:])
     index = mask.masked[..., None].expand(-1, -1, 256 * x.shape[1])
     own = standardised(to_patches(x, PATCH).gather(1, index))
-    return StepResult(
-        torch.tensor(0.0), {}, own if prediction is None else prediction, own if target is None else target, mask
-    )
+    return StepResult({}, own if prediction is None else prediction, own if target is None else target, mask)
 
 
 def noise(*shape):

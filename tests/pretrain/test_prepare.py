@@ -18,10 +18,10 @@ import torch
 from m2d_bench import audio, cli
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.pretrain import parts, shards
-from m2d_bench.pretrain.data_verbs import prepare as verb
-from m2d_bench.pretrain.parts import PrepareSettings
-from m2d_bench.pretrain.prepare import prepare
+from m2d_bench.pretrain.data import parts, shards
+from m2d_bench.pretrain.data.parts import PrepareSettings
+from m2d_bench.pretrain.data.prepare import prepare
+from m2d_bench.pretrain.verbs import prepare as verb
 
 SMALL = PrepareSettings(shard_mb=0.05, jobs=2)
 
@@ -179,8 +179,8 @@ def test_a_killed_run_keeps_its_finished_shards_and_goes_on_to_the_same_bytes(tm
     sounds = write_sounds(tmp_path / "sounds", count=400, seconds=1.0)
     code = (
         "import sys; from pathlib import Path\n"
-        "from m2d_bench.pretrain.prepare import prepare\n"
-        "from m2d_bench.pretrain.parts import PrepareSettings\n"
+        "from m2d_bench.pretrain.data.prepare import prepare\n"
+        "from m2d_bench.pretrain.data.parts import PrepareSettings\n"
         "prepare([Path(sys.argv[1])], Path(sys.argv[2]), PrepareSettings(shard_mb=0.5, jobs=1))"
     )
     out = tmp_path / "out"
@@ -368,7 +368,7 @@ def test_an_index_of_another_version_is_refused(prepared, tmp_path):
 
 
 def test_the_command_line_prepares(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(cli.VERBS, "prepare", ("m2d_bench.pretrain.data_verbs:prepare", "Prepare."))
+    monkeypatch.setitem(cli.VERBS, "prepare", ("m2d_bench.pretrain.verbs:prepare", "Prepare."))
     write_sounds(tmp_path / "sounds", count=2)
     (tmp_path / "sounds" / "broken.wav").write_bytes(b"nothing")
     arguments = [

@@ -20,8 +20,9 @@ from m2d_bench.cli import main
 from m2d_bench.encoders import zoo
 from m2d_bench.errors import DataError, TrainingError, UsageError
 from m2d_bench.pretrain import recipe as recipes
-from m2d_bench.pretrain import run, watch
+from m2d_bench.pretrain import run
 from m2d_bench.pretrain.data import open_source
+from m2d_bench.pretrain.held_out import split
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.results.statistics import paired, seed_means
@@ -204,6 +205,48 @@ def test_ctrl_c_saves_and_goes_on(clips, tmp_path):
     assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True, tag="x"))
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(clips, tmp_path_factory):
+    """The weights of a training that nothing interrupts."""
+    return train("m2d", clips, tmp_path_factory.mktemp("uninterrupted"), tag="x")
+
+
+def start_in_own_group(clips, out):
+    """A training with data workers that leads a process group, three steps or more on."""
+    words = [sys.executable, "-m", "tests.pretrain.test_trainer", "m2d", str(clips), str(out), "slow", "workers"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for_step(out, 3)
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_to_the_process_group_saves_and_goes_on(name, clips, tmp_path, uninterrupted):
+    number = getattr(signal, name)
+    process = start_in_own_group(clips, tmp_path)
+    process.send_signal(number)  # as `timeout` does: to the process, then to its group
+    os.killpg(process.pid, number)
+    process.wait(60)
+    (state,) = tmp_path.rglob(RESUME)
+    saved = torch.load(state, weights_only=True)["step"]
+    assert 3 <= saved < 15
+    assert [record["step"] for record in read(state.parent / "metrics.jsonl")] == list(range(1, saved + 1))
+    assert_same(uninterrupted, train("m2d", clips, tmp_path, resume=True, tag="x"))
+
+
+def test_no_worker_outlives_a_killed_training(clips, tmp_path):
+    process = start_in_own_group(clips, tmp_path)
+    process.kill()
+    process.wait()
+    deadline = time.time() + 30
+    while time.time() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("workers are left")
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_files_and_last_good_state(clips, tmp_path, monkeypatch):
     train("msm_mae", clips, tmp_path, limit_steps=5)
     bad = np.full((1, 80, 70), np.float32(3e38))
@@ -234,6 +277,28 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_is_saved(clips, tmp
     state = torch.load(next(tmp_path.rglob(RESUME)), weights_only=True)
     assert state["step"] == 4
     assert all(value.isfinite().all() for value in state["method"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(clips, tmp_path, monkeypatch):
+    """Though every loss and gradient was finite."""
+    train("msm_mae", clips, tmp_path, limit_steps=4)
+    original = Trainer._train
+
+    def broken(self, batches):
+        step = original(self, batches)
+        with torch.no_grad():
+            self.method.encoder.norm.weight[3] = float("inf")
+        return step
+
+    monkeypatch.setattr(Trainer, "_train", broken)
+    with pytest.raises(
+        TrainingError, match=r"weights after step 5 are not finite\. The last good state is .*resume\.pt"
+    ):
+        train("msm_mae", clips, tmp_path, resume=True, log_steps=50, limit_steps=5)
+    state = torch.load(next(tmp_path.rglob(RESUME)), weights_only=True)
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["method"].values())
+    assert [path.name for path in tmp_path.rglob("checkpoint-*")] == ["checkpoint-4steps.pth"]
 
 
 def test_a_file_that_breaks_keeps_what_was_done_and_may_be_mended(clips, tmp_path):
@@ -308,13 +373,13 @@ def test_held_out_clips_are_watched_and_never_trained_on(clips, tmp_path):
 
 def test_clips_are_held_out_or_trained_on(clips):
     source = open_source(clips, 48)
-    held, rest = watch.split(source, 4, 42)
+    held, rest = split(source, 4, 42)
     names = [set(each.names(range(each.n_clips))) for each in (held, rest)]
     assert names[0] | names[1] == set(source.names(range(40)))
     assert not names[0] & names[1]
     assert len(names[0]) == 4
-    assert watch.split(source, 0, 42) == (None, source)
-    assert watch.split(source, 100, 42)[0].n_clips == 4  # a tenth
+    assert split(source, 0, 42) == (None, source)
+    assert split(source, 100, 42)[0].n_clips == 4  # a tenth
 
 
 def test_it_begins_from_a_checkpoint_of_its_kind(clips, tmp_path):
@@ -446,4 +511,5 @@ if __name__ == "__main__":  # a training of its own, to be killed or joined by o
         Trainer._train = lambda self, batches: (time.sleep(0.2), original(self, batches))[1]
     from pathlib import Path
 
-    train(wanted, clip_list, Path(folder), many, tag="x", resume="resume" in how, resume_steps=3)
+    given = {"workers": 2, "resume_steps": 100} if "workers" in how else {"resume_steps": 3}
+    train(wanted, clip_list, Path(folder), many, tag="x", resume="resume" in how, **given)

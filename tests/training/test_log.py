@@ -1,4 +1,4 @@
-"""The log of a run survives kills, holds every step once, and is written by one process; rates by a fake clock."""
+"""The log of a run survives kills, holds every step once, and is written by one process; throughput by a fake clock."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import types
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from m2d_bench.errors import RunError, UsageError
 from m2d_bench.training import log
-from m2d_bench.training.log import METRICS, Log, Rate, read
+from m2d_bench.training.log import METRICS, Log, ThroughputMeter, read
 
 
 def plain(folder, **arguments):
@@ -162,63 +163,57 @@ class Clock:
         return self.now
 
 
-def run_for(rate, clock, steps, seconds, clips=64):
+def run_for(meter, clock, steps, seconds, clips=64):
     for _ in range(steps):
         clock.now += seconds
-        rate.update(clips)
+        meter.update(clips)
 
 
-def test_a_steady_rate_is_exact_from_the_first_update_on():
+def test_a_steady_throughput_is_exact_from_the_first_step_on():
     clock = Clock()
-    rate = Rate(total=6400, flops_per_clip=10**9, peak=1e12, clock=clock)
+    meter = ThroughputMeter(total=6400, flops_per_clip=10**9, peak=1e12, clock=clock)
     for step in range(1, 100):
-        run_for(rate, clock, 1, 0.5)
-        assert rate.clips_per_second == pytest.approx(128)
-        assert rate.seconds_left == pytest.approx((6400 - 64 * step) / 128)
-    assert rate.scalars() == pytest.approx({"clips_per_second": 128, "flops_per_second": 128e9, "utilisation": 0.128})
+        run_for(meter, clock, 1, 0.5)
+        measured = meter.measure()
+        assert measured == pytest.approx({"clips_per_second": 128, "flops_per_second": 128e9, "utilisation": 0.128})
+        left = timedelta(seconds=round((6400 - 64 * step) / 128))
+        assert meter.describe(measured).endswith(f" · {left} left")
 
 
-def test_before_the_first_update_nothing_is_known():
-    rate = Rate(total=100, clock=Clock())
-    assert rate.clips_per_second == 0
-    assert rate.seconds_left is None
-    assert str(rate) == "0.0 clips/s"
-
-
-def test_a_change_of_speed_is_followed_with_the_half_life():
+def test_a_change_of_speed_shows_in_the_next_record():
     clock = Clock()
-    rate = Rate(total=10**9, half_life=30, clock=clock)
-    run_for(rate, clock, 10_000, 0.1, clips=10)
-    assert rate.clips_per_second == pytest.approx(100)
-    run_for(rate, clock, 300, 0.1, clips=20)  # one half life at twice the speed
-    assert rate.clips_per_second == pytest.approx(150, rel=1e-3)
+    meter = ThroughputMeter(total=10**9, clock=clock)
+    run_for(meter, clock, 1000, 0.1, clips=10)
+    assert meter.measure() == pytest.approx({"clips_per_second": 100})
+    run_for(meter, clock, 300, 0.1, clips=20)
+    assert meter.measure() == pytest.approx({"clips_per_second": 200})
 
 
 def test_one_slow_step_counts_by_its_time_and_not_by_its_number():
     clock = Clock()
-    rate = Rate(total=1000, half_life=1e9, clock=clock)
-    run_for(rate, clock, 9, 1.0, clips=10)
-    run_for(rate, clock, 1, 91.0, clips=10)
-    assert rate.clips_per_second == pytest.approx(1, rel=1e-6)
+    meter = ThroughputMeter(total=1000, clock=clock)
+    run_for(meter, clock, 9, 1.0, clips=10)
+    run_for(meter, clock, 1, 91.0, clips=10)
+    assert meter.measure()["clips_per_second"] == pytest.approx(1, rel=1e-6)
 
 
 def test_time_that_went_into_something_else_is_left_out():
     clock = Clock()
-    rate = Rate(total=1000, clock=clock)
-    run_for(rate, clock, 5, 0.5)
+    meter = ThroughputMeter(total=1000, clock=clock)
+    run_for(meter, clock, 5, 0.5)
     clock.now += 500
-    rate.skip()
-    run_for(rate, clock, 5, 0.5)
-    assert rate.clips_per_second == pytest.approx(128)
+    meter.skip()
+    run_for(meter, clock, 5, 0.5)
+    assert meter.measure()["clips_per_second"] == pytest.approx(128)
 
 
 def test_a_resumed_run_has_only_the_rest_before_it_and_never_less_than_nothing():
     clock = Clock()
-    rate = Rate(total=1000, done=900, clock=clock)
-    run_for(rate, clock, 1, 1.0, clips=20)
-    assert rate.seconds_left == pytest.approx(4)
-    run_for(rate, clock, 9, 1.0, clips=20)
-    assert rate.seconds_left == 0
+    meter = ThroughputMeter(total=1000, done=900, clock=clock)
+    run_for(meter, clock, 1, 1.0, clips=20)
+    assert meter.describe(meter.measure()) == "20.0 clips/s · 0:00:04 left"
+    run_for(meter, clock, 9, 1.0, clips=20)
+    assert meter.describe(meter.measure()) == "20.0 clips/s · 0:00:00 left"
 
 
 @pytest.mark.parametrize(
@@ -228,9 +223,10 @@ def test_a_resumed_run_has_only_the_rest_before_it_and_never_less_than_nothing()
         (84 * 10**6, None, "3500.0 clips/s · 294.0 GFLOP/s · 1:00:00 left"),
     ],
 )
-def test_the_progress_line_says_rate_utilisation_and_time_left(flops_per_clip, peak, shown):
+def test_the_progress_line_says_throughput_utilisation_and_time_left(flops_per_clip, peak, shown):
     clock = Clock()
-    rate = Rate(total=3500 * 3601, flops_per_clip=flops_per_clip, peak=peak, clock=clock)
-    run_for(rate, clock, 1, 1.0, clips=3500)
-    assert str(rate) == shown
-    assert np.isclose(rate.scalars()["flops_per_second"], 3500 * flops_per_clip)
+    meter = ThroughputMeter(total=3500 * 3601, flops_per_clip=flops_per_clip, peak=peak, clock=clock)
+    run_for(meter, clock, 1, 1.0, clips=3500)
+    measured = meter.measure()
+    assert meter.describe(measured) == shown
+    assert np.isclose(measured["flops_per_second"], 3500 * flops_per_clip)

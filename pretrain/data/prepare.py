@@ -1,4 +1,4 @@
-"""Trees of sound files → log-mel shards: in parallel, the same bytes for any number of jobs, resumed after a kill."""
+"""Turns trees of sound files into log-mel shards: in parallel, resumable, the same bytes for any number of jobs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from filelock import FileLock, Timeout
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.pretrain.data import shards
+from m2d_bench.pretrain.data.listing import Files, find
+from m2d_bench.pretrain.data.parts import UNFINISHED, Part, PrepareSettings, write_parts
+from m2d_bench.pretrain.data.shards import Index, read_table, write_table
 from m2d_bench.settings import make_folder, replacing
-
-from . import shards
-from .listing import Files, find
-from .parts import UNFINISHED, Part, PrepareSettings, write_parts
-from .shards import Index, read_table, write_table
 
 _PLAN = "plan.json"
 
@@ -43,9 +42,9 @@ class Prepared:
 
 
 def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Prepared:
-    """Turns trees of sound files into log-mel shards with an index, see `m2d_bench.pretrain.shards`.
+    """Turns trees of sound files into log-mel shards with an index, see `m2d_bench.pretrain.data.shards`.
 
-    Called again after an interruption it goes on behind the last finished shard; on a finished folder it does nothing.
+    Called again after an interruption it continues after the last finished shard; a finished folder is left as it is.
 
     Args:
         folders: Trees of sound files. Clips are named by their paths relative to them, or to what they have in common.
@@ -58,7 +57,7 @@ def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Pr
     """
     files = _list_files(folders)
     make_folder(out)
-    with _alone_in(out):
+    with _locked(out):
         for leftover in out.glob(".*.tmp"):  # of a killed run
             leftover.unlink()
         plan: dict[str, object] = {
@@ -93,20 +92,14 @@ def _list_files(folders: Sequence[Path]) -> Files:
         where = ", ".join(map(str, folders))
         raise DataError(f"{where}: no sound files. Looked for {', '.join(audio.SUFFIXES)}, in subfolders too.")
     paths = sorted(found)
-    return Files(root=root, paths=paths, sizes=[_size(root / path) for path in paths])
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; −1 for a link to nothing, which will be among the failures."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+    names = [root / path for path in paths]  # a broken link has size −1 and will be among the failures
+    sizes = [os.path.getsize(name) if os.path.exists(name) else -1 for name in names]
+    return Files(root=root, paths=paths, sizes=sizes)
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder; a killed one lets go."""
+def _locked(out: Path) -> Iterator[None]:
+    """Locks the folder against other processes; the lock of a killed one is released."""
     try:
         with FileLock(out / ".prepare.lock", timeout=0):
             yield
@@ -115,7 +108,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _begin(out: Path, files: Files, plan: dict[str, object]) -> None:
-    """Writes down what is going to be done, or checks that it is what was begun."""
+    """Writes the plan of a new folder, or checks that a begun one has the same plan."""
     begun = next((path for path in (out / shards.INDEX, out / UNFINISHED / _PLAN) if path.exists()), None)
     if begun is None:
         if other := sorted(out.glob("*.tar")):
@@ -139,7 +132,7 @@ def _begin(out: Path, files: Files, plan: dict[str, object]) -> None:
 
 
 def _differences(out: Path, files: Files) -> str:
-    """What has become of the files since the folder was begun."""
+    """Describes how the files differ from those the folder was begun with."""
     before = {path: int(size) for path, size in read_table(out / shards.FILES)}
     now = dict(zip(files.paths, files.sizes, strict=True))
     kinds = {

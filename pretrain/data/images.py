@@ -1,22 +1,21 @@
-"""Folders of images, to repeat what the papers claim for them (M2D 2023, appendix A)."""
+"""Folders of images, for the image experiments of M2D (2023), appendix A."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from m2d_bench.errors import DataError, UsageError
-
-from .listing import Paths
-from .sources import Source
+from m2d_bench.pretrain.data.listing import Paths
+from m2d_bench.pretrain.data.source import Crop
+from m2d_bench.pretrain.data.sources import FileSource
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _AREA, _RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
 
-class ImageSource(Source):
+class ImageSource(FileSource):
     """A tree of images: random resized crop as MAE's (20–100% of the area, ratio 3/4–4/3, bicubic), horizontal flip.
 
     Args:
@@ -30,20 +29,16 @@ class ImageSource(Source):
     channels = 3
 
     def __init__(self, root: Path, paths: Paths, size: tuple[int, int]) -> None:
-        self._root, self._paths, self._size = root, paths, size
-        self.n_clips, self.fingerprint = len(paths), paths.fingerprint("images")
+        super().__init__(root, paths, "images")
+        self._size = size
 
-    def names(self, indices: Iterable[int]) -> list[str]:
-        """Files of images."""
-        return [str(self._root / self._paths[index]) for index in indices]
-
-    def read(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """A random crop, [3, H, W] float32 in 0..1."""
+    def read(self, index: int, rng: np.random.Generator) -> Crop:
+        """Reads a random crop, [3, H, W] float32 in 0..1."""
         try:
             from PIL import Image
         except ImportError:
             raise UsageError("Images need Pillow: pip install pillow.") from None
-        path = self._root / self._paths[index]
+        path = self.root / self.path(index)
         try:
             with Image.open(path) as image:
                 rgb = image.convert("RGB")
@@ -52,7 +47,7 @@ class ImageSource(Source):
         height, width = self._size
         crop = rgb.resize((width, height), Image.Resampling.BICUBIC, box=_random_box(rgb.width, rgb.height, rng))
         pixels = np.asarray(crop, np.float32).transpose(2, 0, 1) / 255
-        return np.ascontiguousarray(pixels[:, :, ::-1] if rng.random() < 0.5 else pixels)
+        return Crop(np.ascontiguousarray(pixels[:, :, ::-1] if rng.random() < 0.5 else pixels), 0)
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

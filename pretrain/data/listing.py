@@ -1,4 +1,4 @@
-"""Lists of files: found in a tree in an order of their own, and kept in little memory."""
+"""Lists of files: found in a tree, sorted, and kept in little memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m2d_bench.errors import DataError
 
 
 def find(folder: Path, suffixes: Collection[str]) -> list[str]:
-    """Files of a tree by their suffix, whatever its case; links are followed, hidden names left out.
+    """Finds files of a tree by their suffix in any case; links are followed, hidden names left out.
 
     Args:
         folder: Where to look.
@@ -26,22 +26,19 @@ def find(folder: Path, suffixes: Collection[str]) -> list[str]:
     Raises:
         DataError: A folder cannot be listed.
     """
-    found, visited = [], set()
-    for here, folders, files in os.walk(folder, onerror=_unlistable, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in visited:  # a link back up, or a second one to the same place
+    paths, visited = [], set()
+    for folder_path, folders, files in os.walk(folder, onerror=_unlistable, followlinks=True):
+        status = os.stat(folder_path)
+        if (status.st_dev, status.st_ino) in visited:  # a link back up, or a second one to the same folder
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(here, folder).replace(os.sep, "/")
+        inside = os.path.relpath(folder_path, folder).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + name for name in files if not name.startswith(".") and _ends(name, suffixes)]
-    return sorted(found)
-
-
-def _ends(name: str, suffixes: Collection[str]) -> bool:
-    return not suffixes or os.path.splitext(name)[1].lower() in suffixes
+        visible = [name for name in files if not name.startswith(".")]
+        paths += [prefix + name for name in visible if not suffixes or os.path.splitext(name)[1].lower() in suffixes]
+    return sorted(paths)
 
 
 def _unlistable(error: OSError) -> None:
@@ -76,7 +73,7 @@ class Files:
 
 
 class Paths:
-    """Millions of paths in two arrays, which worker processes share; a list of strings they would come to copy.
+    """Millions of paths in two arrays, which worker processes share; they would end up copying a list of strings.
 
     Args:
         paths: The paths.

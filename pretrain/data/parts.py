@@ -1,7 +1,6 @@
 """The shards of a folder that is being prepared: written one after the other, each with a record of what it holds.
 
-Both are written beside their place, flushed and renamed, the record last: what has one is whole and is never written
-again.
+Both are written atomically, the record last: a shard with a record is complete and is never written again.
 """
 
 # No postponed annotations here: the command line reads the types of PrepareSettings.
@@ -9,7 +8,7 @@ again.
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,17 +20,16 @@ from pydantic import NonNegativeInt, PositiveFloat
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import AudioError
-from m2d_bench.evaluation.embeddings import map_ahead
+from m2d_bench.parallel import map_ahead
+from m2d_bench.pretrain.data import shards
+from m2d_bench.pretrain.data.listing import Files
+from m2d_bench.pretrain.data.shards import Histogram, ShardWriter, Sums
 from m2d_bench.progress import bar
 from m2d_bench.settings import replacing
 from m2d_bench.values import Checked
 
-from . import shards
-from .listing import Files
-from .shards import Histogram, ShardWriter, Sums
-
 UNFINISHED = "unfinished"
-"""Folder of the records; it goes when the index is there."""
+"""Folder of the records, removed once the index is written."""
 
 _Result = tuple[int, np.ndarray | str]
 """Number of a file and its log-mel, or why there is none."""
@@ -74,7 +72,7 @@ class Part:
 
 
 def write_parts(out: Path, files: Files, settings: PrepareSettings) -> list[Part]:
-    """The parts of the list: those that are there, then the rest, one shard after the other.
+    """Reads the finished parts of the list and writes the others, one shard after the other.
 
     Args:
         out: Folder of the shards.
@@ -88,18 +86,21 @@ def write_parts(out: Path, files: Files, settings: PrepareSettings) -> list[Part
     def transform(number: int) -> _Result:
         return number, _log_mel(files.root / files.paths[number], front_end, settings.max_seconds)
 
-    ahead = 2 * (settings.jobs or os.cpu_count() or 1)
-    with (
-        _one_core_an_operation(),
-        bar("Preparing", total, "files", done=done) as advance,
-    ):
-        results = map_ahead(transform, range(done, total), settings.jobs, ahead)
-        while done < total:
-            part = _write_part(out, len(parts), results, files, settings.shard_mb * 1e6, advance)
-            with replacing(_record(out, len(parts))) as file:
-                file.write(json.dumps(asdict(part)).encode())
-            parts.append(part)
-            done = part.end
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # leaves the cores to the jobs
+    try:
+        with bar("Preparing", total, "files", done=done) as advance:
+            results = map_ahead(
+                transform, range(done, total), settings.jobs, 2 * (settings.jobs or os.cpu_count() or 1)
+            )
+            while done < total:
+                part = _write_part(out, len(parts), results, files, settings.shard_mb * 1e6, advance)
+                with replacing(_record(out, len(parts))) as file:
+                    file.write(json.dumps(asdict(part)).encode())
+                parts.append(part)
+                done = part.end
+    finally:
+        torch.set_num_threads(threads)
     return parts
 
 
@@ -108,7 +109,7 @@ def _record(out: Path, number: int) -> Path:
 
 
 def _read_parts(out: Path) -> list[Part]:
-    """The parts that were finished."""
+    """Reads the records of finished parts."""
     parts: list[Part] = []
     while (path := _record(out, len(parts))).exists():
         parts.append(Part(**json.loads(path.read_bytes())))
@@ -118,18 +119,18 @@ def _read_parts(out: Path) -> list[Part]:
 def _write_part(
     out: Path, number: int, results: Iterator[_Result], files: Files, enough: float, advance: Callable[[int], None]
 ) -> Part:
-    """One shard, closed when it has enough bytes or nothing is left."""
+    """Writes one shard, closed when it has enough bytes or no file is left."""
     path = out / shards.shard_name(number)
     clips, failures, histogram, end = [], [], Histogram(), 0
     with replacing(path) as file, closing(ShardWriter(file)) as writer:
-        for index, found in results:
+        for index, result in results:
             end = index + 1
             advance(1)
-            if isinstance(found, str):
-                failures.append((index, found))
+            if isinstance(result, str):
+                failures.append((index, result))
                 continue
-            histogram.add(found)
-            clips.append((index, len(found), writer.add(shards.key(index, files.paths[index]), found)))
+            histogram.add(result)
+            clips.append((index, len(result), writer.add(shards.key(index, files.paths[index]), result)))
             if file.tell() >= enough:
                 break
     if not clips:
@@ -139,7 +140,7 @@ def _write_part(
 
 
 def _log_mel(path: Path, front_end: LogMel, max_seconds: float | None) -> np.ndarray | str:
-    """A file's log-mel, [frames, 80] float16; or why there is none."""
+    """Computes a file's log-mel, [frames, 80] float16; or says why there is none."""
     try:
         waveform = audio.read(path, front_end.sample_rate, seconds=max_seconds)
     except (AudioError, ValueError) as error:  # ValueError: a name that is not UTF-8
@@ -147,14 +148,3 @@ def _log_mel(path: Path, front_end: LogMel, max_seconds: float | None) -> np.nda
     with torch.inference_mode():
         log_mel = front_end(torch.from_numpy(waveform)[None])[0, 0].T.half().contiguous().numpy()
     return log_mel if np.isfinite(log_mel).all() else "its samples are too large for a spectrogram."
-
-
-@contextmanager
-def _one_core_an_operation() -> Iterator[None]:
-    """Leaves the cores to the jobs: threads of operations inside threads of ours would fight for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -34,7 +34,7 @@ FORMAT = 1
 """Version of the layout."""
 
 FRONT_END = 1
-"""Version of the numbers encoders.frontend computes: to be raised with them, so that old folders are refused."""
+"""Version of the front end's numbers: raise it when they change, so that old folders are refused."""
 
 INDEX, ROWS, FILES, FAILURES = "index.json", "index.npy", "files.csv", "failures.csv"
 ROW = np.dtype([("file", "<i4"), ("shard", "<i4"), ("frames", "<i4"), ("offset", "<i8")])
@@ -91,10 +91,10 @@ class Index:
         path = folder / INDEX
         try:
             facts = json.loads(path.read_bytes())
-            found = (facts["format"], facts["front_end"])
-            if found != (FORMAT, FRONT_END):
+            versions = (facts["format"], facts["front_end"])
+            if versions != (FORMAT, FRONT_END):
                 raise DataError(
-                    f"{path}: written with format {found[0]} and front end {found[1]}; this version reads format "
+                    f"{path}: written with format {versions[0]} and front end {versions[1]}; this version reads format "
                     f"{FORMAT} and front end {FRONT_END}. Prepare the audio again, into a new folder."
                 )
             return cls(**{**facts, "shard_bytes": tuple(facts["shard_bytes"])})
@@ -152,7 +152,7 @@ Sums = tuple[int, int, int]
 
 
 class Histogram:
-    """How often each float16 value occurs: all that mean and std need, and no order of adding can change it."""
+    """Counts of each float16 value: enough for exact mean and std, whatever the order of adding."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(2**16, np.int64)
@@ -170,7 +170,7 @@ class Histogram:
 
 
 def mean_and_std(sums: Iterable[Sums]) -> tuple[float, float]:
-    """Mean and (population) standard deviation of everything that was summed, rounded once."""
+    """Exact mean and population standard deviation of everything that was summed, rounded once."""
     number, total, squares = (sum(column) for column in zip(*sums, strict=True))
     variance = Fraction(number * squares - total**2, number**2 * 2**48)
     return float(Fraction(total, number * 2**24)), math.sqrt(variance)

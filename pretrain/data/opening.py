@@ -1,0 +1,80 @@
+"""Opens what a path holds as a source of clips."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from m2d_bench import audio
+from m2d_bench.encoders.frontend import SAMPLE_RATES
+from m2d_bench.errors import DataError, UsageError
+from m2d_bench.pretrain.data import images, parts, shards
+from m2d_bench.pretrain.data.labels import Labels, read_columns
+from m2d_bench.pretrain.data.listing import Paths, find
+from m2d_bench.pretrain.data.source import Source
+from m2d_bench.pretrain.data.sources import ArraySource, AudioSource, PreparedSource
+
+_ALLOWED = (
+    "Allowed are a folder that m2d-bench prepare wrote, a CSV file with the column file_name that lists .npy log-mels, "
+    "a folder of sound files, or a folder of .png or .jpg images."
+)
+
+
+def open_source(
+    path: Path,
+    frames: int,
+    sample_rate: int = 16000,
+    *,
+    root: Path | None = None,
+    height: int | None = None,
+    labels: Path | None = None,
+) -> Source:
+    """Opens what a path holds.
+
+    Args:
+        path: A folder that `m2d-bench prepare` wrote; a CSV file with a column file_name of `.npy` log-mels
+            [1, 80, frames]; a tree of sound files; or a tree of images. Sound files win where there are images too,
+            which are their covers.
+        frames: Width of a crop.
+        sample_rate: Hz the model works at.
+        root: Folder the paths of a CSV file are relative to; None: the folder it lies in.
+        height: Height of a crop of an image; None: as its width.
+        labels: CSV file with the columns file_name, the clips' paths relative to the data's folder, and label, one or
+            several separated by commas. None: the clips come without labels.
+
+    Raises:
+        DataError: It is none of them, is incomplete or does not fit the model, or a clip has no label.
+    """
+    if sample_rate not in SAMPLE_RATES or frames < 1:
+        raise UsageError(f"frames is at least 1, sample_rate one of {SAMPLE_RATES}; got {frames} and {sample_rate}.")
+    source: Source
+    if path.is_file():
+        source = ArraySource(root or path.parent, Paths(_read_list(path)), frames)
+    elif not path.is_dir():
+        raise DataError(f"{path}: no such file or folder. {_ALLOWED}")
+    elif (path / shards.INDEX).exists():
+        source = PreparedSource(path, frames, sample_rate)
+    elif (path / parts.UNFINISHED).exists():
+        raise DataError(f"{path}: was not prepared to the end. Start the same m2d-bench prepare again.")
+    elif sounds := find(path, audio.SUFFIXES):
+        source = AudioSource(path, Paths(sounds), frames, sample_rate)
+    elif pictures := find(path, images.SUFFIXES):
+        source = images.ImageSource(path, Paths(pictures), (height or frames, frames))
+    else:
+        kinds = Counter(Path(name).suffix or "no suffix" for name in find(path, ()))
+        held = ", ".join(f"{count} files with {suffix}" for suffix, count in kinds.most_common(5))
+        raise DataError(f"{path}: holds {held or 'no files'}. {_ALLOWED}")
+    if labels:
+        source.labels = Labels.read(labels, map(source.path, range(source.n_clips)))
+        source.fingerprint = f"{source.fingerprint}-{source.labels.fingerprint()}"
+    return source
+
+
+def _read_list(path: Path) -> list[str]:
+    """The column file_name of a CSV file of `.npy` files."""
+    names: list[str] = read_columns(path, ["file_name"])["file_name"].tolist()
+    if not names:
+        raise DataError(f"{path}: lists no files.")
+    if other := next((name for name in names if not name.lower().endswith(".npy")), None):
+        raise DataError(f"{path}: lists {other!r}, which is no .npy file. {_ALLOWED}")
+    return names

@@ -1,0 +1,172 @@
+"""What pre-training reads: clips, of which random crops are taken."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m2d_bench.errors import UsageError
+from m2d_bench.pretrain.batch import Batch
+from m2d_bench.pretrain.data.labels import Labels
+
+
+class Crop(NamedTuple):
+    """A crop of a clip as it is read.
+
+    Args:
+        values: The least that `Source.spectrogram` needs, NaN behind the end of a short clip.
+        start: Log-mel frame of the clip at which it starts; 0 for images.
+    """
+
+    values: np.ndarray
+    start: int
+
+
+class Crops(NamedTuple):
+    """Crops of several clips as they are read.
+
+    Args:
+        values: [n, …], see `Crop`.
+        clips: Index of each clip in its source, [n] int64.
+        starts: See `Crop`, [n] int64.
+        labels: Multi-hot, [n, n_classes] float32; None where the source has none.
+    """
+
+    values: Tensor
+    clips: Tensor
+    starts: Tensor
+    labels: Tensor | None
+
+    def to(self, device: torch.device) -> Crops:
+        """Copies to a device, without waiting where the memory is pinned."""
+        return Crops._make(field if field is None else field.to(device, non_blocking=True) for field in self)
+
+
+class Source(ABC):
+    """Clips to pre-train on.
+
+    What is read is not normalised; `batch` turns it into the model's input on a device, zero behind the end of a clip.
+
+    Attributes:
+        n_clips: Number of clips.
+        fingerprint: Identity of the clips, 16 hexadecimal digits.
+        channels: Of the model's input: 1 for audio, 3 for images.
+        norm_stats: Mean and std of the normalisation. None where they are not known: set them to those of a checkpoint
+            or to `measure_norm_stats(source)`.
+        labels: Of the clips; None where they have none.
+        root: Folder the clips' paths are relative to.
+    """
+
+    n_clips: int
+    fingerprint: str
+    channels: int = 1
+    norm_stats: tuple[float, float] | None = None
+    labels: Labels | None = None
+    root: Path = Path()
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """A clip's path relative to the root."""
+
+    @abstractmethod
+    def read(self, index: int, rng: np.random.Generator) -> Crop:
+        """Reads a random crop of a clip.
+
+        Args:
+            index: Which clip.
+            rng: Decides where the crop lies.
+
+        Returns:
+            Values of a prepared clip [frames, 80] float16, of an array [1, 80, frames] float32, of a sound file
+            [samples] float32, of an image [3, H, W] float32 in 0..1.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+
+    def names(self, indices: Iterable[int]) -> list[str]:
+        """Files of clips, for messages."""
+        return [str(self.root / self.path(index)) for index in indices]
+
+    def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator]) -> Crops:
+        """Reads a random crop of each of several clips.
+
+        Args:
+            clips: Which, [n] int64.
+            rngs: A generator for each, such as the same one repeated without end.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        crops = [self.read(clip, rng) for clip, rng in zip(clips.tolist(), rngs, strict=False)]
+        return Crops(
+            values=torch.from_numpy(np.stack([crop.values for crop in crops])),
+            clips=torch.from_numpy(clips),
+            starts=torch.tensor([crop.start for crop in crops]),
+            labels=None if self.labels is None else self.labels.multi_hot(clips),
+        )
+
+    def spectrogram(self, values: Tensor) -> Tensor:
+        """Values of crops before normalisation.
+
+        Args:
+            values: [B, …] of what `read` returns, on any device.
+
+        Returns:
+            [B, 1, 80, frames] log-mel or [B, 3, H, W] images, float32; NaN behind the end of a clip.
+        """
+        return values
+
+    def log_mel(self, values: Tensor) -> Tensor:
+        """Values of crops as the model's input, on their device.
+
+        Args:
+            values: [B, …] of what `read` returns.
+
+        Returns:
+            [B, 1, 80, frames] or [B, 3, H, W], normalised; exactly zero behind the end of a clip.
+
+        Raises:
+            UsageError: norm_stats are not known.
+        """
+        if self.norm_stats is None:
+            raise UsageError("norm_stats are not known; set source.norm_stats = measure_norm_stats(source) first.")
+        mean, std = self.norm_stats
+        normalised = (self.spectrogram(values) - mean) / std
+        return normalised.masked_fill(normalised.isnan(), 0)
+
+    def batch(self, crops: Crops, device: torch.device) -> Batch:
+        """Crops as a training step sees them, on a device."""
+        values, clips, starts, labels = crops.to(device)
+        return Batch(log_mel=self.log_mel(values), clips=clips, starts=starts, labels=labels)
+
+
+class Subset(Source):
+    """Some clips of a source.
+
+    Args:
+        source: All clips.
+        indices: Which of them, [n] int64.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self._source, self._indices = source, indices
+        self.n_clips, self.channels, self.root = len(indices), source.channels, source.root
+        self.norm_stats, self.labels = source.norm_stats, source.labels and source.labels.take(indices)
+        self.fingerprint = hashlib.sha256(source.fingerprint.encode() + indices.tobytes()).hexdigest()[:16]
+
+    def path(self, index: int) -> str:
+        return self._source.path(int(self._indices[index]))
+
+    def read(self, index: int, rng: np.random.Generator) -> Crop:
+        return self._source.read(int(self._indices[index]), rng)
+
+    def spectrogram(self, values: Tensor) -> Tensor:
+        return self._source.spectrogram(values)
