@@ -1,4 +1,4 @@
-"""What pre-training reads: clips, of which random crops are taken."""
+"""The contract of a data source: clips, of which random crops are read."""
 
 from __future__ import annotations
 
