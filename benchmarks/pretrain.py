@@ -102,14 +102,8 @@ def main() -> None:
             done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
             rate, memory, flops, share = done.stdout.split()[-4:]
             first = first or float(rate)
-            row = [
-                f"{float(rate):.1f}",
-                f"{float(rate) / first:.2f}",
-                f"{float(memory):.2f}",
-                f"{float(flops):.3f}",
-                share,
-            ]
-            print(f"| {recipe} | {precision} | {' | '.join(row)} |", flush=True)
+            row = f"{float(rate):.1f} | {float(rate) / first:.2f} | {float(memory):.2f} | {float(flops):.3f} | {share}"
+            print(f"| {recipe} | {precision} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

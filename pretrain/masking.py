@@ -1,4 +1,4 @@
-"""Which patches are visible and which are masked: the same numbers in every sample of a batch."""
+"""Masks: which patches are visible and which are masked, the same counts in every sample of a batch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def n_visible(n_patches: int, ratio: float) -> int:
 
 
 def draw(kind: str, batch: int, grid_size: tuple[int, int], ratio: float, generator: Generator | None = None) -> Mask:
-    """Draws a mask.
+    """Draws a mask for each sample of a batch.
 
     Args:
         kind: `uniform` over patches; `structured`, whole frequency rows and time columns; `spans`, contiguous spans of
@@ -75,20 +75,19 @@ def _uniform(batch: int, grid_size: tuple[int, int], generator: Generator | None
 
 
 def _structured(batch: int, grid_size: tuple[int, int], generator: Generator | None) -> Tensor:
-    """Rows and columns are taken in a random order; a patch goes with the first of its two lines."""
+    """Masks whole rows and columns in random order; a patch is masked with whichever comes first."""
     rows, columns = (torch.rand(batch, count, generator=generator) for count in grid_size)
-    taken = torch.minimum(rows[:, :, None], columns[:, None, :])
-    return -taken.flatten(1)
+    return -torch.minimum(rows[:, :, None], columns[:, None, :]).flatten(1)
 
 
 def _spans(batch: int, grid_size: tuple[int, int], generator: Generator | None) -> Tensor:
-    """Spans of SPAN columns, from a random start, are taken in a random order with all their frequencies."""
+    """Masks spans of SPAN columns, from a random offset, in random order with all their frequencies."""
     n_freq, n_time = grid_size
-    start = torch.randint(SPAN, (batch, 1), generator=generator)
-    span = (torch.arange(n_time) + start) // SPAN
-    taken = torch.rand(batch, n_time // SPAN + 2, generator=generator).gather(1, span)
-    later = torch.arange(n_time, dtype=torch.float64) / (n_time * 2**30)  # a span that is cut is masked from its start
-    return -(taken + later)[:, None, :].expand(-1, n_freq, -1).flatten(1)
+    offset = torch.randint(SPAN, (batch, 1), generator=generator)
+    span = (torch.arange(n_time) + offset) // SPAN
+    rank = torch.rand(batch, n_time // SPAN + 2, generator=generator).gather(1, span)
+    tie_break = torch.arange(n_time, dtype=torch.float64) / (n_time * 2**30)  # a cut span is masked from its start
+    return -(rank + tie_break)[:, None, :].expand(-1, n_freq, -1).flatten(1)
 
 
 _ORDERS: dict[str, Callable[[int, tuple[int, int], Generator | None], Tensor]] = {
@@ -96,4 +95,4 @@ _ORDERS: dict[str, Callable[[int, tuple[int, int], Generator | None], Tensor]] =
     "structured": _structured,
     "spans": _spans,
 }
-"""Kinds of masking; each gives [B, L] numbers by which patches are ordered, the visible ones first."""
+"""Kinds of masking; each returns [B, L] sort keys of the patches, visible ones first."""

@@ -38,7 +38,7 @@ class Predictor(nn.Module):
         self.pred = nn.Linear(width, output)
 
     def tokens(self, encoded: Tensor, mask: Mask) -> Tensor:
-        """What the blocks see: class token, visible patches, mask tokens, each with its position.
+        """Input of the blocks: class token, visible patches and mask tokens, with positions.
 
         Args:
             encoded: The encoder's output, class token first, [B, 1 + V, D].
@@ -54,11 +54,11 @@ class Predictor(nn.Module):
         return torch.cat([x, masked], dim=1) + positions
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """The blocks' outputs [B, n, width] → predictions [B, n, output]."""
+        """Predictions from the blocks' outputs, [B, n, width] → [B, n, output]."""
         prediction: Tensor = self.pred(self.norm(outputs))
         return prediction
 
 
 def take(patches: Tensor, indices: Tensor) -> Tensor:
-    """Patches [B or 1, L, D] at indices [B, n] → [B, n, D]."""
+    """Selects patches [B or 1, L, D] by indices [B, n] → [B, n, D]."""
     return patches.expand(len(indices), -1, -1).gather(1, indices[..., None].expand(-1, -1, patches.shape[-1]))

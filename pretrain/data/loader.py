@@ -1,9 +1,9 @@
 """Batches of random crops, drawn by a sampler and read by worker processes.
 
-An epoch is one permutation of all clips, drawn from (seed, epoch). Global batch s is its stretch
-[s·W·b : (s+1)·W·b] for W ranks of batches of b; rank r takes [r·b : (r+1)·b] of it. Where a crop lies is drawn from
-(seed, epoch, position in the permutation). So the number of ranks decides who reads a crop and nothing else; the
-number of workers and where an epoch is resumed decide nothing.
+An epoch is one permutation of all clips, drawn from (seed, epoch). Global batch s is its slice [s·W·b : (s+1)·W·b]
+for W ranks and batches of b; rank r reads [r·b : (r+1)·b] of it. The offset of a crop is drawn from (seed, epoch,
+position in the permutation). So batches depend neither on the number of ranks or workers nor on where an epoch was
+resumed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from m2d_bench.pretrain.data.source import Crops, Source
 from m2d_bench.training.signals import stop_signals_blocked
 
 CHUNK = 64
-"""Crops a worker reads at a time: bounds what waits in memory, whatever the size of a batch."""
+"""Crops a worker reads at a time, which bounds the memory of prefetching whatever the batch size."""
 
-_PREFETCH = 4  # chunks that wait, a worker
+_PREFETCH = 4  # chunks a worker reads ahead
 
 
 class Chunk(NamedTuple):
@@ -46,7 +46,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSampler:
-    """Which clips a rank reads and when; iterates over its chunks.
+    """Draws the order in which a rank reads clips; iterates over its chunks.
 
     Args:
         n_clips: Clips of the source.
@@ -173,7 +173,7 @@ class CropLoader:
             collate_fn=_unchanged,
             num_workers=workers,
             prefetch_factor=_PREFETCH if workers else None,
-            generator=torch.Generator(),  # else every epoch would move on the global one
+            generator=torch.Generator(),  # otherwise every epoch would advance the global one
         )
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from m2d_bench import audio
 from m2d_bench.encoders.frontend import SAMPLE_RATES
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.pretrain.data import images, parts, shards
-from m2d_bench.pretrain.data.labels import Labels, read_columns
+from m2d_bench.pretrain.data.labels import read_columns, read_labels
 from m2d_bench.pretrain.data.listing import Paths, find
 from m2d_bench.pretrain.data.source import Source
 from m2d_bench.pretrain.data.sources import ArraySource, AudioSource, PreparedSource
@@ -65,8 +66,11 @@ def open_source(
         held = ", ".join(f"{count} files with {suffix}" for suffix, count in kinds.most_common(5))
         raise DataError(f"{path}: holds {held or 'no files'}. {_ALLOWED}")
     if labels:
-        source.labels = Labels.read(labels, map(source.path, range(source.n_clips)))
-        source.fingerprint = f"{source.fingerprint}-{source.labels.fingerprint()}"
+        source.classes, matrix = read_labels(labels, map(source.path, range(source.n_clips)))
+        content = (
+            repr((source.fingerprint, source.classes)).encode() + matrix.indptr.tobytes() + matrix.indices.tobytes()
+        )
+        source.labels, source.fingerprint = matrix, hashlib.sha256(content).hexdigest()[:16]
     return source
 
 

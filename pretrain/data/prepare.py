@@ -83,15 +83,15 @@ def _list_files(folders: Sequence[Path]) -> Files:
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder. Name folders of sound files, then the folder to write.")
     root = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
-    found: set[str] = set()
+    inside_root: set[str] = set()
     for folder in folders:
         inside = os.path.relpath(os.path.abspath(folder), root).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        found.update(prefix + path for path in find(folder, audio.SUFFIXES))
-    if not found:
+        inside_root.update(prefix + path for path in find(folder, audio.SUFFIXES))
+    if not inside_root:
         where = ", ".join(map(str, folders))
         raise DataError(f"{where}: no sound files. Looked for {', '.join(audio.SUFFIXES)}, in subfolders too.")
-    paths = sorted(found)
+    paths = sorted(inside_root)
     names = [root / path for path in paths]  # a broken link has size −1 and will be among the failures
     sizes = [os.path.getsize(name) if os.path.exists(name) else -1 for name in names]
     return Files(root=root, paths=paths, sizes=sizes)

@@ -1,4 +1,4 @@
-"""What pre-training reads: clips, of which random crops are taken."""
+"""The contract of a data source: clips, of which random crops are read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain.batch import Batch
-from m2d_bench.pretrain.data.labels import Labels
 
 
 class Crop(NamedTuple):
@@ -60,7 +60,8 @@ class Source(ABC):
         channels: Of the model's input: 1 for audio, 3 for images.
         norm_stats: Mean and std of the normalisation. None where they are not known: set them to those of a checkpoint
             or to `measure_norm_stats(source)`.
-        labels: Of the clips; None where they have none.
+        classes: Names of the classes of the labels.
+        labels: Multi-hot, [n_clips, n_classes] float32; None where the clips have none.
         root: Folder the clips' paths are relative to.
     """
 
@@ -68,7 +69,8 @@ class Source(ABC):
     fingerprint: str
     channels: int = 1
     norm_stats: tuple[float, float] | None = None
-    labels: Labels | None = None
+    classes: tuple[str, ...] = ()
+    labels: csr_array | None = None
     root: Path = Path()
 
     @abstractmethod
@@ -110,7 +112,7 @@ class Source(ABC):
             values=torch.from_numpy(np.stack([crop.values for crop in crops])),
             clips=torch.from_numpy(clips),
             starts=torch.tensor([crop.start for crop in crops]),
-            labels=None if self.labels is None else self.labels.multi_hot(clips),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[clips].toarray()),
         )
 
     def spectrogram(self, values: Tensor) -> Tensor:
@@ -159,7 +161,8 @@ class Subset(Source):
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self._source, self._indices = source, indices
         self.n_clips, self.channels, self.root = len(indices), source.channels, source.root
-        self.norm_stats, self.labels = source.norm_stats, source.labels and source.labels.take(indices)
+        self.norm_stats, self.classes = source.norm_stats, source.classes
+        self.labels = None if source.labels is None else source.labels[indices]
         self.fingerprint = hashlib.sha256(source.fingerprint.encode() + indices.tobytes()).hexdigest()[:16]
 
     def path(self, index: int) -> str:

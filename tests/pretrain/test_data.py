@@ -469,7 +469,7 @@ def test_labels_of_a_list_come_along_multi_hot_with_their_clips(arrays, prepared
             rows = [[pattern.format(i), cell] for i, cell in enumerate(cells)]
             csv.writer(file).writerows([["file_name", "label"], *rows[::-1]])
         source = open_source(path, FRAMES, labels=tmp_path / f"{kind}.csv")
-        assert source.labels.classes == ("a", "b", "c")
+        assert source.classes == ("a", "b", "c")
         expected = torch.tensor([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], *[[1, 0, 1]] * 7])
         source.norm_stats = (-7.0, 4.0)
         subset = Subset(source, np.array([1, 2, 5]))
