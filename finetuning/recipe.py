@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from m2d_bench.errors import UsageError
-from m2d_bench.registry import unknown
+from m2d_bench.registry import check_names
 from m2d_bench.training import recipes
+from m2d_bench.values import Checked, Share
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +22,9 @@ FOLDER = Path(__file__).parent / "recipes"
 DEFAULT = "esc50"
 """Recipe of a task that has none of its name."""
 
-OPTIMIZERS = ("sgd", "lars", "adamw")
-_SHARES = ("patchout_ratio", "momentum", "beta1", "beta2", "ema_decay")
-_CHOICES = {"optimizer": OPTIMIZERS, "features": ("flat", "stacked"), "sampler": ("shuffle", "balanced")}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """A fine-tuning, without the task and where it runs.
 
     Args:
@@ -64,55 +63,37 @@ class Recipe:
     Source: M2D-X (2024), Table II and section IV-C.
     """
 
-    optimizer: str = "sgd"
-    learning_rate: float = 0.5
-    batch_size: int = 128
-    accumulate: int = 1
-    epochs: int = 200
-    warmup_epochs: int = 5
-    end_rate: float = 1e-7
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.95
+    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 0.5
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    accumulate: PositiveInt = 1
+    epochs: PositiveInt = 200
+    warmup_epochs: NonNegativeInt = 5
+    end_rate: NonNegativeFloat = 1e-7
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: Share = 0.9
+    beta1: Share = 0.9
+    beta2: Share = 0.95
     amsgrad: bool = True
-    layer_decay: float = 1.0
-    mixup: float = 0.0
-    frequency_mask: int = 0
-    time_mask: int = 0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    mixup: NonNegativeFloat = 0.0
+    frequency_mask: NonNegativeInt = 0
+    time_mask: NonNegativeInt = 0
     random_resize_crop: bool = False
-    patchout_ratio: float = 0.0
-    features: str = "flat"
+    patchout_ratio: Share = 0.0
+    features: Literal["flat", "stacked"] = "flat"
     adjust_positions: bool = False
     freeze_patch_embed: bool = False
-    sampler: str = "shuffle"
-    epoch_clips: int | None = None
-    lora_rank: int = 0
-    lora_alpha: float = 16.0
-    ema_decay: float = 0.0
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    epoch_clips: Annotated[int, Field(ge=2)] | None = None
+    lora_rank: NonNegativeInt = 0
+    lora_alpha: PositiveFloat = 16.0
+    ema_decay: Share = 0.0
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise unknown(name, getattr(self, name), allowed, f"these: {', '.join(allowed)}")
-        least = {"batch_size": 2, "accumulate": 1, "epochs": 1}
-        for name in ("mixup", "frequency_mask", "time_mask", "weight_decay", "end_rate", "lora_rank", "warmup_epochs"):
-            least[name] = 0
-        if self.epoch_clips is not None:
-            least["epoch_clips"] = 2
-        for name, minimum in least.items():
-            if not getattr(self, name) >= minimum:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}.")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
-        for name in ("learning_rate", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        super().__post_init__()
         if self.end_rate > self.learning_rate:
             raise UsageError(f"end_rate is {self.end_rate}, above learning_rate={self.learning_rate}.")
-        if not 0 < self.layer_decay <= 1:
-            raise UsageError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
         if self.warmup_epochs > self.epochs:
             raise UsageError(
                 f"warmup_epochs is {self.warmup_epochs}, more than epochs={self.epochs}. Shorten it too: "
@@ -152,7 +133,8 @@ def load(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         UsageError: Unknown recipe or value, or one of another type.
     """
     values = {**recipes.read(name, FOLDER), **(changes or {})}
-    return Recipe(**recipes.check(values, asdict(Recipe())))
+    check_names("value of a recipe", values, [field.name for field in fields(Recipe)])
+    return Recipe(**values)
 
 
 def name_for(task: str) -> str:

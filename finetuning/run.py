@@ -126,8 +126,7 @@ class _Job:
         """Trains what is not finished, and returns the record with the scores asked for."""
         first, folds = self.settings.first_seed, _folds(self.dataset, self.settings.folds)
         wanted = [(seed, fold) for seed in range(first, first + self.settings.seeds) for fold in folds]
-        path = self.record.path(self.settings.runs_root)
-        finished = self.fabric.broadcast(self._finished(path) if self.fabric.is_global_zero else set())
+        finished = self.fabric.broadcast(self._finished() if self.fabric.is_global_zero else set())
         missing = [each for each in wanted if each not in finished]
         reader = None
         for number, (seed, fold) in enumerate(missing, 1):
@@ -138,7 +137,7 @@ class _Job:
             split = next(each for each in drawn if each.fold == fold)
             place = f" ({number}/{len(missing)})" if len(missing) > 1 else ""
             self._train(seed, split, reader, f"{self.dataset.task.name} · seed {seed} · {_named(fold)}{place}")
-        done = runs.load(path) if self.fabric.is_global_zero else self.record
+        done = runs.load_as(self.record, self.settings.runs_root) if self.fabric.is_global_zero else self.record
         scores = tuple(score for score in done.scores if (score.seed, score.fold) in wanted)
         return self.fabric.broadcast(replace(done, scores=scores))
 
@@ -162,7 +161,7 @@ class _Job:
         """Writes the record, and removes what it needs no more."""
         runs.add(replace(self.record, scores=(self._score(seed, split, best, trainer),)), self.settings.runs_root)
         if self.settings.keep_predictions:
-            runs.keep(self.record, self.settings.runs_root, self._predictions(seed, split, best, trainer))
+            runs.save_predictions(self.record, self.settings.runs_root, self._predictions(seed, split, best, trainer))
         (trainer.folder / RESUME).unlink(missing_ok=True)
         if self.settings.checkpoints == "none":
             (trainer.folder / BEST).unlink(missing_ok=True)
@@ -172,14 +171,16 @@ class _Job:
         own = self.record.path(Path(self.settings.out).expanduser()).with_suffix("")
         return own / file_name(f"{seed}-{fold}")
 
-    def _finished(self, path: Path) -> set[tuple[int, str]]:
+    def _finished(self) -> set[tuple[int, str]]:
         """Seeds and folds that are in the record, with predictions where these are asked for; but those that --force
         began to train anew, and --resume goes on with."""
-        if self.settings.force or not path.exists():
+        stored = runs.find(self.record, self.settings.runs_root)
+        if self.settings.force or stored is None:
             return set()
-        done = {(score.seed, score.fold) for score in runs.load(path).scores}
+        done = {(score.seed, score.fold) for score in stored.scores}
         if self.settings.keep_predictions:
-            done &= {(each.seed, each.fold) for each in runs.kept(path)}
+            path = self.record.path(self.settings.runs_root)
+            done &= {(each.seed, each.fold) for each in runs.load_predictions(path)}
         return {each for each in done if not (self.settings.resume and (self._folder(*each) / RESUME).exists())}
 
     def _trainer(self, seed: int, split: Split, reader: Reader, folder: Path) -> Trainer:

@@ -4,9 +4,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from m2d_bench.errors import UsageError
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 from m2d_bench.output import Names
 from m2d_bench.settings import Storage
 from m2d_bench.training.launch import Precision
@@ -38,32 +39,21 @@ class FinetuneSettings(Storage):
         keep_predictions: Also keep what each test clip scored, beside the record.
         resume_minutes: Minutes between files to go on from.
         log_steps: Steps between records of the log.
-
-    Raises:
-        UsageError: A value is outside what is allowed.
     """
 
-    seeds: int = 3
+    seeds: PositiveInt = 3
     first_seed: int = 42
     folds: Annotated[tuple[str, ...], Names] = ()
     best_by: BestBy = "auto"
     device: str = "auto"
     precision: Precision = "auto"
     compile: bool = False
-    jobs: int = 0
-    memory: float = 2.0
+    jobs: NonNegativeInt = 0
+    memory: NonNegativeFloat = 2.0
     out: str | Path = "finetuned"
     checkpoints: Kept = "all"
     resume: bool = False
     force: bool = False
     keep_predictions: bool = False
-    resume_minutes: float = 5.0
-    log_steps: int = 20
-
-    def __post_init__(self) -> None:
-        for name, minimum in {"seeds": 1, "jobs": 0, "memory": 0, "resume_minutes": 0, "log_steps": 1}.items():
-            if getattr(self, name) < minimum:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {minimum}.")
-        for name, choices in (("best_by", BestBy), ("checkpoints", Kept)):
-            if getattr(self, name) not in get_args(choices):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(choices))}.")
+    resume_minutes: NonNegativeFloat = 5.0
+    log_steps: PositiveInt = 20

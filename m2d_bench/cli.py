@@ -6,11 +6,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, CycloptsPanel, ValidationError
 
 from m2d_bench import __version__
 from m2d_bench.errors import M2DBenchError, UsageError
+from m2d_bench.registry import resolve
 
 VERBS = {
     "linear": ("m2d_bench.verbs:linear", "Evaluate an encoder: a linear probe, kNN or logistic regression per task."),
@@ -39,11 +41,23 @@ SPIN_COUNT = 1000
 
 def build() -> App:
     """The command line; rooms are reached by name, so that --help imports none of them."""
-    app = App(name="m2d-bench", help="Evaluate audio encoders of the Masked Modeling Duo family.", version=__version__)
+    app = App(
+        name="m2d-bench",
+        help="Evaluate audio encoders of the Masked Modeling Duo family.",
+        version=__version__,
+        error_formatter=_panel,
+    )
     app.suppress_keyboard_interrupt = False  # main says what an interruption leaves
     for name, (reference, summary) in VERBS.items():
         app.command(reference, name=name, help=summary)
     return app
+
+
+def _panel(error: CycloptsError) -> Any:
+    """The error in cyclopts's panel; of a value that pydantic refused, pydantic's reason without its report."""
+    if isinstance(error, ValidationError) and error.__cause__ is not None:
+        error.exception_message = resolve("m2d_bench.values:explain")(error.__cause__)
+    return CycloptsPanel(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

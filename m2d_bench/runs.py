@@ -1,7 +1,10 @@
-"""A run's record: one JSON file an (encoder, task, protocol, configuration), holding raw scores only. No torch here.
+"""A run's record: one JSON file per encoder, task, protocol and settings, holding raw scores only. No torch here.
 
-RUNS/ENCODER-digest/TASK/PROTOCOL-key.json      the record
-RUNS/ENCODER-digest/TASK/PROTOCOL-key/*.npz     predictions, one file a seed and fold, where they were asked for
+RUNS/DIGEST/TASK/PROTOCOL-key.json      the record
+RUNS/DIGEST/TASK/PROTOCOL-key/*.npz     predictions, one file per seed and fold, where they were asked for
+
+The path is the identity: a model that is known under several names has one record, which lists them. Up to schema 2 the
+folder was NAME-digest; such records are read, and are merged into the new path when it is next written.
 """
 
 from __future__ import annotations
@@ -11,23 +14,28 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from functools import cache, reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock
+from pydantic import ConfigDict, GetPydanticSchema, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic.config import with_config
+from typing_extensions import TypedDict
 
 from m2d_bench.errors import M2DBenchError, RunError, UsageError
 from m2d_bench.settings import file_name, replacing
+from m2d_bench.values import explain
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 SYNTHETIC = " (synthetic)"
 """Stands behind the name of a task whose clips are generated, wherever it is shown."""
 
@@ -35,6 +43,28 @@ _PACKAGES = (
     *("m2d-bench", "torch", "numpy", "scipy", "scikit-learn", "soundfile", "soxr", "nnAudio"),
     *("espeakng-loader", "pretty_midi", "lightning-fabric", "pytorch-optimizer"),
 )
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Encoder(TypedDict):
+    """What every reader needs of a record's encoder."""
+
+    name: str
+    digest: str
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Task(TypedDict):
+    """What every reader needs of a record's task."""
+
+    name: str
+    version: int
+    metric: str
+    other_metrics: list[str]
+    domain: str
+    fingerprint: str
+    synthetic: bool
+    n_folds: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +85,7 @@ class Score:
     seed: int
     fold: str
     score: float
-    n_test: int
+    n_test: NonNegativeInt
     seconds: float = 0.0
     valid_score: float | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +97,7 @@ class Run:
     """Everything needed to print, compare and repeat a result; means and intervals are computed on reading.
 
     Args:
-        encoder: name, digest, and whatever else describes it.
+        encoder: name, digest, aliases (its other names, where it has any), and whatever else describes it.
         task: name, version, metric, other_metrics, domain, synthetic, n_classes, n_clips, n_folds, fingerprint of the
             clips.
         protocol: linear, knn, logreg, finetune, …
@@ -81,8 +111,10 @@ class Run:
         schema: Version of this layout.
     """
 
-    encoder: Mapping[str, Any]
-    task: Mapping[str, Any]
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
+    encoder: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(_Encoder))]
+    task: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(_Task))]
     protocol: str
     settings: Mapping[str, Any]
     repeated: tuple[str, ...] = ()
@@ -96,7 +128,7 @@ class Run:
     @property
     def task_title(self) -> str:
         """Name of the task as it is shown, with a word where its clips are generated."""
-        return self.task["name"] + (SYNTHETIC if self.task["synthetic"] else "")
+        return f"{self.task['name']}{SYNTHETIC if self.task['synthetic'] else ''}"
 
     @property
     def key(self) -> str:
@@ -107,9 +139,23 @@ class Run:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
     def path(self, folder: Path) -> Path:
-        """Place of the record: `folder/encoder/task/protocol-key.json`."""
-        encoder = f"{file_name(self.encoder['name'])}-{self.encoder['digest'][:8]}"
-        return folder / encoder / file_name(self.task["name"]) / f"{self.protocol}-{self.key}.json"
+        """Path of the record, which is its identity: `folder/digest/task/protocol-key.json`."""
+        return (
+            folder
+            / file_name(self.encoder["digest"])
+            / file_name(self.task["name"])
+            / f"{self.protocol}-{self.key}.json"
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the encoder, the first the one it is shown under."""
+        return (self.encoder["name"], *self.encoder.get("aliases", ()))
+
+    def named(self, *names: str) -> Run:
+        """The same record with these names first, then the others it had."""
+        name, *aliases = dict.fromkeys((*names, *self.names))
+        return replace(self, encoder={**self.encoder, "name": name, **({"aliases": aliases} if aliases else {})})
 
     def done(self, n_folds: int) -> set[int]:
         """Seeds of which every fold has a score."""
@@ -179,6 +225,11 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+@cache
+def _adapter() -> TypeAdapter[Run]:
+    return TypeAdapter(Run)
+
+
 def load(path: Path) -> Run:
     """Reads a record; one of an older schema is upgraded.
 
@@ -189,36 +240,57 @@ def load(path: Path) -> Run:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["schema"] > SCHEMA:
             raise RunError(f"{path}: schema {values['schema']}, this version reads up to {SCHEMA}. Update m2d-bench.")
-        while values["schema"] < SCHEMA:
-            values = _UPGRADES[values["schema"]](values)
-        scores = tuple(Score(**score) for score in values.pop("scores"))
-        run = Run(**{**values, "repeated": tuple(values["repeated"])}, scores=scores)
-        _check(run)
-        return run
+        run = _adapter().validate_json(json.dumps(_upgraded(values)))
+        for score, metric in ((score, metric) for score in run.scores for metric in run.task["other_metrics"]):
+            if metric not in score.others:
+                raise KeyError(f"{metric} of seed {score.seed}, fold {score.fold}")
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise RunError(f"{path}: not a run record ({type(error).__name__}: {error}). Move it away to go on.") from error
+        fault = explain(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+        raise RunError(f"{path}: not a run record ({fault}). Move it away to go on.") from error
+    return run
 
 
-_NEEDED: dict[str, dict[str, type]] = {
-    "encoder": {"name": str, "digest": str},
-    "task": {"name": str, "version": int, "metric": str, "fingerprint": str, "synthetic": bool, "n_folds": int},
-}
+def _upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record in today's schema; schema 1 knew no other metrics at first, nor domain and command."""
+    if values["schema"] == 1:
+        values = {"command": "", **values, "task": {"other_metrics": [], "domain": "other", **values["task"]}}
+    return {**values, "schema": SCHEMA}
 
 
-def _check(run: Run) -> None:
-    """Raises a TypeError where something is missing that every reader relies on."""
-    for part, kinds in _NEEDED.items():
-        for name, kind in kinds.items():
-            if not isinstance(getattr(run, part).get(name), kind):
-                raise TypeError(f"{part}.{name} is {getattr(run, part).get(name)!r}")
-    for score in run.scores:
-        numbers = [score.score, *(score.others[name] for name in run.task["other_metrics"])]
-        if not isinstance(score.seed, int) or not all(isinstance(number, int | float) for number in numbers):
-            raise TypeError(f"the score of seed {score.seed!r}, fold {score.fold!r} is {score.score!r}")
+def paths(path: Path) -> list[Path]:
+    """Where an identity's record may lie: its path, then the folders of before schema 3, under the encoder's names.
+
+    The name of a record's file holds its identity, so that it is the same in every folder.
+    """
+    others = path.parent.parent.parent.glob(f"*/{path.parent.name}/{path.name}")
+    return [path, *(other for other in sorted(others) if other != path)]
+
+
+def find(run: Run, folder: Path) -> Run | None:
+    """The stored record of a run's identity, or None.
+
+    Args:
+        run: A run, whose scores do not matter.
+        folder: Root of the records.
+
+    Raises:
+        RunError: A file in the record's path is none.
+    """
+    stored = [load(path) for path in paths(run.path(folder)) if path.exists()]
+    return _union(stored) if stored else None
+
+
+def load_as(run: Run, folder: Path) -> Run:
+    """The stored record of a run's identity, under the run's name; a new name is added to the record."""
+    stored, name = find(run, folder), run.encoder["name"]
+    assert stored is not None
+    if name not in stored.names:
+        add(replace(stored, encoder=run.encoder, scores=()), folder)
+    return stored.named(name)
 
 
 def read(folder: Path) -> tuple[dict[Path, Run], list[str]]:
-    """Every record under a folder, or the one of a file; of copies of a record the first.
+    """Every record under a folder, or the one of a file; those of one identity as one.
 
     Returns:
         The records by path, and a message for each file that is none; it is left alone.
@@ -230,8 +302,7 @@ def read(folder: Path) -> tuple[dict[Path, Run], list[str]]:
         raise UsageError(
             f"{folder}: no such folder of run records. m2d-bench linear writes runs/; name it with --runs."
         )
-    found: dict[Path, Run] = {}
-    places: dict[str, Path] = {}
+    copies: dict[str, dict[Path, Run]] = {}
     failures = []
     for path in [folder] if folder.is_file() else sorted(folder.rglob("*.json")):
         try:
@@ -239,19 +310,23 @@ def read(folder: Path) -> tuple[dict[Path, Run], list[str]]:
         except RunError as error:
             failures.append(str(error))
             continue
-        first = places.setdefault(run.key, path)
-        if first is path:
-            found[path] = run
-        else:
-            logger.warning("%s: the same record as %s; left out.", path, first)
-    return found, failures
+        same = copies.setdefault(run.key, {})
+        if same:
+            logger.warning("%s: the same record as %s; their scores are merged.", path, next(iter(same)))
+        same[path] = run
+    records = {}
+    for same in copies.values():
+        order = sorted(same, key=lambda path: path != same[path].path(path.parent.parent.parent))  # its own path first
+        records[order[0]] = _union([same[path] for path in order])
+    return records, failures
 
 
 def add(run: Run, folder: Path, *, replacing_scores: bool = True) -> Run:
     """Adds a run's scores to its record and returns the record as it now stands.
 
     Scores that another process wrote meanwhile are kept. The file is written beside, flushed and renamed, so that it is
-    whole at any moment. Other environments than the first's are kept beside it, under `also`.
+    whole at any moment; what older schemas' folders hold of this identity is removed only then. Other environments than
+    the first's are kept beside it, under `also`.
 
     Args:
         run: The run with the new scores.
@@ -261,27 +336,58 @@ def add(run: Run, folder: Path, *, replacing_scores: bool = True) -> Run:
     path = run.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        earlier = load(path) if path.exists() else None
-        before = {(s.seed, s.fold): s for s in (earlier.scores if earlier else ())}
-        new = {(s.seed, s.fold): s for s in run.scores}
-        merged = before | new if replacing_scores else new | before
-        environment = _environments(earlier.environment, run.environment) if earlier else run.environment
-        created = earlier.created if earlier else run.created or _now()
-        seconds = {**run.seconds, **(earlier.seconds if earlier else {})}
-        scores = tuple(merged[place] for place in sorted(merged))
-        run = replace(run, scores=scores, created=created, seconds=seconds, environment=environment)
+        stored = {place: load(place) for place in paths(path) if place.exists()}
+        earlier = _union(list(stored.values())) if stored else replace(run, scores=(), created=run.created or _now())
+        record = _merged(run, earlier, replacing_scores)
+        for place, old in stored.items():
+            copy_predictions(place, path, [score for score in old.scores if score in earlier.scores])
         with replacing(path) as file:
-            file.write(json.dumps(asdict(run), indent=1).encode())
-        for seed, fold in before.keys() & new.keys() if replacing_scores else ():
+            file.write(json.dumps(asdict(record), indent=1).encode())
+        for seed, fold in _by_fold(earlier).keys() & _by_fold(run).keys() if replacing_scores else ():
             (path.with_suffix("") / predictions_name(seed, fold)).unlink(missing_ok=True)
-    return run
+        for place in stored.keys() - {path}:
+            _remove(place)
+    return record
+
+
+def _by_fold(run: Run) -> dict[tuple[int, str], Score]:
+    return {(score.seed, score.fold): score for score in run.scores}
+
+
+def _union(records: Sequence[Run]) -> Run:
+    """Records of one identity as one; of scores of the same seed and fold the first record's stay."""
+    union = reduce(lambda earlier, later: _merged(later, earlier, replacing_scores=False), records)
+    return replace(union, task=records[0].task, command=records[0].command)
+
+
+def _merged(run: Run, earlier: Run, replacing_scores: bool) -> Run:
+    """A record with what a run adds: the latest command, the earliest name and environment."""
+    before, new = _by_fold(earlier), _by_fold(run)
+    scores = before | new if replacing_scores else new | before
+    return replace(
+        run,
+        scores=tuple(scores[key] for key in sorted(scores)),
+        created=earlier.created,
+        seconds={**run.seconds, **earlier.seconds},
+        environment=_environments(earlier.environment, run.environment),
+    ).named(*earlier.names)
+
+
+def _remove(path: Path) -> None:
+    """Removes a record with its predictions and lock, and the folders that are empty then."""
+    folder = path.with_suffix("")
+    for file in (path, path.with_suffix(".lock"), *folder.glob("*.npz")):
+        file.unlink(missing_ok=True)
+    for empty in (folder, path.parent, path.parent.parent):
+        if empty.is_dir() and not any(empty.iterdir()):
+            empty.rmdir()
 
 
 def _environments(first: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
     """The first one, and under `also` every other there was."""
-    also = [*first.get("also", ()), *other.get("also", ()), {k: v for k, v in other.items() if k != "also"}]
-    own = {name: value for name, value in first.items() if name != "also"}
-    distinct = [each for place, each in enumerate(also) if each not in [own, *also[:place]]]
+    own, others = ({key: value for key, value in each.items() if key != "also"} for each in (first, other))
+    also = [each for each in (*first.get("also", ()), *other.get("also", ()), others) if each not in ({}, own)]
+    distinct = [each for index, each in enumerate(also) if each not in also[:index]]
     return {**own, "also": distinct} if distinct else own
 
 
@@ -290,15 +396,15 @@ def predictions_name(seed: int, fold: str) -> str:
     return file_name(f"{seed}-{fold}.npz")
 
 
-def keep(run: Run, folder: Path, predictions: Predictions) -> None:
+def save_predictions(run: Run, folder: Path, predictions: Predictions) -> None:
     """Writes predictions beside the record of a run; those of the same seed and fold are replaced."""
     path = run.path(folder).with_suffix("") / predictions_name(predictions.seed, predictions.fold)
     with replacing(path) as file:
         np.savez_compressed(file, **{each.name: getattr(predictions, each.name) for each in fields(Predictions)})
 
 
-def kept(path: Path) -> list[Predictions]:
-    """The predictions kept beside a record, by seed and fold.
+def load_predictions(path: Path) -> list[Predictions]:
+    """The predictions beside a record, by seed and fold; also those in older schemas' folders of the same identity.
 
     Args:
         path: The record.
@@ -306,25 +412,30 @@ def kept(path: Path) -> list[Predictions]:
     Raises:
         RunError: One of the files cannot be read.
     """
-    found = []
-    for file in path.with_suffix("").glob("*.npz"):
-        try:
-            with np.load(file) as arrays:
-                values = {name: arrays[name] for name in arrays.files}
-            found.append(Predictions(**{**values, "seed": int(values["seed"]), "fold": str(values["fold"])}))
-        except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
-            raise RunError(f"{file}: no predictions ({error}). Remove it, and run again with --force.") from error
-    return sorted(found, key=lambda each: (each.seed, each.fold))
+    files: dict[str, Path] = {}
+    for place in paths(path):
+        files = {file.name: file for file in place.with_suffix("").glob("*.npz")} | files
+    return sorted(map(_read_predictions, files.values()), key=lambda each: (each.seed, each.fold))
+
+
+def copy_predictions(source: Path, target: Path, scores: Iterable[Score]) -> None:
+    """Copies the predictions behind scores from beside one record to beside another, where they are missing."""
+    for score in scores:
+        name = predictions_name(score.seed, score.fold)
+        file, copy = source.with_suffix("") / name, target.with_suffix("") / name
+        if file.exists() and not copy.exists():
+            with replacing(copy) as opened:
+                opened.write(file.read_bytes())
+
+
+def _read_predictions(file: Path) -> Predictions:
+    try:
+        with np.load(file) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+        return Predictions(**{**values, "seed": int(values["seed"]), "fold": str(values["fold"])})
+    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+        raise RunError(f"{file}: no predictions ({error}). Remove it, and run again with --force.") from error
 
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _from_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 knew no other metrics at first, nor the command."""
-    task = {"other_metrics": (), "domain": "other", **values["task"]}
-    return {**values, "task": task, "command": "", "schema": 2}
-
-
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import platformdirs
+from pydantic import NonNegativeInt, PositiveInt
 
 from m2d_bench.errors import UsageError
+from m2d_bench.values import Checked
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Storage:
+class Storage(Checked):
     """Folders that are read and written.
 
     Args:
@@ -54,29 +56,20 @@ class Storage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute:
+class Compute(Checked):
     """What the encoder runs on.
 
     Args:
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
         precision: fp32, bf16, or auto: bf16 where the processor multiplies it natively, else fp32.
-        batch_size: Clips a forward pass; less of it, less memory.
+        batch_size: Clips per forward pass; lower it to save memory.
         jobs: Threads that decode audio; 0 means one a core.
     """
 
     device: str = "auto"
     precision: Precision = "auto"
-    batch_size: int = 32
-    jobs: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.jobs < 0:
-            raise UsageError(
-                "batch_size must be at least 1 and jobs at least 0, got "
-                f"batch_size={self.batch_size}, jobs={self.jobs}."
-            )
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise UsageError(f"precision is auto, fp32 or bf16, got {self.precision!r}.")
+    batch_size: PositiveInt = 32
+    jobs: NonNegativeInt = 0
 
     def torch_device(self) -> "torch.device":
         """The device in force; an unknown or missing one is a UsageError."""

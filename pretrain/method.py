@@ -182,9 +182,10 @@ def build(name: str, vit: ViTConfig, arguments: Mapping[str, Any]) -> MaskedMode
     return found
 
 
-def arguments_of(name: str) -> dict[str, Any]:
-    """A method's arguments and their defaults."""
-    return {field.name: field.default for field in fields(_module(name).Arguments)}
+def arguments_of(name: str) -> type[Any]:
+    """The class of a method's arguments."""
+    arguments: type[Any] = _module(name).Arguments
+    return arguments
 
 
 def _module(name: str) -> Any:

@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveFloat
 
 from m2d_bench import audio
-from m2d_bench.encoders.frontend import SAMPLE_RATES, LogMel
-from m2d_bench.errors import AudioError, UsageError
+from m2d_bench.encoders.frontend import LogMel
+from m2d_bench.errors import AudioError
 from m2d_bench.evaluation.embeddings import map_ahead
 from m2d_bench.progress import bar
 from m2d_bench.settings import replacing
+from m2d_bench.values import Checked
 
 from . import shards
 from .listing import Files
@@ -35,7 +38,7 @@ _Result = tuple[int, np.ndarray | str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
+class PrepareSettings(Checked):
     """How sound files become shards.
 
     Args:
@@ -45,19 +48,10 @@ class PrepareSettings:
         max_seconds: Longer files are cut to it; by default they are kept whole.
     """
 
-    sample_rate: int = 16000
-    jobs: int = 0
-    shard_mb: float = 256
-    max_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.sample_rate not in SAMPLE_RATES:
-            raise UsageError(f"sample_rate is one of {SAMPLE_RATES}, got {self.sample_rate}.")
-        if self.jobs < 0 or self.shard_mb <= 0 or (self.max_seconds is not None and self.max_seconds <= 0):
-            raise UsageError(
-                "jobs must be at least 0, shard_mb and max_seconds more than 0, got "
-                f"jobs={self.jobs}, shard_mb={self.shard_mb}, max_seconds={self.max_seconds}."
-            )
+    sample_rate: Literal[16000, 32000] = 16000
+    jobs: NonNegativeInt = 0
+    shard_mb: PositiveFloat = 256
+    max_seconds: PositiveFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from m2d_bench.encoders.vit import SIZES, ViTConfig
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import method
 from m2d_bench.pretrain.method import MaskedModel
-from m2d_bench.registry import unknown
+from m2d_bench.registry import check_names, unknown
 from m2d_bench.training import recipes
+from m2d_bench.values import Checked, Share
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -28,7 +31,7 @@ Source: M2D-X (2024), sections IV-B, IV-D and IV-E.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """A pre-training, without where it runs.
 
     Args:
@@ -58,32 +61,25 @@ class Recipe:
 
     method: str = "m2d"
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    size: str = "base"
-    patch_size: tuple[int, int] = (16, 16)
-    input_size: tuple[int, int] = (80, 608)
-    channels: int = 1
-    sample_rate: int = 16000
-    epochs: int = 300
-    warmup_epochs: int = 20
-    effective_batch: int = 2048
-    epoch_clips: int | None = None
-    base_rate: float = 3e-4
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip_norm: float = 3.0
+    size: Literal["tiny", "small", "base", "large"] = "base"
+    patch_size: tuple[PositiveInt, PositiveInt] = (16, 16)
+    input_size: tuple[PositiveInt, PositiveInt] = (80, 608)
+    channels: PositiveInt = 1
+    sample_rate: PositiveInt = 16000
+    epochs: PositiveInt = 300
+    warmup_epochs: NonNegativeInt = 20
+    effective_batch: PositiveInt = 2048
+    epoch_clips: PositiveInt | None = None
+    base_rate: PositiveFloat = 3e-4
+    weight_decay: NonNegativeFloat = 0.05
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    clip_norm: PositiveFloat = 3.0
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise unknown("size", self.size, SIZES, f"these: {', '.join(SIZES)}")
-        for name in ("epochs", "effective_batch", "base_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        super().__post_init__()
+        if self.warmup_epochs > self.epochs:
             raise UsageError(f"warmup_epochs is {self.warmup_epochs}; it must be from 0 to epochs={self.epochs}.")
 
     @property
@@ -127,7 +123,7 @@ def load(name: str | Path, preset: str | None = None, changes: Mapping[str, Any]
     """
     values = recipes.read(name, FOLDER)
     if preset is not None and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS, f"these: {', '.join(PRESETS)}")
+        raise unknown("preset", preset, PRESETS)
     return resolve({**values, **PRESETS.get(preset or "", {}), **(changes or {})})
 
 
@@ -137,9 +133,10 @@ def resolve(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: Unknown names, or values of another type than the default's.
     """
-    defaults = Recipe()
-    own = {each.name: getattr(defaults, each.name) for each in fields(Recipe) if each.name != "arguments"}
     arguments = method.arguments_of(str(values.get("method", Recipe.method)))
-    found = recipes.check(values, {**own, **arguments})
-    chosen = {name: found.pop(name) for name in arguments if name in found}
-    return Recipe(**found, arguments=chosen)
+    own = {field.name for field in fields(Recipe)} - {"arguments"}
+    check_names("value of a recipe", values, [*own, *(field.name for field in fields(arguments))])
+    given = {name: value for name, value in values.items() if name not in own}
+    checked = vars(arguments(**given))
+    chosen = {name: checked[name] for name in given}
+    return Recipe(**{name: values[name] for name in own & values.keys()}, arguments=chosen)

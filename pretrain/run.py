@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from m2d_bench import runs, tasks
 from m2d_bench.errors import UsageError
@@ -29,6 +30,7 @@ from m2d_bench.tasks import dataset
 from m2d_bench.training.launch import Precision, launch
 from m2d_bench.training.log import Log, Rate
 from m2d_bench.training.loop import RESUME, read_resume
+from m2d_bench.values import Checked
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(Checked):
     """Where a pre-training runs. Only `held_out` and `init` change its result, the others no more than rounding does.
 
     Args:
@@ -63,16 +65,16 @@ class RunSettings:
 
     device: str = "auto"
     precision: Precision = "auto"
-    batch_size: int = 0
-    workers: int = -1
+    batch_size: NonNegativeInt = 0
+    workers: Annotated[int, Field(ge=-1)] = -1
     compile: bool = False
     checkpoint_activations: bool = False
-    limit_steps: int | None = None
-    save_epochs: int = 50
-    resume_steps: int = 500
-    log_steps: int = 20
-    watch_epochs: int = 10
-    held_out: int = 256
+    limit_steps: PositiveInt | None = None
+    save_epochs: NonNegativeInt = 50
+    resume_steps: PositiveInt = 500
+    log_steps: PositiveInt = 20
+    watch_epochs: NonNegativeInt = 10
+    held_out: NonNegativeInt = 256
     tasks: Annotated[tuple[str, ...], Names] = ()
     resume: bool = False
     init: Path | None = None
@@ -80,11 +82,7 @@ class RunSettings:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 0, "workers": -1, "save_epochs": 0, "watch_epochs": 0, "held_out": 0}
-        for name, minimum in {**least, "resume_steps": 1, "log_steps": 1, "limit_steps": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UsageError(f"{name} is {value}; it must be at least {minimum}.")
+        super().__post_init__()
         if self.tag is not None and file_name(self.tag) != self.tag:
             raise UsageError(f"tag is {self.tag!r}; it takes letters, digits and _.=-, as part of a folder's name.")
 

@@ -41,7 +41,7 @@ def clip_interval(
 
     Args:
         run: The record.
-        kept: Its predictions (`runs.kept`).
+        kept: Its predictions (`runs.load_predictions`).
         draws: How often the clips are drawn.
         progress: Called with the number of draws done since it was called last.
 

@@ -88,32 +88,23 @@ def merge(sources: Sequence[Path], target: Path) -> tuple[int, list[str]]:
             if place.resolve() == path.resolve():
                 continue
             try:
-                before = len(runs.load(place).scores) if place.exists() else 0
+                before = runs.find(run, target)
                 after = {(s.seed, s.fold): s for s in runs.add(run, target, replacing_scores=False).scores}
             except RunError as error:
                 failures.append(str(error))
                 continue
-            added += len(after) - before
+            added += len(after) - (len(before.scores) if before else 0)
             same = [s for s in run.scores if (s.score, s.others) == _result(after[s.seed, s.fold])]
             if differing := [f"{s.seed}/{s.fold}" for s in run.scores if s not in same]:
                 seeds = ", ".join(differing)
                 failures.append(f"{path}: other scores than {place} for seed/fold {seeds}; those of {target} stay.")
-            _copy_predictions(path, place, same)
+            for each in runs.paths(path):
+                runs.copy_predictions(each, place, same)
     return added, failures
 
 
 def _result(score: Score) -> tuple[float, Mapping[str, float]]:
     return score.score, score.others
-
-
-def _copy_predictions(path: Path, place: Path, scores: Sequence[Score]) -> None:
-    """Those of these scores that have none there yet."""
-    for score in scores:
-        name = runs.predictions_name(score.seed, score.fold)
-        file, copy = path.with_suffix("") / name, place.with_suffix("") / name
-        if file.exists() and not copy.exists():
-            with replacing(copy) as opened:
-                opened.write(file.read_bytes())
 
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")

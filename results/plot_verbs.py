@@ -90,7 +90,7 @@ def learning(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> 
     """
     check_output(output)
     found, failures = read(folders, shown)
-    save(curves.learning([(run, runs.kept(path)) for path, run in found.items()]), output)
+    save(curves.learning([(run, runs.load_predictions(path)) for path, run in found.items()]), output)
     return Output(str(output), tuple(failures))
 
 
@@ -121,7 +121,7 @@ def confusion(
         listed = "\n".join(f"  {path}: {label} on {run.task['name']}" for (path, run), label in named)
         raise UsageError(f"A confusion matrix is of one record; {len(found)} fit. Name one of these files:\n{listed}")
     ((path, run),) = found.items()
-    save(clip_plots.confusion(run, runs.kept(path)), output)
+    save(clip_plots.confusion(run, runs.load_predictions(path)), output)
     return Output(str(output), tuple(failures))
 
 

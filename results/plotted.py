@@ -75,7 +75,7 @@ def read(places: Sequence[Path], wanted: Filter = ALL) -> tuple[dict[Path, Run],
     if not found:
         names = ", ".join(map(str, places))
         raise UsageError("\n".join([f"{names}: no run records to plot. m2d-bench linear writes them.", *failures]))
-    kept = chosen("model", wanted.models, wanted.runs(list(found.values())), lambda run: [run.encoder["name"]])
+    kept = chosen("model", wanted.models, wanted.runs(list(found.values())), lambda run: list(run.names))
     wanted_ones = set(map(id, kept))
     return {path: run for path, run in found.items() if id(run) in wanted_ones}, failures
 

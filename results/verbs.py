@@ -137,7 +137,7 @@ def bootstrap(*, runs_folder: RunsFolder = DEFAULT, shown: Annotated[Filter, Fla
     for (path, run), label in zip(found.items(), labels(list(found.values())), strict=True):
         try:
             with bar(f"Drawing clips of {run.task['name']}", draws, "draws") as advance:
-                interval = clip_interval(run, runs.kept(path), draws, advance)
+                interval = clip_interval(run, runs.load_predictions(path), draws, advance)
         except M2DBenchError as error:
             failures.append(str(error))
             continue

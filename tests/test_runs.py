@@ -1,8 +1,9 @@
 """Records keep every raw score, whoever writes and whatever dies."""
 
 import json
+import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from m2d_bench import runs
 from m2d_bench.errors import RunError, UsageError
 from m2d_bench.runs import Predictions, Run, Score
+from m2d_bench.settings import file_name, replacing
 
 RUN = Run(
     encoder={"name": "random:m2d_vit_tiny-80x208p16x16", "digest": "0123456789abcdef"},
@@ -44,7 +46,7 @@ def add(arguments):
 def test_what_is_written_is_what_is_read(tmp_path):
     written = runs.add(scored(42, "1", "2"), tmp_path)
     assert runs.load(RUN.path(tmp_path)) == written
-    assert written.schema == 2
+    assert written.schema == 3
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -101,7 +103,7 @@ def test_records_of_schema_1_are_upgraded_and_keep_their_identity(tmp_path):
     del values["command"], values["task"]["other_metrics"], values["task"]["domain"]
     path.write_text(json.dumps({**values, "schema": 1}))
     earlier = runs.load(path)
-    assert earlier.schema == 2
+    assert earlier.schema == 3
     assert earlier.command == ""
     assert earlier.task["domain"] == "other"
     assert earlier.key == now.key
@@ -132,22 +134,21 @@ def test_predictions_are_kept_beside_the_record(tmp_path):
             valid_scores=np.array([0.1, 0.2]),
             classes=np.array(["a", "b", "c"]),
         )
-        runs.keep(RUN, tmp_path, predictions)
-    found = runs.kept(RUN.path(tmp_path))
+        runs.save_predictions(RUN, tmp_path, predictions)
+    found = runs.load_predictions(RUN.path(tmp_path))
     assert [(each.seed, each.fold) for each in found] == [(42, "2"), (43, "1")]
     assert np.array_equal(found[0].scores, scores)
     assert found[0].classes.tolist() == ["a", "b", "c"]
-    assert runs.kept(RUN.path(tmp_path / "nowhere")) == []
+    assert runs.load_predictions(RUN.path(tmp_path / "nowhere")) == []
 
 
 def test_replaced_scores_lose_their_predictions_and_environments_are_all_kept(tmp_path):
     first = replace(scored(42, "1", "2"), environment={"device": "cpu"})
     runs.add(first, tmp_path)
-    arrays = {"labels": np.zeros(1), "scores": np.zeros((1, 2)), "valid_scores": np.zeros(1), "clips": np.zeros(1)}
     for fold in "12":
-        runs.keep(RUN, tmp_path, Predictions(seed=42, fold=fold, classes=np.array(["a", "b"]), **arrays))
+        runs.save_predictions(RUN, tmp_path, predictions(42, fold))
     found = runs.add(replace(scored(42, "1", score=0.7), environment={"device": "cuda"}), tmp_path)
-    assert [each.fold for each in runs.kept(RUN.path(tmp_path))] == ["2"]
+    assert [each.fold for each in runs.load_predictions(RUN.path(tmp_path))] == ["2"]
     assert found.environment == {"device": "cpu", "also": [{"device": "cuda"}]}
     again = runs.add(replace(scored(43, "1"), environment={"device": "cuda"}), tmp_path)
     assert again.environment == found.environment
@@ -158,12 +159,106 @@ def test_copies_of_a_record_count_once(tmp_path, caplog):
     runs.add(scored(42, "1", "2"), tmp_path)
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "copy.json").write_bytes(RUN.path(tmp_path).read_bytes())
-    assert len(runs.read(tmp_path)[0]) == 1
+    runs.add(scored(42, "1", "2", score=0.9), tmp_path)
+    (record,) = runs.read(tmp_path)[0].values()
+    assert [score.score for score in record.scores] == [0.9, 0.9]  # of what lies in its own path
     assert "the same record as" in caplog.text
 
 
+def renamed(run, name):
+    return replace(run, encoder={**run.encoder, "name": name})
+
+
+def old_path(run, folder):
+    """Where schemas 1 and 2 kept a record."""
+    encoder = file_name(f"{run.encoder['name']}-{run.encoder['digest'][:8]}")
+    return folder / encoder / run.task["name"] / run.path(folder).name
+
+
+def in_old_folder(run, folder, schema=2, predicted=()):
+    """Writes a record as it was before schema 3, with its predictions."""
+    path = old_path(run, folder)
+    values = json.loads(json.dumps(asdict(run)))
+    with replacing(path) as file:
+        file.write(json.dumps({**values, "schema": schema}).encode())
+    for seed in predicted:
+        runs.save_predictions(run, folder / "elsewhere", predictions(seed, "1"))
+        new = run.path(folder / "elsewhere").with_suffix("") / f"{seed}-1.npz"
+        (path.with_suffix("")).mkdir(exist_ok=True)
+        new.rename(path.with_suffix("") / new.name)
+    shutil.rmtree(folder / "elsewhere", ignore_errors=True)
+    return path
+
+
+def predictions(seed, fold):
+    arrays = {"labels": np.zeros(1), "scores": np.zeros((1, 2)), "valid_scores": np.zeros(1), "clips": np.zeros(1)}
+    return Predictions(seed=seed, fold=fold, classes=np.array(["a", "b"]), **arrays)
+
+
+def test_a_models_names_share_one_record(tmp_path):
+    runs.add(renamed(scored(42, "1", "2"), "m2d_tiny"), tmp_path)
+    other = renamed(scored(43, "1", "2"), "random:m2d_tiny")
+    runs.add(other, tmp_path)
+    assert other.path(tmp_path) == tmp_path / "0123456789abcdef" / "esc10" / f"linear-{RUN.key}.json"
+    (record,) = runs.read(tmp_path)[0].values()
+    assert record.done(2) == {42, 43}
+    assert record.names == ("m2d_tiny", "random:m2d_tiny")
+    assert runs.load_as(other, tmp_path).encoder["name"] == "random:m2d_tiny"
+    runs.load_as(renamed(RUN, "weights.pth"), tmp_path)
+    assert runs.load(RUN.path(tmp_path)).names == ("m2d_tiny", "random:m2d_tiny", "weights.pth")
+
+
+def test_old_folders_of_one_identity_are_read_as_one_and_merged_when_it_is_written(tmp_path):
+    first, second = renamed(scored(42, "1", "2"), "m2d_tiny"), renamed(scored(43, "1", "2"), "random:m2d_tiny")
+    old = [in_old_folder(first, tmp_path, schema=1, predicted=[42]), in_old_folder(second, tmp_path, predicted=[43])]
+    (path, record), *others = runs.read(tmp_path)[0].items()
+    assert not others
+    assert record.done(2) == {42, 43}
+    assert [each.seed for each in runs.load_predictions(path)] == [42, 43]
+    assert [each.seed for each in runs.load_predictions(RUN.path(tmp_path))] == [42, 43]
+    assert all(path.exists() for path in old)  # reading writes nothing
+
+    runs.add(renamed(scored(44, "1", "2"), "m2d_tiny"), tmp_path)
+    assert runs.load(RUN.path(tmp_path)).done(2) == {42, 43, 44}
+    assert [each.seed for each in runs.load_predictions(RUN.path(tmp_path))] == [42, 43]
+    assert not any(path.parent.parent.exists() for path in old)
+
+
+def test_a_merge_that_is_killed_loses_nothing(tmp_path, monkeypatch):
+    old = in_old_folder(scored(42, "1", "2"), tmp_path, predicted=[42])
+    new = RUN.path(tmp_path)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runs.add(scored(43, "1", "2"), tmp_path)
+    for _ in range(2):
+        assert [run.done(2) for run in runs.read(tmp_path)[0].values()] == [{42, 43}]
+        assert [each.seed for each in runs.load_predictions(new)] == [42]
+        runs.add(scored(43, "1", "2"), tmp_path)
+    assert not old.exists()
+
+
+def test_predictions_of_scores_that_lost_are_not_merged(tmp_path):
+    runs.add(scored(42, "1", score=0.5), tmp_path)
+    in_old_folder(scored(42, "1", score=0.6), tmp_path, predicted=[42])
+    record = runs.add(scored(43, "1"), tmp_path)
+    assert [score.score for score in record.scores] == [0.5, 0.5]
+    assert runs.load_predictions(RUN.path(tmp_path)) == []
+
+
 @pytest.mark.parametrize(
-    ("part", "name", "value"), [("task", "n_folds", None), ("encoder", "name", None), ("task", "synthetic", "no")]
+    ("part", "name", "value"),
+    [
+        ("task", "n_folds", None),
+        ("task", "n_folds", True),
+        ("task", "n_folds", 5.0),
+        ("encoder", "name", None),
+        ("task", "synthetic", "no"),
+    ],
 )
 def test_what_every_reader_relies_on_is_checked(part, name, value, tmp_path):
     runs.add(scored(42, "1", "2"), tmp_path)
@@ -178,6 +273,12 @@ def test_what_every_reader_relies_on_is_checked(part, name, value, tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(RunError, match="'high'"):
         runs.load(path)
+    values["scores"][0]["score"] = float("nan")  # a score may be no number
+    path.write_text(json.dumps({**values, "command": "", "colour": 1}))
+    with pytest.raises(RunError, match="colour"):
+        runs.load(path)
+    path.write_text(json.dumps(values))
+    assert np.isnan(runs.load(path).scores[0].score)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"nothing"])
@@ -186,4 +287,4 @@ def test_broken_predictions_are_named(content, tmp_path):
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
     with pytest.raises(RunError, match=r"42-1\.npz: no predictions"):
-        runs.kept(RUN.path(tmp_path))
+        runs.load_predictions(RUN.path(tmp_path))

@@ -8,22 +8,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 
 from m2d_bench import runs, tasks
 from m2d_bench.encoders import zoo
 from m2d_bench.encoders.protocol import AudioEncoder, facts_of
-from m2d_bench.errors import M2DBenchError, UsageError
+from m2d_bench.errors import M2DBenchError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation.embeddings import Embeddings
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import ProbeResult, ProbeSettings, Problem
 from m2d_bench.progress import bar
 from m2d_bench.randomness import generator_of
-from m2d_bench.registry import unknown
+from m2d_bench.registry import check_names
 from m2d_bench.runs import Predictions, Run, Score, TasksFailed
 from m2d_bench.settings import Compute, Storage, command_line, make_folder
 from m2d_bench.tasks import dataset as datasets
@@ -44,24 +45,13 @@ class LinearSettings(ProbeSettings, Compute, Storage):
         force: Compute finished seeds anew.
         train_fraction: Share of the training clips to train on, drawn anew for each seed and fold.
         keep_predictions: Also keep what each test clip scored, and the validation scores, beside the record.
-
-    Raises:
-        UsageError: A value is outside what is allowed.
     """
 
-    seeds: int = 6
+    seeds: PositiveInt = 6
     first_seed: int = 42
     force: bool = False
-    train_fraction: float = 1.0
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     keep_predictions: bool = False
-
-    def __post_init__(self) -> None:
-        ProbeSettings.__post_init__(self)
-        Compute.__post_init__(self)
-        if self.seeds < 1:
-            raise UsageError(f"seeds must be at least 1, got {self.seeds}.")
-        if not 0 < self.train_fraction <= 1:
-            raise UsageError(f"train_fraction is {self.train_fraction}; it must be above 0 and at most 1.")
 
 
 def linear(
@@ -88,10 +78,7 @@ def linear(
 
     Source: M2D-X (2024), section IV-B; BYOL-A (arXiv 2103.06695).
     """
-    names = [field.name for field in fields(LinearSettings)]
-    for name in changes:
-        if name not in names:
-            raise unknown("setting", name, names, "m2d-bench linear --help")
+    check_names("setting", changes, [field.name for field in fields(LinearSettings)], "m2d-bench linear --help")
     settings = replace(settings, **changes)
     chosen = tasks.get_all(task_names)
     make_folder(settings.runs_root)
@@ -115,15 +102,16 @@ def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings, comma
     """One task: its record with the scores of all seeds asked for."""
     dataset = datasets.load(task, settings, encoder.sample_rate)
     run = replace(_blank_run(encoder, dataset, settings), command=command)
-    path = run.path(settings.runs_root)
     n_folds = run.task["n_folds"]
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     if not run.repeated and len(seeds) > 1:
         logger.warning("%s: %s on an official split repeats nothing; one seed is run.", task.name, settings.probe)
         seeds = seeds[:1]
-    finished = runs.load(path).done(n_folds) if path.exists() else set()
+    stored = runs.find(run, settings.runs_root)
+    finished = stored.done(n_folds) if stored else set()
     if settings.keep_predictions:
-        counts = Counter(predictions.seed for predictions in runs.kept(path))
+        predictions = runs.load_predictions(run.path(settings.runs_root))
+        counts = Counter(each.seed for each in predictions)
         finished = {seed for seed in finished if counts[seed] >= n_folds}
     missing = [seed for seed in seeds if settings.force or seed not in finished]
     if missing:
@@ -145,7 +133,7 @@ def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings, comma
                 on_result=record,
                 progress=advance,
             )
-    return runs.load(path).limited_to(seeds)
+    return runs.load_as(run, settings.runs_root).limited_to(seeds)
 
 
 def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[[ProbeResult], None]:
@@ -164,7 +152,7 @@ def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[
         runs.add(replace(run, scores=tuple(_score(each, seconds) for each in results)), settings.runs_root)
         if settings.keep_predictions:
             for each in results:
-                runs.keep(run, settings.runs_root, _predictions(each, dataset))
+                runs.save_predictions(run, settings.runs_root, _predictions(each, dataset))
 
     return record
 

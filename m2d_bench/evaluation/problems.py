@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
-from m2d_bench.errors import UsageError
 from m2d_bench.randomness import generator_of
+from m2d_bench.values import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
+class ProbeSettings(Checked):
     """How a probe is trained; the defaults are the papers' linear evaluation.
 
     Args:
@@ -24,30 +25,15 @@ class ProbeSettings:
         epochs: Most epochs trained.
         patience: Epochs below the best validation score after which training stops; a tie counts as better.
 
-    Raises:
-        UsageError: A value is outside what is allowed.
-
     Source: M2D-X (2024), section IV-B.
     """
 
     probe: Literal["linear", "knn", "logreg"] = "linear"
-    learning_rate: float = 3e-5
-    weight_decay: float = 1e-8
-    probe_batch_size: int = 200
-    epochs: int = 200
-    patience: int = 20
-
-    def __post_init__(self) -> None:
-        if self.probe not in ("linear", "knn", "logreg"):
-            raise UsageError(f"Unknown probe {self.probe!r}. Allowed: linear, knn, logreg.")
-        for name in ("probe_batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise UsageError(
-                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; "
-                "the first must be above 0, the second not below."
-            )
+    learning_rate: PositiveFloat = 3e-5
+    weight_decay: NonNegativeFloat = 1e-8
+    probe_batch_size: PositiveInt = 200
+    epochs: PositiveInt = 200
+    patience: PositiveInt = 20
 
 
 @dataclass(frozen=True, eq=False)

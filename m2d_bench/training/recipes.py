@@ -1,8 +1,9 @@
-"""Recipes: YAML files of plain values, found by name, each value overridable and checked by the type of its default."""
+"""Recipes: YAML files of plain values, found by name, each value overridable."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,14 @@ import yaml
 
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import unknown
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 3e-4 as a number, as YAML 1.2 does; PyYAML, of YAML 1.1, takes it for text."""
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def names(folder: Path) -> list[str]:
@@ -32,7 +41,7 @@ def read(name: str | Path, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise unknown("recipe", str(name), known, f"these: {', '.join(known)}; or name a YAML file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -46,53 +55,13 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: Without an equals sign.
     """
-    found = {}
+    values = {}
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text}: it takes NAME=VALUE, such as epochs=100.")
         try:
-            found[name.strip().replace("-", "_")] = yaml.safe_load(value)
+            values[name.strip().replace("-", "_")] = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {text}: {value!r} is no value YAML knows.") from error
-    return found
-
-
-def check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The values in the types of their defaults.
-
-    Raises:
-        UsageError: Unknown names, or values of another type than the default's.
-    """
-    for name in values:
-        if name not in defaults:
-            raise unknown("value of a recipe", name, defaults, f"these: {', '.join(defaults)}")
-    return {name: _typed(name, value, defaults[name]) for name, value in values.items()}
-
-
-def _typed(name: str, value: Any, default: Any) -> Any:
-    """The value in the type of the default; 3e-4, which YAML takes for text, is a number."""
-    try:
-        if isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise ValueError
-            return value
-        if isinstance(default, tuple):
-            first, second = value
-            return int(first), int(second)
-        if isinstance(default, str):
-            return str(value)
-        if default is None:  # a number, or none
-            return None if value is None else int(value)
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name}={value!r}: it takes a value like {_shown(default)}.") from error
-    if isinstance(default, int):
-        if number != int(number):
-            raise UsageError(f"{name}={value!r}: it takes a whole number.")
-        return int(number)
-    return number
-
-
-def _shown(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else repr(default)
+    return values

@@ -5,26 +5,29 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Generator, Tensor
 from torch.nn.functional import cosine_similarity
 
 from m2d_bench.encoders.vit import ViTConfig
-from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import pictures
 from m2d_bench.pretrain.flops import Branch, target_branch
 from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel, StepResult, standardised
 from m2d_bench.pretrain.predictor import take
+from m2d_bench.values import Checked, Share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Decay = Annotated[float, Field(ge=0, le=1)]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """Of M2D.
 
     Args:
@@ -38,27 +41,17 @@ class Arguments:
         ema_decay_start: Decay of the target's moving average at the first step.
         ema_decay_end: At the last one; linear between.
 
-    Raises:
-        UsageError: An unknown target input, or a decay outside of 0 to 1.
-
     Source: M2D (2023), sections 3 and 4.1.
     """
 
-    mask_ratio: float = 0.7
+    mask_ratio: Share = 0.7
     masking: str = "uniform"
     target_input: Literal["masked", "all"] = "masked"
-    predictor_width: int = 512
-    predictor_depth: int = 8
-    predictor_heads: int = 16
-    ema_decay_start: float = 0.99995
-    ema_decay_end: float = 0.99999
-
-    def __post_init__(self) -> None:
-        if self.target_input not in ("masked", "all"):
-            raise UsageError(f"target_input is masked or all, got {self.target_input!r}.")
-        for name in ("ema_decay_start", "ema_decay_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
+    predictor_width: PositiveInt = 512
+    predictor_depth: PositiveInt = 8
+    predictor_heads: PositiveInt = 16
+    ema_decay_start: Decay = 0.99995
+    ema_decay_end: Decay = 0.99999
 
 
 class Method(MaskedModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from m2d_bench.encoders.vit import ViTConfig
@@ -13,13 +14,14 @@ from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel, StepResult, standardised
 from m2d_bench.pretrain.patches import to_patches
 from m2d_bench.pretrain.predictor import take
+from m2d_bench.values import Checked, Share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """Of MSM-MAE.
 
     Args:
@@ -32,11 +34,11 @@ class Arguments:
     Source: M2D (2023), section 4.1.
     """
 
-    mask_ratio: float = 0.75
+    mask_ratio: Share = 0.75
     masking: str = "uniform"
-    predictor_width: int = 384
-    predictor_depth: int = 4
-    predictor_heads: int = 6
+    predictor_width: PositiveInt = 384
+    predictor_depth: PositiveInt = 4
+    predictor_heads: PositiveInt = 6
 
 
 class Method(MaskedModel):

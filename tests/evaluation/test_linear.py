@@ -143,9 +143,11 @@ def test_bad_input_is_said_before_any_work(settings):
         ({"task_names": "ecs10"}, "Did you mean esc10"),
         ({"task_names": ","}, "No task named"),
         ({"seed": 3}, "Did you mean seeds"),
-        ({"seeds": 0}, "at least 1"),
+        ({"seeds": 0}, "seeds is 0; it should be greater than 0"),
+        ({"seeds": True}, "seeds is True; it should be a valid integer"),
+        ({"train_fraction": 1.5}, "train_fraction is 1.5; it should be less than or equal to 1"),
         ({"probe": "svm"}, "linear, knn, logreg"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it should be greater than 0"),
     ):
         with pytest.raises(UsageError, match=message):
             linear(small_encoder(), **{"task_names": "esc10", **settings, **wrong})
@@ -195,9 +197,9 @@ def test_real_esc10_is_far_above_chance(tmp_path):
 
 def test_predictions_are_kept_where_asked_for_and_agree_with_the_scores(settings):
     (run,) = linear(small_encoder(), "esc10", seeds=1, **settings)
-    assert runs.kept(run.path(settings["runs"])) == []
+    assert runs.load_predictions(run.path(settings["runs"])) == []
     (run,) = linear(small_encoder(), "esc10", seeds=1, keep_predictions=True, **settings)
-    found = runs.kept(run.path(settings["runs"]))
+    found = runs.load_predictions(run.path(settings["runs"]))
     assert len(found) == len(run.scores) == 5
     for predictions, score in zip(found, run.scores, strict=True):
         assert (predictions.seed, predictions.fold) == (score.seed, score.fold)

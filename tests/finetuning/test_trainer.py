@@ -517,7 +517,7 @@ def test_the_best_epoch_by_validation_is_tested_and_its_model_kept(place):
     assert run.settings["best_by"] == "valid"
     assert (run.protocol, run.repeated) == ("finetune", ("initialisation", "shuffling", "augmentation"))
     (path,) = Path("runs").rglob("*.json")
-    (kept,) = runs.kept(path)
+    (kept,) = runs.load_predictions(path)
     assert kept.valid_scores.tolist() == validated
     assert (kept.scores.argmax(1) == kept.labels).mean() == score.score
     classifier = zoo.load_classifier(str(next(Path("finetuned").rglob(BEST))))

@@ -184,7 +184,7 @@ def test_what_no_method_knows_is_refused():
         methods.build("m2d", TINY, {"maskratio": 0.5})
     with pytest.raises(UsageError, match="leaves 0 of 30"):
         methods.build("m2d", TINY, {"mask_ratio": 0.99}).draw_mask(1)
-    with pytest.raises(UsageError, match="masked or all"):
+    with pytest.raises(UsageError, match=r"Unknown target_input 'some'\. See these: masked, all"):
         methods.build("m2d", TINY, {"target_input": "some"})
     with pytest.raises(UsageError, match="multiple of 4"):
         methods.build("m2d", TINY, {"predictor_width": 65})

@@ -107,7 +107,7 @@ def test_presets_are_the_papers_by_the_size_of_the_data():
 
 def test_any_value_can_be_set():
     changes = parse(["mask-ratio=0.6", "epochs=3", "warmup_epochs=1", "base_rate=1e-3", "patch_size=[16, 4]"])
-    changes["ema_decay_start"] = "9e-1"  # text, to YAML
+    changes |= parse(["ema_decay_start=9e-1"])  # text, to YAML 1.1
     recipe = load("m2d_base", changes=changes)
     assert (recipe.arguments["mask_ratio"], recipe.arguments["ema_decay_start"]) == (0.6, 0.9)
     assert (recipe.epochs, recipe.base_rate, recipe.patch_size) == (3, 0.001, (16, 4))
@@ -127,9 +127,15 @@ def test_a_recipe_may_be_a_file(tmp_path):
         ("m2d_base", {"size": "huge"}, "Unknown size"),
         ("m2d_base", {"epochs": 0}, "epochs is 0"),
         ("m2d_base", {"beta1": 2}, "beta1 is 2"),
-        ("m2d_base", {"mask_ratio": "much"}, "takes a value like"),
-        ("m2d_base", {"epochs": 2.5}, "takes a whole number"),
-        ("m2d_base", {"patch_size": 16}, "takes a value like"),
+        ("m2d_base", {"mask_ratio": "much"}, "mask_ratio is 'much'; it should be a valid number"),
+        ("m2d_base", {"epochs": 2.5}, "epochs is 2.5; it should be a valid integer"),
+        ("m2d_base", {"patch_size": 16}, "patch_size is 16; it should be a valid tuple"),
+        ("m2d_base", {"patch_size": [16.9, 16.2]}, "patch_size.0 is 16.9; it should be a valid integer"),
+        ("m2d_base", {"patch_size": [16, 16, 16]}, "patch_size is .* at most 2 items"),
+        ("m2d_base", {"patch_size": [[16, 16], 16]}, "patch_size.0 is .*; it should be a valid integer"),
+        ("m2d_base", {"epochs": True}, "epochs is True; it should be a valid integer"),
+        ("m2d_base", {"base_rate": "fast"}, "base_rate is 'fast'; it should be a valid number"),
+        ("m2d_base", {"seed": None}, "seed is None; it should be a valid integer"),
         ("m2d_base", {"warmup_epochs": 400}, "from 0 to epochs=300"),
         ("msm_mae_base", {"ema_decay_start": 0.9}, "Unknown value of a recipe 'ema_decay_start'"),
     ],

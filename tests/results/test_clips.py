@@ -81,7 +81,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path, capsys):
     assert main(["runs", "bootstrap", "--runs", str(tmp_path)]) == 1
     assert "no kept predictions" in capsys.readouterr().err
     for each in kept:
-        runs.keep(run, tmp_path, each)
+        runs.save_predictions(run, tmp_path, each)
     assert main(["runs", "bootstrap", "--runs", str(tmp_path), "--draws", "50"]) == 0
     assert " to " in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ def filled(tmp_path):
 
 def keep(run, folder, seed=42, fold="1"):
     arrays = {"clips": np.arange(2), "labels": np.arange(2), "scores": np.eye(2), "valid_scores": np.ones(1)}
-    runs.keep(run, folder, Predictions(seed=seed, fold=fold, classes=np.array(["a", "b"]), **arrays))
+    runs.save_predictions(run, folder, Predictions(seed=seed, fold=fold, classes=np.array(["a", "b"]), **arrays))
 
 
 def test_merging_adds_what_is_missing_once(tmp_path):
@@ -42,7 +42,7 @@ def test_merging_adds_what_is_missing_once(tmp_path):
     assert folders.merge([there, here], here) == (0, [])
     assert runs.load(RUN.path(here)).done(2) == {42, 43}
     assert len(runs.read(here)[0]) == 2
-    assert len(runs.kept(RUN.path(here))) == 1
+    assert len(runs.load_predictions(RUN.path(here))) == 1
     assert {path: path.read_bytes() for path in there.rglob("*.json")} == before
 
 
@@ -111,8 +111,8 @@ def test_leftovers_are_found_by_name_and_age_and_all_else_stays(filled):
     assert not orphan.parent.exists()
     assert all(each.exists() for each in (fresh, *strangers))
     assert runs.read(filled)[0] == written
-    assert len(runs.kept(path)) == 1
-    assert len(runs.kept(replace(RUN, settings={"epochs": 1}).path(filled))) == 1
+    assert len(runs.load_predictions(path)) == 1
+    assert len(runs.load_predictions(replace(RUN, settings={"epochs": 1}).path(filled))) == 1
 
 
 def test_predictions_of_scores_that_were_refused_are_not_taken(tmp_path):
@@ -123,7 +123,7 @@ def test_predictions_of_scores_that_were_refused_are_not_taken(tmp_path):
     for seed in (42, 43):
         keep(RUN, there, seed)
     folders.merge([there], here)
-    assert [each.seed for each in runs.kept(RUN.path(here))] == [43]
+    assert [each.seed for each in runs.load_predictions(RUN.path(here))] == [43]
 
 
 def test_a_broken_record_of_the_target_does_not_stop_the_others(filled, tmp_path):

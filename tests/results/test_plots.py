@@ -415,7 +415,7 @@ def folder(tmp_path):
     for run in [*(record(model, task) for model in (LONG, "m2d_tiny") for task in ("esc50", "us8k", "gtzan")), *shares]:
         runs.add(run, folder)
         for seed, fold in ((0, "1"), (0, "2"), (1, "1"), (1, "2")):
-            runs.keep(run, folder, predictions(seed, fold))
+            runs.save_predictions(run, folder, predictions(seed, fold))
     return folder
 
 

@@ -1,0 +1,60 @@
+"""Frozen dataclasses that check themselves: types and bounds are the annotations of their fields."""
+
+# No postponed annotations here: pydantic reads them.
+
+import re
+from functools import cache
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from m2d_bench.errors import UsageError
+from m2d_bench.registry import unknown
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""A part of a whole: at least 0 and below 1."""
+
+
+class Checked:
+    """Base of frozen dataclasses whose values are checked on construction, without conversions that lose something.
+
+    Whole numbers stand for floats and lists for tuples; else a value has the type of its field's annotation. Bounds are
+    part of the annotation, such as `pydantic.PositiveInt`. Rules about several fields go into a subclass's
+    `__post_init__`, after this one.
+
+    Raises:
+        UsageError: Names the field, what was received and what is allowed.
+    """
+
+    def __post_init__(self) -> None:
+        received = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        try:
+            values = _adapter(type(self)).validate_python(received)
+        except ValidationError as error:
+            raise _usage_error(error) from None
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[dict[str, Any]]:
+    """The check of a class's fields as a dictionary."""
+    values = TypedDict(cls.__name__, get_type_hints(cls, include_extras=True))  # type: ignore[operator]
+    values.__pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
+    return TypeAdapter(values)
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault pydantic found: the field, what was received, what is allowed."""
+    fault = error.errors()[0]
+    field = ".".join(map(str, fault["loc"])) or "the value"
+    return f"{field} is {fault['input']!r}; {fault['msg'].replace('Input should', 'it should')}."
+
+
+def _usage_error(error: ValidationError) -> UsageError:
+    fault = error.errors()[0]
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        allowed = re.findall("'([^']+)'", fault["ctx"]["expected"])
+        return unknown(str(fault["loc"][0]), fault["input"], allowed)
+    return UsageError(explain(error))
