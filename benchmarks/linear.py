@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from m2d_bench.evaluation.probes import run_probes
-from m2d_bench.evaluation.problems import ProbeSettings, Problem
+from m2d_bench.evaluation.problems import Problem
+from m2d_bench.evaluation.settings import ProbeSettings
 from m2d_bench.tasks.splits import draw_validation
 
 N_CLIPS, N_CLASSES, N_FOLDS = 2000, 50, 5

@@ -12,15 +12,15 @@ from m2d_bench.registry import resolve
 
 if TYPE_CHECKING:
     from m2d_bench.encoders.zoo import load as load_encoder
-    from m2d_bench.evaluation.linear import LinearSettings as LinearSettings
     from m2d_bench.evaluation.linear import linear as linear
+    from m2d_bench.evaluation.settings import LinearSettings as LinearSettings
 
 
 __version__ = "0.1.0"
 __all__ = ["LinearSettings", "finetune", "linear", "load_encoder"]
 
 _LAZY = {
-    "LinearSettings": "m2d_bench.evaluation.linear:LinearSettings",
+    "LinearSettings": "m2d_bench.evaluation.settings:LinearSettings",
     "finetune": "m2d_bench.finetuning.run:finetune",
     "linear": "m2d_bench.evaluation.linear:linear",
     "load_encoder": "m2d_bench.encoders.zoo:load",

@@ -26,17 +26,19 @@ VERBS = {
     "prepare": ("m2d_bench.pretrain.verbs:prepare", "Turn sound files into log-mel shards for pre-training."),
     "pretrain": ("m2d_bench.pretrain.verbs:pretrain", "Pre-train an encoder: MSM-MAE or M2D."),
     "table": ("m2d_bench.results.verbs:table", "Compare runs, beside the papers' numbers."),
-    "plot": ("m2d_bench.results.plot_verbs:PLOT", "Plot runs: forest, radar, heat map, curves, confusion, maps."),
-    "report": ("m2d_bench.results.page:report", "Write one HTML file with every run: table, plots, raw scores."),
+    "plot": ("m2d_bench.results.plots.verbs:PLOT", "Plot runs: forest, radar, heat map, curves, confusion, maps."),
+    "report": (
+        "m2d_bench.results.html_report.page:report",
+        "Write an HTML file with every run: table, plots, raw scores.",
+    ),
     "runs": ("m2d_bench.results.verbs:RUNS", "List, show, export, merge and clear run records."),
-    "results": ("m2d_bench.superb_upstream.verbs:results", "Read s3prl's experiment folders into run records."),
     "tasks": ("m2d_bench.verbs:list_tasks", "List the tasks."),
 }
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 SPIN_COUNT = 1000
-"""Times an OpenMP thread looks for work before it sleeps; see docs/performance.md, "Several processes on one machine"."""
+"""Turns an OpenMP thread spins before it sleeps; docs/performance.md, "Several processes on one machine", says why."""
 
 
 def build() -> App:

@@ -18,7 +18,7 @@ from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import linear as evaluation
 from m2d_bench.evaluation import predict as predicting
 from m2d_bench.evaluation.embeddings import check_output, embed_files, write_embeddings
-from m2d_bench.evaluation.linear import LinearSettings
+from m2d_bench.evaluation.settings import LinearSettings
 from m2d_bench.output import Flat, Names, Output
 from m2d_bench.registry import resolve
 from m2d_bench.runs import TasksFailed

@@ -1,8 +1,8 @@
 """Runs → mean ± 95% CI, tables beside the papers' numbers, plots, a report. Reads run records alone; needs no torch."""
 
 from m2d_bench.results.comparison import Selection, compare
-from m2d_bench.results.render import render
+from m2d_bench.results.render import check_format, render
 from m2d_bench.results.statistics import Estimate, estimate
-from m2d_bench.results.tables import check_format, report, summary
+from m2d_bench.results.summary import report, summary
 
 __all__ = ["Estimate", "Selection", "check_format", "compare", "estimate", "render", "report", "summary"]

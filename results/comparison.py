@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import unknown
-from m2d_bench.results import published
 from m2d_bench.results.filter import Filter, chosen
-from m2d_bench.results.own import own_columns, own_rows
-from m2d_bench.results.printed import printed_columns, printed_rows
+from m2d_bench.results.papers import published
+from m2d_bench.results.papers.rows import printed_columns, printed_rows
 from m2d_bench.results.ranking import marks_of
+from m2d_bench.results.records import record_columns, record_rows
 from m2d_bench.results.table import Column, Comparison, Row
 from m2d_bench.runs import Run
 
@@ -48,8 +48,8 @@ def compare(runs: Sequence[Run], selection: Selection = Selection(), like: str |
         rows = printed_rows(cells, columns)
     else:
         title, rows, runs = "", [], selection.runs(runs)
-        columns = own_columns(runs)
-    rows += own_rows(runs, columns, pools, bool(like))
+        columns = record_columns(runs)
+    rows += record_rows(runs, columns, pools, bool(like))
     rows = chosen("model", [label for label, _, _ in _split(selection.models)], rows, _names)
     base = _baseline(rows, selection.baseline) if selection.baseline else None
     return Comparison(

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 from m2d_bench.output import Names
 from m2d_bench.registry import unknown
-from m2d_bench.results.published import task_name
+from m2d_bench.results.papers.published import task_name
 from m2d_bench.runs import Run
 
 T = TypeVar("T")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +11,38 @@ from pathlib import Path
 
 from m2d_bench import runs
 from m2d_bench.errors import RunError, UsageError
+from m2d_bench.results.filter import ALL, Filter, chosen
 from m2d_bench.runs import Run, Score
 from m2d_bench.settings import make_folder, replacing
+
+logger = logging.getLogger(__name__)
+
+
+def read_all(folders: Sequence[Path], shown: Filter = ALL) -> tuple[dict[Path, Run], list[str]]:
+    """The records under several folders, or files, that a filter lets through; copies of a record count once.
+
+    Returns:
+        The records by path, and a message for each file that is none.
+
+    Raises:
+        UsageError: No such folder, no record, or a model, task or protocol that nothing fits.
+    """
+    records: dict[str, tuple[Path, Run]] = {}
+    failures: list[str] = []
+    for folder in folders:
+        found, unread = runs.read(folder.expanduser())
+        failures += [message for message in unread if message not in failures]
+        for path, run in found.items():
+            first, _ = records.setdefault(run.key, (path, run))
+            if first.resolve() != path.resolve():
+                logger.warning("%s: the same record as %s; it is left out.", path, first)
+    if not records:
+        names = ", ".join(map(str, folders))
+        message = f"{names}: no run records. m2d-bench linear writes runs/; name such a folder."
+        raise UsageError("\n".join([message, *failures]))
+    wanted = shown.runs([run for _, run in records.values()])
+    kept = {run.key for run in chosen("model", shown.models, wanted, lambda run: run.names)}
+    return {path: run for key, (path, run) in records.items() if key in kept}, failures
 
 
 def check_export(output: Path) -> None:

@@ -10,24 +10,38 @@ from m2d_bench.results.table import Column, Mark, Row, Value
 
 
 def marks_of(rows: Sequence[Row], columns: Sequence[Column], baseline: Row | None) -> dict[tuple[int, Column], Mark]:
-    """The mark of every cell that is not empty, by its row's place and column.
+    """The mark of every cell that is not empty, by its row's number and column.
 
     Args:
-        rows: Of the table.
+        rows: Of the table; those trained on different shares of the training clips are ranked apart.
         columns: Of the table.
         baseline: The row that differences are taken from, if any.
     """
-    marks = {}
+    marks: dict[tuple[int, Column], Mark] = {}
     for column in columns:
-        sign = 1 if column.higher_is_better else -1
-        found = {place: row.values[column] for place, row in enumerate(rows) if column in row.values}
-        ranked = sorted({sign * value.estimate.mean for value in found.values()}, reverse=True)[:2]
-        best = [value for value in found.values() if sign * value.estimate.mean == ranked[0]]
-        for place, value in found.items():
-            score = sign * value.estimate.mean
-            rank = ranked.index(score) + 1 if score in ranked else 0
-            marks[place, column] = Mark(rank=rank, ties=rank != 1 and any(_ties(value, each) for each in best))
+        peers: dict[float, dict[int, Value]] = {}
+        for number, row in enumerate(rows):
+            if column in row.values:
+                peers.setdefault(row.train_fraction, {})[number] = row.values[column]
+        for values in peers.values():
+            ranked = _ranked(values, column.higher_is_better)
+            marks |= {(number, column): mark for number, mark in ranked.items()}
     return _compared(rows, marks, baseline) if baseline else marks
+
+
+def _ranked(values: Mapping[int, Value], higher_is_better: bool) -> dict[int, Mark]:
+    """The marks of comparable values of a column, by their rows' numbers."""
+    sign = 1 if higher_is_better else -1
+    top_two = sorted({sign * value.estimate.mean for value in values.values()}, reverse=True)[:2]
+    ranks = {
+        number: top_two.index(score) + 1 if (score := sign * value.estimate.mean) in top_two else 0
+        for number, value in values.items()
+    }
+    best = [values[number] for number, rank in ranks.items() if rank == 1]
+    return {
+        number: Mark(rank=ranks[number], ties=ranks[number] != 1 and any(_ties(value, other) for other in best))
+        for number, value in values.items()
+    }
 
 
 def _ties(value: Value, best: Value) -> bool:
@@ -41,9 +55,9 @@ def _compared(
 ) -> dict[tuple[int, Column], Mark]:
     """The marks with the differences from the baseline, their significance corrected for all of them."""
     differences = {
-        (place, column): _difference(rows[place].values[column], base.values[column])
-        for place, column in marks
-        if rows[place] is not base and column in base.values
+        (number, column): _difference(rows[number].values[column], base.values[column])
+        for number, column in marks
+        if rows[number] is not base and column in base.values
     }
     tested = {key: found.p for key, found in differences.items() if found.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))

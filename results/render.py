@@ -1,24 +1,41 @@
-"""A comparison as text, Markdown, LaTeX, HTML, CSV or JSON.
+"""Tables as text, Markdown, LaTeX, HTML, CSV or JSON: comparisons, and the short table of single runs.
 
-The best of a column is bold (text: ¹), the second underlined (text: ²), ≈ stands where the best is not beyond the 95%
-interval of the difference, – where nothing is. CSV and JSON have one record a cell, with everything known of it.
+In a comparison the best of a column is bold (text: ¹), the second underlined (text: ²); ≈ marks values that tie with
+the best within the 95% interval of the difference, – a missing value. CSV and JSON have one record per cell, with
+everything known about it.
 """
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from tabulate import tabulate
 
-from m2d_bench.results.table import Column, Comparison, Mark, Row
-from m2d_bench.results.tables import as_csv
+from m2d_bench.registry import unknown
+from m2d_bench.results.table import Column, Comparison, Mark, Row, Value
 
+FORMATS = ("text", "md", "csv", "json", "latex", "html")
 MISSING = "–"
+
+
+def check_format(style: str) -> None:
+    """Raises a UsageError, before any work is done, unless the format is one of FORMATS."""
+    if style not in FORMATS:
+        raise unknown("format", style, FORMATS, f"these: {', '.join(FORMATS)}")
+
+
+def interval(mean: float, half_width: float | None, decimals: int = 2, sign: str = "") -> str:
+    """`mean ± half width`, or the mean alone without an interval; `sign` is "+" for differences."""
+    text = f"{mean:{sign}.{decimals}f}".replace("-", "−")
+    return text if half_width is None else f"{text} ± {half_width:.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -57,13 +74,48 @@ _MARKUP = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table as strings in one format's markup.
+
+    Args:
+        header: Headings of the columns.
+        sections: Heading of each group of rows (or empty), and its rows.
+        title: Above the table; empty for none.
+        legend: Lines below the table.
+        right_aligned: Columns of numbers, for LaTeX.
+    """
+
+    header: list[str]
+    sections: list[tuple[str, list[list[str]]]]
+    title: str = ""
+    legend: Sequence[str] = ()
+    right_aligned: range = range(0)
+
+
 def render(comparison: Comparison, style: str) -> str:
-    """The table in one of `tables.FORMATS`."""
+    """A comparison in one of FORMATS."""
     if style == "json":
         return json.dumps({"title": comparison.title, "cells": list(cells(comparison))}, indent=1, ensure_ascii=False)
     if style == "csv":
         return as_csv(list(cells(comparison)))
-    return _FORMATS[style](_Sheet(comparison, _MARKUP[style]))
+    return _FORMATS[style](_Renderer(comparison, _MARKUP[style]).sheet())
+
+
+def render_rows(header: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:
+    """A plain table as text, Markdown, LaTeX or HTML."""
+    escape = _MARKUP[style].escape
+    body = [["" if cell is None else escape(str(cell)) for cell in row] for row in rows]
+    return _FORMATS[style](Sheet(header=list(map(escape, header)), sections=[("", body)] if body else []))
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows that have the same keys as CSV."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().rstrip("\n")
 
 
 def cells(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -91,8 +143,8 @@ def cells(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "rank": mark.rank or None,
                 "ties_with_best": mark.ties,
                 "baseline": comparison.baseline,
-                "difference": _rounded(difference and difference.mean),
-                "difference_ci95": _rounded(difference and difference.half_width),
+                "difference": _rounded(difference.mean if difference else None),
+                "difference_ci95": _rounded(difference.half_width if difference else None),
                 "p_holm": _rounded(mark.p),
                 "source": row.source,
                 "note": "; ".join((*row.notes, *value.notes)),
@@ -103,17 +155,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-class _Sheet:
-    """A comparison as strings in one format's markup.
-
-    Args:
-        comparison: The table.
-        markup: Of the format.
-    """
+class _Renderer:
+    """Turns a comparison into a sheet in one format's markup."""
 
     def __init__(self, comparison: Comparison, markup: _Markup) -> None:
         self.comparison, self.markup = comparison, markup
-        self.facts = [
+        self.details = [
             (name, heading)
             for name, heading in (("params_millions", "params (M)"), ("pretrain_data", "pre-training data"))
             if any(getattr(row, name) for row in comparison.rows)
@@ -122,27 +169,35 @@ class _Sheet:
         self.numbers = {note: number for number, note in enumerate(self.notes, 1)}
         self.decimals = {column: self._decimals(column) for column in comparison.columns}
 
-    def header(self) -> list[str]:
-        """The headings of the columns."""
+    def sheet(self) -> Sheet:
+        """The whole table."""
+        first = 1 + len(self.details)
+        return Sheet(
+            title=self.comparison.title,
+            header=self._header(),
+            sections=self._sections(),
+            legend=self._legend(),
+            right_aligned=range(first, first + len(self.comparison.columns)),
+        )
+
+    def _header(self) -> list[str]:
         columns = self.comparison.columns
-        named = len({column.protocol for column in columns}) > 1
-        headings = [self.markup.line.join(map(self.markup.escape, self._heading(each, named))) for each in columns]
-        return ["model", *(heading for _, heading in self.facts), *headings, "source"]
+        several_protocols = len({column.protocol for column in columns}) > 1
+        headings = [
+            self.markup.line.join(map(self.markup.escape, self._heading(column, several_protocols)))
+            for column in columns
+        ]
+        return ["model", *(heading for _, heading in self.details), *headings, "source"]
 
-    def sections(self) -> Iterator[tuple[str, list[list[str]]]]:
-        """The headings of the groups of rows, and each row's cells."""
-        group: list[list[str]] = []
-        section = None
-        for place, row in enumerate(self.comparison.rows):
-            if row.section != section:
-                if group:
-                    yield self.markup.escape(section or ""), group
-                section, group = row.section, []
-            group.append(self._row(place, row))
-        if group:
-            yield self.markup.escape(section or ""), group
+    def _sections(self) -> list[tuple[str, list[list[str]]]]:
+        """Neighbouring rows that have the same section."""
+        numbered = enumerate(self.comparison.rows)
+        return [
+            (self.markup.escape(section), [self._row(number, row) for number, row in group])
+            for section, group in groupby(numbered, key=lambda pair: pair[1].section)
+        ]
 
-    def legend(self) -> list[str]:
+    def _legend(self) -> list[str]:
         """What the marks mean, and the notes by number."""
         escape, markup = self.markup.escape, self.markup
         lines = [
@@ -158,31 +213,29 @@ class _Sheet:
             )
         return lines + [escape(f"[{number}] {note}") for number, note in enumerate(self.notes, 1)]
 
-    def _heading(self, column: Column, named: bool) -> list[str]:
+    def _heading(self, column: Column, with_protocol: bool) -> list[str]:
         arrow = "↑" if column.higher_is_better else "↓"
         unit = f" {column.unit}" if column.unit else ""
-        return [column.task, *([column.protocol] if named else []), f"{column.metric} {arrow}{unit}"]
+        return [column.task, *([column.protocol] if with_protocol else []), f"{column.metric} {arrow}{unit}"]
 
-    def _row(self, place: int, row: Row) -> list[str]:
-        numbers = sorted(self.numbers[note] for note in set(_notes(row)))
-        model = row.model + (f" [{','.join(map(str, numbers))}]" if numbers else "")
-        values = [
-            self._cell(row, column, self.comparison.marks.get((place, column))) for column in self.comparison.columns
-        ]
-        facts = [getattr(row, name) for name, _ in self.facts]
-        return [*map(self.markup.escape, (model, *facts)), *values, self.markup.escape(_source(row))]
+    def _row(self, number: int, row: Row) -> list[str]:
+        notes = sorted(self.numbers[note] for note in set(_notes(row)))
+        model = row.model + (f" [{','.join(map(str, notes))}]" if notes else "")
+        details = [getattr(row, name) for name, _ in self.details]
+        values = [self._cell(row, column, self.comparison.marks.get((number, column))) for column in self.decimals]
+        return [*map(self.markup.escape, (model, *details)), *values, self.markup.escape(_source(row))]
 
     def _cell(self, row: Row, column: Column, mark: Mark | None) -> str:
         escape, value, decimals = self.markup.escape, row.values.get(column), self.decimals[column]
         if value is None or mark is None:
             return escape(MISSING)
-        text = escape(value.printed or _interval(value.estimate.mean, value.estimate.half_width, decimals))
+        text = escape(_shown(value, decimals))
         text = {1: self.markup.best, 2: self.markup.second}.get(mark.rank, "{}").format(text)
         if mark.ties:
             text += escape(" ≈")
         if mark.difference:
-            shown = _interval(mark.difference.mean, mark.difference.half_width, decimals, "+")
-            text += escape(f" ({shown}{'*' if mark.significant else ''})")
+            difference = interval(mark.difference.mean, mark.difference.half_width, decimals, "+")
+            text += escape(f" ({difference}{'*' if mark.significant else ''})")
         if value.printed is None and len(_counts(row)) > 1:
             text += escape(f", n = {value.estimate.n}")
         return text
@@ -211,78 +264,67 @@ def _counts(row: Row) -> set[int]:
     return {value.estimate.n for value in row.values.values() if value.printed is None}
 
 
-def _interval(mean: float, half_width: float | None, decimals: int, sign: str = "") -> str:
-    return f"{mean:{sign}.{decimals}f}".replace("-", "−") + (
-        "" if half_width is None else f" ± {half_width:.{decimals}f}"
-    )
+def _shown(value: Value, decimals: int) -> str:
+    return value.printed or interval(value.estimate.mean, value.estimate.half_width, decimals)
 
 
-def _lines(sheet: _Sheet) -> list[list[str]]:
+def _lines(sheet: Sheet) -> list[list[str]]:
     """Rows with the sections' headings between them."""
-    width = len(sheet.header())
-    lines = []
-    for section, rows in sheet.sections():
-        lines += [[section, *[""] * (width - 1)]] if section else []
-        lines += rows
-    return lines
+    blank = [""] * (len(sheet.header) - 1)
+    return [line for section, rows in sheet.sections for line in ([[section, *blank]] if section else []) + rows]
 
 
-def _as_text(sheet: _Sheet) -> str:
-    body = tabulate(_lines(sheet), headers=sheet.header(), tablefmt="simple", disable_numparse=True)
-    return "\n".join(filter(None, [sheet.comparison.title, body, *sheet.legend()]))
+def _as_text(sheet: Sheet) -> str:
+    if not sheet.sections and not sheet.title:
+        return ""
+    body = tabulate(_lines(sheet), headers=sheet.header, tablefmt="simple", disable_numparse=True)
+    return "\n".join(filter(None, [sheet.title, body, *sheet.legend]))
 
 
-def _as_markdown(sheet: _Sheet) -> str:
-    body = tabulate(_lines(sheet), headers=sheet.header(), tablefmt="pipe", disable_numparse=True)
-    title = f"**{sheet.comparison.title}**" if sheet.comparison.title else ""
-    return "\n\n".join(filter(None, [title, body, *sheet.legend()]))
+def _as_markdown(sheet: Sheet) -> str:
+    body = tabulate(_lines(sheet), headers=sheet.header, tablefmt="pipe", disable_numparse=True)
+    title = f"**{sheet.title}**" if sheet.title else ""
+    return "\n\n".join(filter(None, [title, body, *sheet.legend]))
 
 
-def _as_latex(sheet: _Sheet) -> str:
-    header = sheet.header()
-    facts = 1 + len(sheet.facts)
-    columns = "l" * facts + "r" * (len(header) - facts - 1) + "l"
-    headings = [rf"\shortstack{{{heading}}}" for heading in header]
+def _as_latex(sheet: Sheet) -> str:
+    columns = "".join("r" if number in sheet.right_aligned else "l" for number in range(len(sheet.header)))
     body = []
-    for place, (section, rows) in enumerate(sheet.sections()):
-        body += [r"\midrule"] if place else []
-        body += [rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{section}}}}} \\"] if section else []
+    for section, rows in sheet.sections:
+        body += [r"\midrule"]
+        body += [rf"\multicolumn{{{len(sheet.header)}}}{{l}}{{\emph{{{section}}}}} \\"] if section else []
         body += [" & ".join(row) + r" \\" for row in rows]
-    lines = [r"\midrule", *body] if body else []
-    legend = [f"\\par\\smallskip {line}" for line in sheet.legend()]
-    title = [f"% {sheet.comparison.title}"] if sheet.comparison.title else []
     return "\n".join(
         [
-            *title,
+            *([f"% {sheet.title}"] if sheet.title else []),
             "% needs \\usepackage{booktabs}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(headings) + r" \\",
-            *lines,
+            " & ".join(rf"\shortstack{{{heading}}}" for heading in sheet.header) + r" \\",
+            *body,
             r"\bottomrule",
             r"\end{tabular}",
-            *legend,
+            *(f"\\par\\smallskip {line}" for line in sheet.legend),
         ]
     )
 
 
-def _as_html(sheet: _Sheet) -> str:
-    header = sheet.header()
+def _as_html(sheet: Sheet) -> str:
     body = []
-    for section, rows in sheet.sections():
+    for section, rows in sheet.sections:
         if section:
-            body.append(f'<tr><th colspan="{len(header)}" scope="rowgroup">{section}</th></tr>')
+            body.append(f'<tr><th colspan="{len(sheet.header)}" scope="rowgroup">{section}</th></tr>')
         for first, *others in rows:
             body.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>")
-    caption = f"<caption>{html.escape(sheet.comparison.title)}</caption>" if sheet.comparison.title else ""
-    headings = "".join(f'<th scope="col">{heading}</th>' for heading in header)
+    caption = f"<caption>{html.escape(sheet.title)}</caption>" if sheet.title else ""
+    headings = "".join(f'<th scope="col">{heading}</th>' for heading in sheet.header)
     return "\n".join(
         [f"<table>{caption}", f"<thead><tr>{headings}</tr></thead>", "<tbody>", *body, "</tbody>", "</table>"]
-        + [f"<p>{line}</p>" for line in sheet.legend()]
+        + [f"<p>{line}</p>" for line in sheet.legend]
     )
 
 
-_FORMATS: dict[str, Callable[[_Sheet], str]] = {
+_FORMATS: dict[str, Callable[[Sheet], str]] = {
     "text": _as_text,
     "md": _as_markdown,
     "latex": _as_latex,

@@ -58,6 +58,7 @@ class Row:
         pretrain_data: As printed.
         values: Its cells.
         notes: What has to be known of the whole row.
+        train_fraction: Share of the training clips behind its values; only rows of the same share are ranked together.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Row:
     pretrain_data: str = ""
     values: Mapping[Column, Value]
     notes: tuple[str, ...] = ()
+    train_fraction: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Comparison:
         title: What it shows; empty for runs alone.
         columns: From left to right.
         rows: From top to bottom.
-        marks: Of every cell that is not empty, by its row's place and column.
+        marks: Of every cell that is not empty, by its row's number and column.
         baseline: Model of the row the differences are from; empty without.
     """
 

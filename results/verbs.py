@@ -14,14 +14,15 @@ from m2d_bench import runs
 from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.output import Flat, Output
 from m2d_bench.progress import bar
-from m2d_bench.results import folders, published
-from m2d_bench.results.clips import clip_interval
+from m2d_bench.results import folders
+from m2d_bench.results.bootstrap import clip_interval
 from m2d_bench.results.comparison import Selection, compare
 from m2d_bench.results.filter import ALL, Filter
-from m2d_bench.results.plotted import labels, read
-from m2d_bench.results.render import render
+from m2d_bench.results.folders import read_all
+from m2d_bench.results.papers import published
+from m2d_bench.results.plots.plot_data import labels
+from m2d_bench.results.render import check_format, render
 from m2d_bench.results.statistics import UNITS
-from m2d_bench.results.tables import check_format
 from m2d_bench.settings import Storage, make_folder, replacing
 
 DEFAULT = Path(str(Storage.runs))
@@ -132,7 +133,7 @@ def bootstrap(*, runs_folder: RunsFolder = DEFAULT, shown: Annotated[Filter, Fla
         shown: Which records.
         draws: How often the clips are drawn.
     """
-    found, failures = read([runs_folder], shown)
+    found, failures = read_all([runs_folder], shown)
     rows = []
     for (path, run), label in zip(found.items(), labels(list(found.values())), strict=True):
         try:

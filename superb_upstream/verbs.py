@@ -1,4 +1,4 @@
-"""What `m2d-bench superb` and `m2d-bench results` can be told to do."""
+"""`m2d-bench superb`: s3prl's runner, its statistics, and its experiment folders as run records."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def measure(
     return Output(f"{task}: {found}\n-k NAME,{found.mean:.5f},{found.std:.5f}  or  -g {path}")
 
 
-def results(
+@SUPERB.command(name="import", help_flags=("-h", "--help"))
+def import_experiments(
     folders: tuple[Path, ...],
     /,
     *,

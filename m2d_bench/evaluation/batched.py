@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adam import adam
 
 from m2d_bench.evaluation.metrics import batched_scores
-from m2d_bench.evaluation.problems import ProbeSettings, Problem
+from m2d_bench.evaluation.problems import Problem
+from m2d_bench.evaluation.settings import ProbeSettings
 from m2d_bench.tasks.task import Metric
 
 Report = Callable[[int, Mapping[str, float], Sequence[float], Tensor], None]

@@ -7,12 +7,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
 
 from m2d_bench import runs, tasks
 from m2d_bench.encoders import zoo
@@ -21,37 +20,19 @@ from m2d_bench.errors import M2DBenchError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation.embeddings import Embeddings
 from m2d_bench.evaluation.probes import run_probes
-from m2d_bench.evaluation.problems import ProbeResult, ProbeSettings, Problem
+from m2d_bench.evaluation.problems import ProbeResult, Problem
+from m2d_bench.evaluation.settings import LinearSettings, ProbeSettings
 from m2d_bench.progress import bar
 from m2d_bench.randomness import generator_of
 from m2d_bench.registry import check_names
 from m2d_bench.runs import Predictions, Run, Score, TasksFailed
-from m2d_bench.settings import Compute, Storage, command_line, make_folder
+from m2d_bench.settings import command_line, make_folder
 from m2d_bench.tasks import dataset as datasets
 from m2d_bench.tasks.dataset import Dataset
 from m2d_bench.tasks.splits import VALIDATION_FRACTION, draw_validation, draws_validation, splits
 from m2d_bench.tasks.task import Task
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearSettings(ProbeSettings, Compute, Storage):
-    """How to evaluate; the defaults are the protocol of the papers.
-
-    Args:
-        seeds: Number of runs.
-        first_seed: Seed of the first run; the others follow.
-        force: Compute finished seeds anew.
-        train_fraction: Share of the training clips to train on, drawn anew for each seed and fold.
-        keep_predictions: Also keep what each test clip scored, and the validation scores, beside the record.
-    """
-
-    seeds: PositiveInt = 6
-    first_seed: int = 42
-    force: bool = False
-    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    keep_predictions: bool = False
 
 
 def linear(

@@ -17,7 +17,8 @@ from torch.nn.functional import one_hot
 from m2d_bench.errors import DataError
 from m2d_bench.evaluation.batched import fit_linear
 from m2d_bench.evaluation.metrics import check_scorable, score
-from m2d_bench.evaluation.problems import ProbeResult, ProbeSettings, Problem
+from m2d_bench.evaluation.problems import ProbeResult, Problem
+from m2d_bench.evaluation.settings import ProbeSettings
 from m2d_bench.tasks.task import Metric
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)

@@ -1,39 +1,13 @@
-"""What a probe is given and gives back: settings, problems, results."""
+"""What a probe is given and gives back: problems and results."""
 
-# No postponed annotations here: the command line reads the types of ProbeSettings from another module's subclass.
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
 from m2d_bench.randomness import generator_of
-from m2d_bench.values import Checked
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings(Checked):
-    """How a probe is trained; the defaults are the papers' linear evaluation.
-
-    Args:
-        probe: `linear`, or scikit-learn's nearest neighbours (cosine) or logistic regression.
-        learning_rate: Adam's.
-        weight_decay: Adam's, added to the gradient (L2).
-        probe_batch_size: Clips a step; an epoch's last batch may be smaller.
-        epochs: Most epochs trained.
-        patience: Epochs below the best validation score after which training stops; a tie counts as better.
-
-    Source: M2D-X (2024), section IV-B.
-    """
-
-    probe: Literal["linear", "knn", "logreg"] = "linear"
-    learning_rate: PositiveFloat = 3e-5
-    weight_decay: NonNegativeFloat = 1e-8
-    probe_batch_size: PositiveInt = 200
-    epochs: PositiveInt = 200
-    patience: PositiveInt = 20
 
 
 @dataclass(frozen=True, eq=False)

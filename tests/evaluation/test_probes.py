@@ -12,7 +12,8 @@ from m2d_bench.errors import DataError, UsageError
 from m2d_bench.evaluation import batched
 from m2d_bench.evaluation.metrics import score
 from m2d_bench.evaluation.probes import run_probes
-from m2d_bench.evaluation.problems import ProbeResult, ProbeSettings, Problem
+from m2d_bench.evaluation.problems import ProbeResult, Problem
+from m2d_bench.evaluation.settings import ProbeSettings
 from m2d_bench.tasks.splits import draw_validation
 
 FAST = ProbeSettings(learning_rate=3e-3, weight_decay=1e-3, probe_batch_size=32, epochs=25, patience=5)

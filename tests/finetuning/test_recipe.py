@@ -33,7 +33,7 @@ FIELDS = {
 
 def published():
     """(recipe's name, parameter, value as text) of every printed cell."""
-    with files("m2d_bench.results").joinpath("published/finetune_settings.csv").open(encoding="utf-8") as file:
+    with files("m2d_bench.results.papers").joinpath("finetune_settings.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             for task in TASKS:
                 if row[task]:

@@ -19,7 +19,7 @@ NAMES += ["m2d_tiny", "msm_mae_base"]
 def published(setting):
     """The values of a setting in pretrain_settings.csv, each once; several where several were tried."""
     found = {}
-    with files("m2d_bench.results").joinpath("published/pretrain_settings.csv").open(encoding="utf-8") as file:
+    with files("m2d_bench.results.papers").joinpath("pretrain_settings.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["model_setting"] == setting:
                 found.setdefault(row["parameter"], {})[row["value"]] = None

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results import published
 from m2d_bench.results.comparison import Selection, compare
-from m2d_bench.results.own import variants
+from m2d_bench.results.papers import published
+from m2d_bench.results.records import variants
 from m2d_bench.results.render import cells
 from m2d_bench.results.statistics import estimate, holm, paired, welch
 from tests.results.result_records import fixed, record
@@ -111,10 +111,10 @@ def test_a_printed_interval_counts_as_of_many_runs():
 
 def test_settings_that_differ_make_rows_of_their_own():
     runs = [*fixed(), record("m2d_a", "us8k", 0.6, epochs=10)]
-    assert variants(runs)[:4] == ["epochs=200", "epochs=200", "epochs=200", ""]
+    assert variants(runs)[:4] == ["", "", "", ""]
     values = found(runs)
-    assert values["m2d_a (epochs=200)", "us8k"]["value"] == pytest.approx(80)
-    assert values["m2d_a (epochs=200)", "esc50"]["value"] == pytest.approx(90)
+    assert values["m2d_a", "us8k"]["value"] == pytest.approx(80)
+    assert values["m2d_a", "esc50"]["value"] == pytest.approx(90)
     assert values["m2d_a (epochs=10)", "us8k"]["value"] == pytest.approx(60)
     assert values["m2d_b", "us8k"]["value"] == pytest.approx(81)
 
@@ -191,7 +191,20 @@ def test_weights_or_settings_that_differ_between_tasks_are_never_averaged():
     assert {model for model, _ in values} == {"a (weights=11111111)", "a (weights=22222222)"}
     assert not any("average" in task for _, task in values)
     values = found([record("a", "us8k", 0.8, train_fraction=0.1), record("a", "esc50", 0.7, train_fraction=1.0)])
-    assert {model for model, _ in values} == {"a (train_fraction=0.1)", "a (train_fraction=1.0)"}
+    assert {model for model, _ in values} == {"a (train_fraction=0.1)", "a"}
+
+
+def test_a_setting_that_is_not_the_default_is_named_even_where_it_is_the_only_one():
+    assert variants([record("a", "us8k", 0.8, train_fraction=0.1)]) == ["train_fraction=0.1"]
+    assert variants([record("a", "us8k", 0.8, learning_rate=1e-3, train_fraction=1.0)]) == ["learning_rate=0.001"]
+    assert variants([record("a", "us8k", 0.8, protocol="knn", probe="knn")]) == [""]
+
+
+def test_models_trained_on_different_shares_of_the_clips_are_not_ranked_against_each_other():
+    shares = [("a", 0.8, 1.0), ("b", 0.7, 1.0), ("a", 0.6, 0.1), ("b", 0.65, 0.1)]
+    values = found([record(model, "us8k", mean, train_fraction=share) for model, mean, share in shares])
+    ranks = {model: cell["rank"] for (model, _), cell in values.items()}
+    assert ranks == {"a": 1, "b": 2, "a (train_fraction=0.1)": 2, "b (train_fraction=0.1)": 1}
 
 
 def test_a_tasks_own_settings_and_other_tools_tell_nothing_apart():

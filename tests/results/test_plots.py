@@ -16,8 +16,10 @@ from matplotlib.container import ErrorbarContainer
 
 from m2d_bench import runs
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.results import clip_plots, curves, figures, plot_verbs, plots
-from m2d_bench.results.plotted import Filter, labels, number, read
+from m2d_bench.results.filter import Filter
+from m2d_bench.results.folders import read_all
+from m2d_bench.results.plots import clips, curves, figures, scores, verbs
+from m2d_bench.results.plots.plot_data import labels, number
 from m2d_bench.results.statistics import estimate, seed_means
 from m2d_bench.runs import Predictions, Score
 from tests.test_runs import RUN
@@ -72,7 +74,7 @@ def names(ticks):
 
 def test_forest_bars_end_where_the_interval_ends_and_the_best_is_on_top():
     weak, strong = record(LONG, level=0.2), record("m2d_tiny", level=0.6, seeds=6)
-    (panel,) = plots.forest([weak, strong]).axes
+    (panel,) = scores.forest([weak, strong]).axes
     assert names(panel.get_yticklabels()) == ["m2d_tiny  n = 6", f"{LONG}  n = 3"]
     for place, (bar, run) in enumerate(zip(bars(panel), (strong, weak), strict=True)):
         found = percent(run)
@@ -85,7 +87,7 @@ def test_forest_bars_end_where_the_interval_ends_and_the_best_is_on_top():
 
 
 def test_forest_shows_each_seed_and_no_interval_for_one():
-    (panel,) = plots.forest([record(seeds=1, level=0.2), record("other", seeds=4)]).axes
+    (panel,) = scores.forest([record(seeds=1, level=0.2), record("other", seeds=4)]).axes
     dots = [each for each in panel.collections if isinstance(each, PathCollection)]
     assert [len(each.get_offsets()) for each in dots] == [4, 1]
     assert dots[0].get_offsets()[:, 0].tolist() == pytest.approx(
@@ -96,20 +98,20 @@ def test_forest_shows_each_seed_and_no_interval_for_one():
 
 def test_forest_ranks_errors_upwards_and_says_so():
     worse, better = record("worse", "asv", level=0.3, metric="eer"), record("better", "asv", level=0.1, metric="eer")
-    (panel,) = plots.forest([worse, better]).axes
+    (panel,) = scores.forest([worse, better]).axes
     assert [name.split()[0] for name in names(panel.get_yticklabels())] == ["better", "worse"]
     assert panel.get_xlabel() == "eer (%), lower is better"
 
 
 def test_decibels_are_not_percent():
-    (panel,) = plots.forest([record(task="ss", metric="si_sdri", level=9.0)]).axes
+    (panel,) = scores.forest([record(task="ss", metric="si_sdri", level=9.0)]).axes
     assert panel.get_xlabel() == "si_sdri (dB)"
     assert bars(panel)[0].lines[0].get_xdata()[0] == pytest.approx(percent(record(level=9.0)).mean / 100)
 
 
 def test_a_model_has_one_colour_in_all_panels_and_synthetic_tasks_are_named_so():
     records = [record(m, t, synthetic=t == "events") for t in ("esc50", "events") for m in ("a", "b")]
-    first, second = plots.forest(records).axes
+    first, second = scores.forest(records).axes
     assert [first.get_title(loc="left"), second.get_title(loc="left")] == ["esc50", "events (synthetic)"]
     colours = [[bar.lines[0].get_color() for bar in bars(panel)] for panel in (first, second)]
     assert colours[0] == colours[1]
@@ -123,23 +125,23 @@ def test_more_models_than_colours_differ_in_their_markers():
 
 def test_records_of_one_model_are_told_apart_by_what_differs():
     records = [record(epochs=epochs) for epochs in (100, 200)]
-    assert labels(records) == ["m2d_tiny (epochs=100)", "m2d_tiny (epochs=200)"]
+    assert labels(records) == ["m2d_tiny (epochs=100)", "m2d_tiny"]
     assert labels(records, "settings.epochs") == ["m2d_tiny", "m2d_tiny"]
     assert labels([record(), replace(record(), protocol="knn")]) == ["m2d_tiny (linear)", "m2d_tiny (knn)"]
 
 
 def test_unfinished_records_are_named_and_left_out(caplog):
     unfinished = replace(record("other"), scores=record().scores[:1])
-    (panel,) = plots.forest([record(), unfinished]).axes
+    (panel,) = scores.forest([record(), unfinished]).axes
     assert len(panel.get_yticklabels()) == 1
     assert "other on esc50: no seed is finished" in caplog.text
     with pytest.raises(UsageError, match="None of the 1 records has a finished seed"):
-        plots.forest([unfinished])
+        scores.forest([unfinished])
 
 
 def test_heatmap_cells_say_mean_and_half_width_and_missing_ones_a_dash():
     records = [record("a", "esc50"), record("a", "us8k", level=0.2), record("b", "esc50", level=0.7)]
-    (panel,) = plots.heatmap(records).axes
+    (panel,) = scores.heatmap(records).axes
     found = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in panel.texts}
     cells = [percent(run) for run in records]
     shown = [f"{each.mean:.1f} ± {each.half_width:.1f}" for each in cells]
@@ -152,7 +154,7 @@ def test_heatmap_cells_say_mean_and_half_width_and_missing_ones_a_dash():
 
 def test_heatmap_counts_are_in_the_cells_where_they_differ_and_fewer_errors_are_darker():
     records = [record("a", "asv", metric="per", seeds=1), record("b", "asv", metric="per", level=0.2)]
-    (panel,) = plots.heatmap(records).axes
+    (panel,) = scores.heatmap(records).axes
     assert panel.texts[0].get_text() == f"{percent(records[0]).mean:.1f}\nn = 1"
     assert panel.texts[1].get_text().endswith("\nn = 3")
     assert panel.images[0].get_array()[:, 0].tolist() == [0, 1]
@@ -162,7 +164,7 @@ def test_heatmap_counts_are_in_the_cells_where_they_differ_and_fewer_errors_are_
 def test_radar_draws_models_that_have_all_tasks_and_names_the_others(caplog):
     tasks = ("a", "b", "c")
     records = [*(record("whole", task, level=0.1 * n) for n, task in enumerate(tasks, 1)), record("part", "a")]
-    (panel,) = plots.radar(records).axes
+    (panel,) = scores.radar(records).axes
     (line,) = panel.lines
     means = [percent(run).mean for run in records[:3]]
     assert line.get_ydata() == pytest.approx([*means, means[0]])
@@ -175,7 +177,7 @@ def test_radar_draws_models_that_have_all_tasks_and_names_the_others(caplog):
 
 def test_radar_turns_errors_around_and_leaves_out_what_is_no_percentage(caplog):
     records = [record(task=task) for task in ("a", "b")] + [record(task="c", metric="eer")]
-    (panel,) = plots.radar([*records, record(task="d", metric="si_sdri")]).axes
+    (panel,) = scores.radar([*records, record(task="d", metric="si_sdri")]).axes
     assert panel.lines[0].get_ydata()[2] == pytest.approx(100 - percent(records[2]).mean)
     assert names(panel.get_xticklabels())[2] == "c\n100% − eer"
     assert "d (si_sdri)" in caplog.text
@@ -183,9 +185,9 @@ def test_radar_turns_errors_around_and_leaves_out_what_is_no_percentage(caplog):
 
 def test_radar_refuses_fewer_than_three_tasks_and_models_that_all_lack_one():
     with pytest.raises(UsageError, match="three tasks counted in percent or more, got a, b"):
-        plots.radar([record(task="a"), record(task="b")])
+        scores.radar([record(task="a"), record(task="b")])
     with pytest.raises(UsageError, match="No model has all 3 tasks: m lacks c; n lacks a, b"):
-        plots.radar([record("m", "a"), record("m", "b"), record("n", "c")])
+        scores.radar([record("m", "a"), record("m", "b"), record("n", "c")])
 
 
 def test_curve_draws_a_line_a_model_with_the_interval_at_each_value(caplog):
@@ -269,7 +271,7 @@ def test_learning_curves_need_kept_predictions_of_epochs():
 
 
 def test_confusion_sums_seeds_and_folds_and_shows_shares_of_the_true_class():
-    figure = clip_plots.confusion(record(), [predictions(seed, fold) for seed in (0, 1) for fold in "12"])
+    figure = clips.confusion(record(), [predictions(seed, fold) for seed in (0, 1) for fold in "12"])
     panel = figure.axes[0]
     assert panel.images[0].get_array().tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
     found = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in panel.texts}
@@ -280,16 +282,16 @@ def test_confusion_sums_seeds_and_folds_and_shows_shares_of_the_true_class():
 
 def test_confusion_refuses_several_labels_a_clip_and_records_without_predictions():
     with pytest.raises(UsageError, match="esc50: a clip may have several labels"):
-        clip_plots.confusion(record(), [replace(predictions(0, "1"), labels=np.eye(4, 3))])
+        clips.confusion(record(), [replace(predictions(0, "1"), labels=np.eye(4, 3))])
     with pytest.raises(UsageError, match="--keep-predictions"):
-        clip_plots.confusion(record(), [])
+        clips.confusion(record(), [])
 
 
 def test_map_by_principal_components_keeps_distances_and_says_the_variance():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(40, 2)) * (3, 1)
     turned = plane @ np.linalg.qr(rng.normal(size=(8, 8)))[0][:2]
-    (panel,) = clip_plots.embedding_map(turned, ["a"] * 30 + ["b"] * 10).axes
+    (panel,) = clips.embedding_map(turned, ["a"] * 30 + ["b"] * 10).axes
     first, second = panel.collections
     assert [first.get_label(), second.get_label()] == ["a", "b"]
     points = np.concatenate([first.get_offsets(), second.get_offsets()])
@@ -300,7 +302,7 @@ def test_map_by_principal_components_keeps_distances_and_says_the_variance():
 
 def test_neighbours_stay_together_in_a_t_sne_map_that_is_the_same_each_time():
     embeddings = np.random.default_rng(0).normal(size=(24, 16)) + np.repeat(np.eye(2, 16) * 50, 12, 0)
-    drawn = [clip_plots.embedding_map(embeddings, ["a"] * 12 + ["b"] * 12, "tsne").axes[0] for _ in range(2)]
+    drawn = [clips.embedding_map(embeddings, ["a"] * 12 + ["b"] * 12, "tsne").axes[0] for _ in range(2)]
     first, second = (np.asarray(each.get_offsets()) for each in drawn[0].collections)
     assert np.linalg.norm(first.mean(0) - second.mean(0)) > max(first.std(0).max(), second.std(0).max())
     assert np.array_equal(first, drawn[1].collections[0].get_offsets())
@@ -308,7 +310,7 @@ def test_neighbours_stay_together_in_a_t_sne_map_that_is_the_same_each_time():
 
 def test_rare_labels_are_grey():
     names = [f"label {n:02}" for n in range(25) for _ in range(2 if n < 20 else 1)]
-    (panel,) = clip_plots.embedding_map(np.random.default_rng(0).normal(size=(45, 4)), names).axes
+    (panel,) = clips.embedding_map(np.random.default_rng(0).normal(size=(45, 4)), names).axes
     assert len(panel.collections) == 21
     assert panel.collections[0].get_label() == "(5 other labels)"
     assert to_hex(panel.collections[0].get_facecolor()[0]) == "#b2b2b2"
@@ -316,25 +318,25 @@ def test_rare_labels_are_grey():
 
 def test_maps_refuse_other_methods_and_too_few_embeddings():
     with pytest.raises(UsageError, match="Did you mean tsne"):
-        clip_plots.embedding_map(np.zeros((5, 3)), ["a"] * 5, "t-sne")
+        clips.embedding_map(np.zeros((5, 3)), ["a"] * 5, "t-sne")
     with pytest.raises(UsageError, match=r"got the shape \(2, 3\)"):
-        clip_plots.embedding_map(np.zeros((2, 3)), ["a"] * 2)
+        clips.embedding_map(np.zeros((2, 3)), ["a"] * 2)
 
 
 def test_labels_are_found_by_path_then_by_name_else_the_folder_s(tmp_path, caplog):
     files = ["x/dog/1.wav", "y/dog/1.wav", "cat/2.wav", "3.wav"]
-    assert clip_plots.labels_of(files) == ["dog", "dog", "cat", "(no label)"]
+    assert clips.labels_of(files) == ["dog", "dog", "cat", "(no label)"]
     table = tmp_path / "labels.csv"
     rows = [("file_name", "label"), ("x/dog/1.wav", "A"), ("z/1.wav", "B"), ("2.wav", "C")]
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    assert clip_plots.labels_of(files, table) == ["A", "(no label)", "C", "(no label)"]  # 1.wav alone is ambiguous
+    assert clips.labels_of(files, table) == ["A", "(no label)", "C", "(no label)"]  # 1.wav alone is ambiguous
     assert "2 of 4 files have no label, such as y/dog/1.wav" in caplog.text
     with pytest.raises(UsageError, match=r"names none of the 1 files, such as 9\.wav"):
-        clip_plots.labels_of(["9.wav"], table)
+        clips.labels_of(["9.wav"], table)
     table.write_text("name,label\n1.wav,a\n")
     with pytest.raises(UsageError, match="columns file_name and label"):
-        clip_plots.labels_of(files, table)
+        clips.labels_of(files, table)
 
 
 def test_embeddings_are_read_from_both_formats_and_nothing_else(tmp_path):
@@ -344,16 +346,16 @@ def test_embeddings_are_read_from_both_formats_and_nothing_else(tmp_path):
     table = pd.DataFrame({"file": ["a", "b", "c"], "embedding": list(embeddings), "digest": "d"})
     table.to_parquet(tmp_path / "e.parquet")
     for name in ("e.npz", "e.parquet"):
-        files, found = clip_plots.read_embeddings(tmp_path / name)
+        files, found = clips.read_embeddings(tmp_path / name)
         assert files == ["a", "b", "c"]
         assert np.array_equal(found, embeddings)
     with pytest.raises(UsageError, match=r"\.npz or \.parquet"):
-        clip_plots.read_embeddings(tmp_path / "e.csv")
+        clips.read_embeddings(tmp_path / "e.csv")
     np.savez(tmp_path / "other.npz", scores=embeddings)
     (tmp_path / "broken.npz").write_bytes(b"PK")
     for name in ("other.npz", "broken.npz", "none.npz"):
         with pytest.raises(DataError, match="not what m2d-bench embed writes"):
-            clip_plots.read_embeddings(tmp_path / name)
+            clips.read_embeddings(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", figures.SUFFIXES)
@@ -361,7 +363,7 @@ def test_each_format_is_written_and_is_the_same_twice(tmp_path, suffix):
     written = []
     for name in "ab":
         path = tmp_path / name / f"figure{suffix}"
-        figures.save(plots.forest([record(), record("b")]), path)
+        figures.save(scores.forest([record(), record("b")]), path)
         written.append(path.read_bytes())
         assert [each.name for each in path.parent.iterdir()] == [path.name]
     assert written[0].startswith(MAGIC[suffix])
@@ -371,17 +373,17 @@ def test_each_format_is_written_and_is_the_same_twice(tmp_path, suffix):
 def test_other_formats_and_a_missing_matplotlib_are_refused_before_any_work(tmp_path, monkeypatch):
     for name, got in (("f.jpg", r"\.jpg"), ("f", "no suffix")):
         with pytest.raises(UsageError, match=rf"\.png, \.svg, \.pdf; got '{got}'"):
-            plot_verbs.forest((tmp_path / "nowhere",), output=tmp_path / name)
+            verbs.curve((tmp_path / "nowhere",), x="epoch", output=tmp_path / name)
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'm2d-bench\[plots\]'"):
-        plot_verbs.forest((tmp_path / "nowhere",), output=tmp_path / "f.png")
+        verbs.curve((tmp_path / "nowhere",), x="epoch", output=tmp_path / "f.png")
 
 
 def test_drawing_leaves_matplotlib_s_settings_alone():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    plots.forest([record()])
+    scores.forest([record()])
     assert dict(matplotlib.rcParams) == before
 
 
@@ -390,21 +392,21 @@ def test_records_are_read_filtered_and_counted_once(tmp_path, caplog):
         for run in (record(LONG), record("m2d_tiny", "us8k")):
             runs.add(run, tmp_path / folder)
     (tmp_path / "one" / "broken.json").write_text("{")
-    found, failures = read([tmp_path / "one", tmp_path / "two"])
+    found, failures = read_all([tmp_path / "one", tmp_path / "two"])
     assert len(found) == 2
     assert len(failures) == 1
-    assert caplog.text.count("the same record as one already read") == 2
+    assert caplog.text.count("the same record as ") == 2
     for wanted in (Filter(models=("random:*,x*",)), Filter(models=("nobody",)), Filter(protocol="knn")):
         with pytest.raises(UsageError, match=r"Unknown (model|protocol)"):
-            read([tmp_path], wanted)
+            read_all([tmp_path], wanted)
     with pytest.raises(UsageError, match="Did you mean us8k"):
-        read([tmp_path], Filter(tasks=("us8",)))
+        read_all([tmp_path], Filter(tasks=("us8",)))
     for wanted in (Filter(models=("random:*",)), Filter(tasks=("esc50",)), Filter(models=(LONG,), protocol="linear")):
-        kept, _ = read([tmp_path / "one"], wanted)
+        kept, _ = read_all([tmp_path / "one"], wanted)
         assert [run.encoder["name"] for run in kept.values()] == [LONG]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no run records to plot"):
-        read([tmp_path / "empty"])
+    with pytest.raises(UsageError, match="no run records"):
+        read_all([tmp_path / "empty"])
 
 
 @pytest.fixture
@@ -436,7 +438,7 @@ def test_every_verb_writes_its_figure_and_names_broken_files(tmp_path, folder, w
     (folder / "broken.json").write_text("{")
     target = tmp_path / "figure.png"
     words = words.replace("RUNS", str(folder)).replace("EMBEDDINGS", str(tmp_path / "e.npz")).split()
-    output = plot_verbs.PLOT([*words, "-o", str(target)], exit_on_error=False, result_action="return_value")
+    output = verbs.PLOT([*words, "-o", str(target)], exit_on_error=False, result_action="return_value")
     assert target.read_bytes().startswith(MAGIC[".png"])
     assert output.text == str(target)
     assert len(output.failures) == (words[0] != "embeddings")
@@ -444,7 +446,7 @@ def test_every_verb_writes_its_figure_and_names_broken_files(tmp_path, folder, w
 
 def test_confusion_of_several_records_lists_them_and_takes_one_by_its_path(tmp_path, folder):
     with pytest.raises(UsageError, match=r"is of one record; 2 fit(.|\n)*train_fraction=0\.1") as caught:
-        plot_verbs.confusion((folder,), output=tmp_path / "c.png", model="m2d_tiny", task="esc50")
+        verbs.confusion((folder,), output=tmp_path / "c.png", model="m2d_tiny", task="esc50")
     path = re.search(r"\S+\.json", str(caught.value))[0]
-    assert plot_verbs.confusion((tmp_path / path,), output=tmp_path / "c.png").failures == ()
+    assert verbs.confusion((tmp_path / path,), output=tmp_path / "c.png").failures == ()
     assert (tmp_path / "c.png").exists()

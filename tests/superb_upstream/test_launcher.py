@@ -74,7 +74,7 @@ def evaluate(folder, checkpoint="exp"):
 
 
 def results(folder, *words):
-    command = [sys.executable, "-m", "m2d_bench.cli", "results", *map(str, words)]
+    command = [sys.executable, "-m", "m2d_bench.cli", "superb", "import", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 

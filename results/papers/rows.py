@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from m2d_bench.results.published import GROUPS, Cell
+from m2d_bench.results.papers.published import GROUPS, Cell
 from m2d_bench.results.statistics import Estimate
 from m2d_bench.results.table import Column, Row, Value
 

@@ -12,8 +12,8 @@ import pytest
 from m2d_bench import runs
 from m2d_bench.cli import main
 from m2d_bench.errors import UsageError
-from m2d_bench.results import summary
-from m2d_bench.results.page import build, report
+from m2d_bench.results import compare, summary
+from m2d_bench.results.html_report.page import build, report
 from m2d_bench.results.statistics import seed_means
 from m2d_bench.runs import Score
 from tests.test_runs import RUN, scored
@@ -313,16 +313,23 @@ def test_filters_narrow_rows_count_and_plots(opened):
 
 
 @pytest.mark.browser
-def test_the_best_visible_mean_is_bold_in_the_metric_s_direction(opened):
+def test_the_best_mean_is_bold_whatever_is_filtered(opened):
     page = opened(RECORDS)
 
     def bold():
         return page.locator("#rows tr:visible strong").all_inner_texts()
 
     by_key = {(row["model"][:8], row["task"], row["protocol"]): f"{row['mean']:.2f}" for row in summary(RECORDS)[1:]}
-    assert {text.split()[0] for text in bold()} == {"85.50", by_key["m2d_vit_", "words", "linear"]}
+    ranks = compare(RECORDS)
+    best = {
+        (ranks.rows[n].model[:8], column.task, column.protocol)
+        for (n, column), mark in ranks.marks.items()
+        if mark.rank == 1
+    }
+    assert {by_key[key] for key in best if key in by_key} <= {text.split()[0] for text in bold()}
+    before = bold()
     page.get_by_label("Model").select_option("m2d_tiny")
-    assert [text.split()[0] for text in bold()] == [by_key["m2d_tiny", "esc10", "knn"]]
+    assert set(bold()) < set(before)  # filtering ranks nothing anew
 
 
 @pytest.mark.browser
@@ -524,5 +531,22 @@ def test_a_published_table_stands_before_the_runs(tmp_path):
 def test_runs_that_differ_in_a_setting_are_named_by_it():
     first, second = scored(42, "1", "2"), replace(scored(42, "1", "2"), settings={"epochs": 9})
     page = build([first, second], created="now")
-    for epochs in (200, 9):
-        assert f"{RUN.encoder['name']} (epochs={epochs})</th>" in page
+    assert f"{RUN.encoder['name']}</th>" in page  # at the defaults
+    assert f"{RUN.encoder['name']} (epochs=9)</th>" in page
+
+
+def test_bold_is_the_ranking_of_the_comparison_tables():
+    def run(name, score, share=1.0, protocol="linear"):
+        scores = tuple(Score(seed=s, fold=f, score=score, n_test=9) for s in range(3) for f in "12")
+        settings = {"epochs": 200, "train_fraction": share}
+        encoder = {"name": name, "digest": f"{name:<16}"}
+        return replace(RUN, encoder=encoder, scores=scores, settings=settings, protocol=protocol)
+
+    records = [run("a", 0.5), run("b", 0.6), run("c", 0.9, protocol="logreg"), run("d", 0.4, share=0.1)]
+    page = build(records, created="now")
+    shown = zip("abcd", ("50.00", "60.00", "90.00", "40.00"), strict=True)
+    bold = {model: f"<strong>{score}" in page for model, score in shown}
+    assert bold == {"a": False, "b": True, "c": True, "d": True}
+    table = compare(records)
+    ranks = {table.rows[number].model[0]: mark.rank == 1 for (number, _), mark in table.marks.items()}
+    assert ranks == bold

@@ -8,12 +8,12 @@ from statistics import fmean
 import pytest
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results import published
 from m2d_bench.results.comparison import compare
+from m2d_bench.results.papers import published
 from m2d_bench.results.render import MISSING, cells, render
 from tests.conftest import SHARED
 
-FOLDER = published.files("m2d_bench.results").joinpath("published")
+FOLDER = published.files("m2d_bench.results.papers")
 TABLES = [f"m2dx-2024:{n}" for n in ("III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII", "XIII", "XIV")]
 TABLES += [f"m2d-2023:{n}" for n in (1, 3, 4, 5, 6)] + ["msm-mae-2022:abstract"]
 

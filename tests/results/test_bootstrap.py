@@ -11,7 +11,7 @@ from m2d_bench import runs
 from m2d_bench.cli import main
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import metrics
-from m2d_bench.results.clips import clip_interval
+from m2d_bench.results.bootstrap import clip_interval
 from m2d_bench.runs import Predictions, Score
 from tests.test_runs import RUN
 

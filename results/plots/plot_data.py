@@ -6,13 +6,10 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from m2d_bench import runs
 from m2d_bench.errors import UsageError
-from m2d_bench.results.filter import ALL, Filter, chosen
-from m2d_bench.results.own import variants
+from m2d_bench.results.records import variants
 from m2d_bench.results.statistics import UNITS, Estimate, estimate, higher_is_better, scale, seed_means
 from m2d_bench.runs import Run
 
@@ -50,34 +47,6 @@ class Result:
     def lower_is_better(self) -> bool:
         """Whether the metric counts errors."""
         return not higher_is_better(self.metric)
-
-
-def read(places: Sequence[Path], wanted: Filter = ALL) -> tuple[dict[Path, Run], list[str]]:
-    """The records under several folders, or files, that a filter lets through; copies of a record count once.
-
-    Returns:
-        The records by path, and a message for each file that is none.
-
-    Raises:
-        UsageError: No such folder, no record, or a model, task or protocol that nothing fits.
-    """
-    found: dict[Path, Run] = {}
-    failures: list[str] = []
-    for place in places:
-        records, unread = runs.read(place.expanduser())
-        failures += unread
-        keys = {run.key for run in found.values()}
-        for path, run in records.items():
-            if run.key not in keys:
-                found[path] = run
-            elif path not in found:
-                logger.warning("%s: the same record as one already read; it is left out.", path)
-    if not found:
-        names = ", ".join(map(str, places))
-        raise UsageError("\n".join([f"{names}: no run records to plot. m2d-bench linear writes them.", *failures]))
-    kept = chosen("model", wanted.models, wanted.runs(list(found.values())), lambda run: list(run.names))
-    wanted_ones = set(map(id, kept))
-    return {path: run for path, run in found.items() if id(run) in wanted_ones}, failures
 
 
 def labels(records: Sequence[Run], without: str | None = None) -> list[str]:

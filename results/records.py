@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results import published
+from m2d_bench.evaluation.settings import LinearSettings
+from m2d_bench.results.papers import published
 from m2d_bench.results.statistics import UNITS, average, estimate, higher_is_better, scale, seed_means
 from m2d_bench.results.table import Column, Row, Value
 from m2d_bench.runs import SYNTHETIC, Run
@@ -19,40 +20,55 @@ logger = logging.getLogger(__name__)
 
 OURS = "m2d-bench"
 
-
 PROBES = ("linear", "knn", "logreg")
+_DEFAULTS = {field.name: field.default for field in fields(LinearSettings) if field.name != "probe"}
 _OF_THE_TASK = {"clip_seconds", "validation_fraction", "task version", "clips", "metric"}
 
 
 def variants(runs: Sequence[Run], *, keys: bool = True) -> list[str]:
-    """For each run, what tells it from other runs of the same encoder name and protocol; empty where nothing has to.
+    """What has to stand behind each run's model name: settings of a probe that are not the default, and whatever else
+    tells it from other runs of the same model and protocol; empty for a run at the defaults.
 
-    Settings and weights that differ between tasks are told for every run, but those that belong to a task, and other
-    tools' settings, which are one set a task, only where a task was run with several.
+    Settings without a default, and weights, that differ between tasks are named for every run; those that belong to a
+    task, and other tools' settings, which are one set per task, only where a task was run with several.
 
     Args:
         runs: The records.
-        keys: Whether runs on the same task that differ in nothing else are told by their keys.
+        keys: Whether runs on the same task that differ in nothing else are told apart by their keys.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for place, run in enumerate(runs):
-        groups.setdefault((run.encoder["name"], run.protocol), []).append(place)
+    identities = [_identity(run) for run in runs]
     labels = [""] * len(runs)
-    for places in groups.values():
-        flat = {place: _identity(runs[place]) for place in places} if len(places) > 1 else {}
-        shared = _differing([values for place, values in flat.items() if _is_probe(runs[place])], _OF_THE_TASK)
-        tasks: dict[str, list[int]] = {}
-        for place in flat:
-            tasks.setdefault(runs[place].task["name"], []).append(place)
-        for members in tasks.values():
-            own = _differing([flat[place] for place in members], {"key"})
-            for place in members:
-                told = [name for name in flat[place] if name in shared or name in own]
-                labels[place] = ", ".join(f"{name}={flat[place][name]}" for name in told)
-            if keys and len({labels[place] for place in members}) < len(members):
-                for place in members:
-                    labels[place] = ", ".join(filter(None, (labels[place], f"key={runs[place].key}")))
+    for members in _grouped(range(len(runs)), lambda i: (runs[i].encoder["name"], runs[i].protocol)):
+        shared = _differing([identities[i] for i in members if _is_probe(runs[i])], _OF_THE_TASK)
+        for of_task in _grouped(members, lambda i: runs[i].task["name"]):
+            differing = shared | _differing([identities[i] for i in of_task], set())
+            for i in of_task:
+                labels[i] = _variant(identities[i], differing, _DEFAULTS if _is_probe(runs[i]) else {})
+            if keys and len({labels[i] for i in of_task}) < len(of_task):
+                for i in of_task:
+                    labels[i] = ", ".join(filter(None, (labels[i], f"key={runs[i].key}")))
     return labels
+
+
+def _variant(identity: Mapping[str, Any], differing: set[str], defaults: Mapping[str, Any]) -> str:
+    """`name=value` of what differs from the default or, where there is none, from other runs."""
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in identity.items()
+        if (value != defaults[name] if name in defaults else name in differing)
+    )
+
+
+def _grouped(items: Iterable[int], key: Callable[[int], Hashable]) -> Iterable[list[int]]:
+    groups: dict[Hashable, list[int]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups.values()
+
+
+def train_fraction(run: Run) -> float:
+    """Share of the training clips a run was trained on."""
+    return float(run.settings.get("train_fraction", 1.0))
 
 
 def _is_probe(run: Run) -> bool:
@@ -82,7 +98,7 @@ def _identity(run: Run) -> dict[str, Any]:
     return {**found, **others, "clips": run.task["fingerprint"], "metric": run.task["metric"]}
 
 
-def own_columns(runs: Iterable[Run]) -> list[Column]:
+def record_columns(runs: Iterable[Run]) -> list[Column]:
     """A column a task, and the means over all tasks and over those of each domain, where they count in one unit."""
     found: dict[tuple[str, str], Column] = {}
     domains: dict[str, str] = {}
@@ -128,7 +144,7 @@ def _counted(tasks: Sequence[str]) -> str:
     return f"{len(tasks)} tasks" + (f", {synthetic} synthetic" if synthetic else "")
 
 
-def own_rows(
+def record_rows(
     runs: Sequence[Run], columns: Sequence[Column], pools: Mapping[str, Sequence[str]], like: bool
 ) -> list[Row]:
     """The runs' rows: one an encoder and, where it ran a task more than once, one a setting.
@@ -143,6 +159,7 @@ def own_rows(
     rows: dict[tuple[str, str], dict[tuple[str, str], dict[Hashable, float]]] = {}
     commands: dict[tuple[str, str], dict[str, None]] = {}
     taken: dict[tuple[tuple[str, str], tuple[str, str], str], Run] = {}
+    fractions: dict[tuple[str, str], float] = {}
     metrics = _metrics(columns)
     for run, variant in zip(runs, variants(runs), strict=True):
         name, metric = run.encoder["name"], run.task["metric"]
@@ -159,6 +176,7 @@ def own_rows(
             row = name, ", ".join(filter(None, (variant, run.task["name"])))  # evar:esc50 beside a paper's esc50
             assert other.task["name"] != run.task["name"]
         taken[row, place, name] = run
+        fractions[row] = train_fraction(run)
         of_pool = name if name in labels else ""
         found = {(of_pool, seed): scale(metric) * score for seed, score in scores.items()}
         rows.setdefault(row, {}).setdefault(place, {}).update(found)
@@ -170,6 +188,7 @@ def own_rows(
             section="this benchmark's runs" if like else "",
             values=_values(tasks, columns),
             notes=tuple(filter(None, commands[model, variant])) if like else (),
+            train_fraction=fractions[model, variant],
         )
         for (model, variant), tasks in sorted(rows.items())
     ]

@@ -11,11 +11,12 @@ from cyclopts import App, Parameter
 from m2d_bench import runs
 from m2d_bench.errors import UsageError
 from m2d_bench.output import Flat, Output
-from m2d_bench.results import clip_plots, curves, plots
-from m2d_bench.results.clip_plots import Method
-from m2d_bench.results.figures import check_output, save
 from m2d_bench.results.filter import ALL, Filter
-from m2d_bench.results.plotted import labels, read
+from m2d_bench.results.folders import read_all
+from m2d_bench.results.plots import clips, curves, scores
+from m2d_bench.results.plots.clips import Method
+from m2d_bench.results.plots.figures import check_output, save
+from m2d_bench.results.plots.plot_data import labels
 from m2d_bench.runs import Run
 from m2d_bench.settings import Storage
 
@@ -30,40 +31,25 @@ Shown = Annotated[Filter, Flat]
 RUNS = (Path(str(Storage.runs)),)
 
 
-@PLOT.command
-def forest(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> Output:
-    """Scores with 95% intervals: a panel a task, a row a model.
+def _of_scores(draw: Callable[[Sequence[Run]], Figure], summary: str) -> None:
+    """Adds a verb that draws records and takes nothing else."""
+
+    def verb(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> Output:
+        return _draw(draw, folders, output, shown)
+
+    verb.__doc__ = f"""{summary}
 
     Args:
         folders: Folders of run records, or single records.
         output: The figure.
         shown: Which records are shown.
     """
-    return _draw(plots.forest, folders, output, shown)
+    PLOT.command(verb, name=draw.__name__)
 
 
-@PLOT.command
-def heatmap(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> Output:
-    """Models × tasks, mean ± half width in each cell.
-
-    Args:
-        folders: Folders of run records, or single records.
-        output: The figure.
-        shown: Which records are shown.
-    """
-    return _draw(plots.heatmap, folders, output, shown)
-
-
-@PLOT.command
-def radar(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> Output:
-    """A spoke a task, a line a model that has them all; three tasks or more.
-
-    Args:
-        folders: Folders of run records, or single records.
-        output: The figure.
-        shown: Which records are shown.
-    """
-    return _draw(plots.radar, folders, output, shown)
+_of_scores(scores.forest, "Scores with 95% intervals: a panel per task, a row per model.")
+_of_scores(scores.heatmap, "Models × tasks, mean ± half width in each cell.")
+_of_scores(scores.radar, "A spoke per task, a line per model that has them all; three tasks or more.")
 
 
 @PLOT.command
@@ -89,7 +75,7 @@ def learning(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> 
         shown: Which records are shown.
     """
     check_output(output)
-    found, failures = read(folders, shown)
+    found, failures = read_all(folders, shown)
     save(curves.learning([(run, runs.load_predictions(path)) for path, run in found.items()]), output)
     return Output(str(output), tuple(failures))
 
@@ -115,13 +101,13 @@ def confusion(
     """
     check_output(output)
     shown = Filter(models=(model,) if model else (), tasks=(task,) if task else (), protocol=protocol)
-    found, failures = read(folders, shown)
+    found, failures = read_all(folders, shown)
     if len(found) > 1:
         named = zip(found.items(), labels(list(found.values())), strict=True)
         listed = "\n".join(f"  {path}: {label} on {run.task['name']}" for (path, run), label in named)
         raise UsageError(f"A confusion matrix is of one record; {len(found)} fit. Name one of these files:\n{listed}")
     ((path, run),) = found.items()
-    save(clip_plots.confusion(run, runs.load_predictions(path)), output)
+    save(clips.confusion(run, runs.load_predictions(path)), output)
     return Output(str(output), tuple(failures))
 
 
@@ -143,13 +129,13 @@ def embeddings(
         label_table: CSV file with columns file_name and label; without it, a file's folder is its label.
     """
     check_output(output)
-    files, found = clip_plots.read_embeddings(file)
-    save(clip_plots.embedding_map(found, clip_plots.labels_of(files, label_table), method), output)
+    files, found = clips.read_embeddings(file)
+    save(clips.embedding_map(found, clips.labels_of(files, label_table), method), output)
     return Output(str(output))
 
 
 def _draw(draw: Callable[[Sequence[Run]], Figure], folders: Sequence[Path], output: Path, shown: Filter) -> Output:
     check_output(output)
-    found, failures = read(folders, shown)
+    found, failures = read_all(folders, shown)
     save(draw(list(found.values())), output)
     return Output(str(output), tuple(failures))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
 from importlib.resources import files
@@ -14,14 +14,16 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from m2d_bench import runs
 from m2d_bench.errors import UsageError
 from m2d_bench.output import Output
 from m2d_bench.results.comparison import compare
-from m2d_bench.results.own import variants
-from m2d_bench.results.render import render
-from m2d_bench.results.statistics import higher_is_better, scale, seed_means
-from m2d_bench.results.tables import interval, summary
+from m2d_bench.results.folders import read_all
+from m2d_bench.results.ranking import marks_of
+from m2d_bench.results.records import OURS, train_fraction, variants
+from m2d_bench.results.render import interval, render
+from m2d_bench.results.statistics import Estimate, higher_is_better, scale, seed_means
+from m2d_bench.results.summary import summary
+from m2d_bench.results.table import Column, Row, Value
 from m2d_bench.runs import Run
 from m2d_bench.settings import Storage, make_folder, replacing
 
@@ -43,15 +45,7 @@ def report(
     output = output.expanduser()
     if output.suffix != ".html":
         raise UsageError(f"{output}: a report is one .html file. Name it so: -o {output.with_suffix('.html')}")
-    records: dict[Path, Run] = {}
-    failures: list[str] = []
-    for folder in folders:
-        found, unread = runs.read(folder.expanduser())
-        records |= {path.resolve(): run for path, run in found.items()}  # folders may lie in each other
-        failures += [message for message in unread if message not in failures]
-    if not records:
-        named, broken = ", ".join(map(str, folders)), "".join(f"\n{message}" for message in failures)
-        raise UsageError(f"{named}: no run records. m2d-bench linear writes runs/; name such a folder.{broken}")
+    records, failures = read_all(folders)
     make_folder(output.parent)
     now = datetime.now(timezone.utc).isoformat(sep=" ", timespec="seconds")
     beside = _beside(list(records.values()), like) if like else ""
@@ -85,7 +79,7 @@ def build(records: Sequence[Run], *, created: str, failures: Sequence[str] = (),
         "rows": "\n".join(map(_table_row, rows)),
         "data": _data(records, rows),
     }
-    template = files("m2d_bench.results").joinpath("report.html").read_text(encoding="utf-8")
+    template = files("m2d_bench.results.html_report").joinpath("report.html").read_text(encoding="utf-8")
     # In one pass: what is inserted stays as it is.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
@@ -100,17 +94,37 @@ def _beside(records: Sequence[Run], like: str) -> str:
 
 def _rows(records: Sequence[Run]) -> list[dict[str, Any]]:
     """The summary's rows with what the page needs besides, by task and metric, the best mean first."""
-    rows = []
-    for place, (run, variant) in enumerate(zip(records, variants(records), strict=True)):
+    rows, ranked = [], []
+    for number, (run, variant) in enumerate(zip(records, variants(records), strict=True)):
         model = run.encoder["name"] + (f" ({variant})" if variant else "")
         repeated = ", ".join(run.repeated)
-        about = {"model": model, "key": run.key, "created": run.created, "repeated": repeated, "record": place}
+        about = {"model": model, "key": run.key, "created": run.created, "repeated": repeated, "record": number}
         for row in summary([run]):
             if not math.isfinite(row["mean"]):
                 continue
-            seeds = [round(scale(row["metric"]) * score, 4) for score in seed_means(run, row["metric"]).values()]
+            scores: dict[Hashable, float] = {
+                seed: scale(row["metric"]) * score for seed, score in seed_means(run, row["metric"]).items()
+            }
+            seeds = [round(score, 4) for score in scores.values()]
             rows.append({**row, **about, "lower": not higher_is_better(row["metric"]), "seeds": seeds})
+            ranked.append(_ranked_row(rows[-1], scores, train_fraction(run)))
+    columns = list(dict.fromkeys(column for row in ranked for column in row.values))
+    for (number, _), mark in marks_of(ranked, columns, None).items():
+        rows[number]["best"] = mark.rank == 1
     return sorted(rows, key=lambda row: (row["task"], row["metric"], row["mean"] if row["lower"] else -row["mean"]))
+
+
+def _ranked_row(row: Mapping[str, Any], scores: Mapping[Hashable, float], fraction: float) -> Row:
+    """A row of the summary as the ranking of the comparison tables takes it."""
+    column = Column(
+        protocol=row["protocol"],
+        task=row["task"],
+        metric=row["metric"],
+        unit=row["unit"],
+        higher_is_better=not row["lower"],
+    )
+    value = Value(estimate=Estimate(row["mean"], row["ci95"], row["n"]), scores=scores)
+    return Row(model=row["model"], source=OURS, values={column: value}, train_fraction=fraction)
 
 
 def _is_finite(run: Run) -> bool:
@@ -124,7 +138,8 @@ def _table_row(row: Mapping[str, Any]) -> str:
     seconds = "" if row["seconds"] is None else row["seconds"]
     texts = [escape(row[name]) for name in ("task", "protocol")]
     texts.append(f'<span>{metric} <span role="img" aria-label="{direction} is better">{arrow}</span></span>')
-    texts += [interval(row), str(row["n"]), escape(row["repeated"]), str(seconds)]
+    mean = interval(row["mean"], row["ci95"])
+    texts += [f"<strong>{mean}</strong>" if row["best"] else mean, str(row["n"]), escape(row["repeated"]), str(seconds)]
     texts += [escape(row["created"][:10]), row["key"]]
     return f'<tr><th scope="row">{escape(row["model"])}</th>' + "".join(f"<td>{text}</td>" for text in texts) + "</tr>"
 

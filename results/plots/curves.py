@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results.figures import MEANING, Style, legend, panels, styled, styles
-from m2d_bench.results.plotted import KEEP, axis_title, labels, number, seed_scores, span
+from m2d_bench.results.plots.figures import MEANING, Style, legend, panels, styled, styles
+from m2d_bench.results.plots.plot_data import KEEP, axis_title, labels, number, seed_scores, span
 from m2d_bench.results.statistics import estimate, scale
 from m2d_bench.runs import Predictions, Run
 
@@ -27,7 +27,7 @@ def curve(records: Sequence[Run], x: str) -> Figure:
 
     Args:
         records: Run records; those without the field, or without a finished seed, are named in a warning.
-        x: The field, see `plotted.number`: `settings.train_fraction`, `mask_ratio`, `epoch`, …
+        x: The field, see `plot_data.number`: `settings.train_fraction`, `mask_ratio`, `epoch`, …
 
     Raises:
         UsageError: Fewer than two values of the field, or two records of a model on a task with the same value.

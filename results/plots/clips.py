@@ -13,8 +13,8 @@ import numpy as np
 
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.registry import unknown
-from m2d_bench.results.figures import legend, panels, styled, styles
-from m2d_bench.results.plotted import KEEP
+from m2d_bench.results.plots.figures import legend, panels, styled, styles
+from m2d_bench.results.plots.plot_data import KEEP
 from m2d_bench.runs import Predictions, Run
 
 if TYPE_CHECKING:
@@ -157,10 +157,11 @@ def embedding_map(embeddings: np.ndarray, names: Sequence[str], method: Method =
     if others.any():
         count = len(set(of_point[others]))
         label = of_point[others][0] if count == 1 else f"({count} other labels)"
-        panel.scatter(*points[others].T, s=14, color="0.7", linewidths=0, label=label)
+        panel.scatter(points[others, 0], points[others, 1], s=14, color="0.7", linewidths=0, label=label)
     for name in sorted(frequent):
         panel.scatter(
-            *points[of_point == name].T,
+            points[of_point == name, 0],
+            points[of_point == name, 1],
             s=18,
             color=look[name].color,
             marker=look[name].marker,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results.figures import MEANING, Style, legend, panels, styled, styles
-from m2d_bench.results.plotted import Result, axis_title, results, span
+from m2d_bench.results.plots.figures import MEANING, Style, legend, panels, styled, styles
+from m2d_bench.results.plots.plot_data import Result, axis_title, results, span
 from m2d_bench.results.statistics import UNITS, Estimate
 from m2d_bench.runs import Run
 
@@ -101,8 +101,8 @@ def heatmap(records: Sequence[Run]) -> Figure:
     panel.set_xticks(range(len(tasks)), [f"{task}\n{_wrapped(axis_title(metric))}" for task, metric in tasks])
     panel.set_yticks(range(len(models)), models)
     panel.tick_params(axis="x", rotation=40)
-    for text in panel.get_xticklabels():
-        text.set(ha="right", rotation_mode="anchor")
+    for label in panel.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
     panel.grid(visible=False)
     return figure
 

@@ -1,6 +1,6 @@
 """The papers' numbers: every cell of their tables as printed, with its source.
 
-`published/results.csv` has one row a cell; `tasks.csv`, `finetune_settings.csv` and `pretrain_settings.csv` lie beside.
+`results.csv` has one row a cell; `tasks.csv`, `finetune_settings.csv` and `pretrain_settings.csv` lie beside it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Cell:
 @lru_cache(maxsize=1)
 def cells() -> tuple[Cell, ...]:
     """Every cell, in the order of the papers."""
-    text = files("m2d_bench.results").joinpath("published/results.csv").read_text(encoding="utf-8")
+    text = files("m2d_bench.results.papers").joinpath("results.csv").read_text(encoding="utf-8")
     return tuple(
         Cell(**{**row, "higher_is_better": row["higher_is_better"] == "true"})  # type: ignore[arg-type]
         for row in csv.DictReader(text.splitlines())

@@ -1,0 +1,1 @@
+"""Figures of run records, of predictions and of embeddings."""
