@@ -61,9 +61,10 @@ def random_checkpoint(name: str) -> Checkpoint:
 
 
 def write_tones(
-    root: Path, task_index: str = "meta/esc10.csv", clips: int = 400, classes: int = 10, suffix: str = ".wav"
+    root: Path, task_index: str = "meta/esc10.csv", clips: int = 400, suffix: str = ".wav", amplitude: float = 0.1
 ) -> Path:
-    """A miniature of ESC-10's layout: a tone a class, noise, half a second each, five folds."""
+    """A miniature of ESC-10's layout: 10 classes, each a tone in noise, half a second a clip, five folds."""
+    classes = 10
     rng = np.random.default_rng(0)
     (root / "audio").mkdir(parents=True)
     (root / task_index).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def write_tones(
         for i in range(clips):
             label = i % classes
             time = np.arange(4000) / 8000
-            wave = 0.1 * np.sin(2 * np.pi * 200 * 1.3**label * time) + 0.1 * rng.standard_normal(4000)
+            wave = amplitude * np.sin(2 * np.pi * 200 * 1.3**label * time) + 0.1 * rng.standard_normal(4000)
             soundfile.write(root / "audio" / f"{i}{suffix}", wave, 8000)
             writer.writerow([f"{i}{suffix}", 1 + (i // classes) % 5, label, f"tone{label}", "True", i, "A"])
     return root
