@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from m2d_bench.encoders.zoo import load as load_encoder
     from m2d_bench.evaluation.linear import linear as linear
     from m2d_bench.evaluation.settings import LinearSettings as LinearSettings
+    from m2d_bench.finetuning.run import finetune as finetune
 
 
 __version__ = "0.1.0"

@@ -16,12 +16,16 @@ from m2d_bench.encoders.vit import ViT, ViTConfig, initialise
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-HERE = Path(__file__).parent
-SHARED = HERE.parent.parent / "shared"
-GOLDEN = sorted({d.name: d for root in (HERE, SHARED) for d in (root / "golden").glob("*/")}.values())
-"""Golden folders: all of them where they lie beside the project, else the one kept with the tests."""
+GOLDEN = sorted(path.parent for path in Path(__file__).parent.glob("golden/*/runtime.npz"))
+"""Folders of small models and what the reference implementations computed from them (golden/README.md)."""
 
-ESC10 = SHARED / "data" / "esc10"
+GOLDEN_INPUTS = np.load(Path(__file__).parent / "golden" / "inputs.npz")
+
+
+def golden_waveform(key: str) -> np.ndarray:
+    """Waveform [1, samples] of a golden array named CLIP_SAMPLES/…: the first samples of a stored clip."""
+    clip, samples = key.split("/")[0].split("_")
+    return GOLDEN_INPUTS[f"{clip}/waveform"][:, : int(samples)]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -56,8 +60,11 @@ def random_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(config=config, encoder=initialise(ViT(config.vit), torch.Generator().manual_seed(2)).state_dict())
 
 
-def write_tones(root: Path, task_index: str = "meta/esc10.csv", clips: int = 400, classes: int = 10) -> Path:
-    """A miniature of ESC-10's layout: a tone a class, noise, half a second each, five folds."""
+def write_tones(
+    root: Path, task_index: str = "meta/esc10.csv", clips: int = 400, suffix: str = ".wav", amplitude: float = 0.1
+) -> Path:
+    """A miniature of ESC-10's layout: 10 classes, each a tone in noise, half a second a clip, five folds."""
+    classes = 10
     rng = np.random.default_rng(0)
     (root / "audio").mkdir(parents=True)
     (root / task_index).parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +74,9 @@ def write_tones(root: Path, task_index: str = "meta/esc10.csv", clips: int = 400
         for i in range(clips):
             label = i % classes
             time = np.arange(4000) / 8000
-            wave = 0.1 * np.sin(2 * np.pi * 200 * 1.3**label * time) + 0.1 * rng.standard_normal(4000)
-            soundfile.write(root / "audio" / f"{i}.wav", wave, 8000)
-            writer.writerow([f"{i}.wav", 1 + (i // classes) % 5, label, f"tone{label}", "True", i, "A"])
+            wave = amplitude * np.sin(2 * np.pi * 200 * 1.3**label * time) + 0.1 * rng.standard_normal(4000)
+            soundfile.write(root / "audio" / f"{i}{suffix}", wave, 8000)
+            writer.writerow([f"{i}{suffix}", 1 + (i // classes) % 5, label, f"tone{label}", "True", i, "A"])
     return root
 
 

@@ -182,7 +182,7 @@ class _WeightsAndBiases:
     """Goes on with the same run there; of steps it has already, it keeps the first values."""
 
     def __init__(self, folder: Path, resumed_at: int | None, project: str, config: Mapping[str, Any]) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # optional
 
         self._wandb = wandb
         identity = folder / "wandb_id"

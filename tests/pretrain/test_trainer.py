@@ -314,6 +314,7 @@ def test_a_file_that_breaks_keeps_what_was_done_and_may_be_mended(clips, tmp_pat
     assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True))
 
 
+@pytest.mark.slow
 def test_checkpoints_are_evaluated_and_a_task_that_fails_stops_nothing(clips, tones, tmp_path, monkeypatch, caplog):
     storage = Storage(data=tones, runs=tmp_path / "runs")
     settings = RunSettings(**QUIET, save_epochs=1, tasks=("esc10",))
