@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 from m2d_bench.registry import resolve
 
 if TYPE_CHECKING:
+    from m2d_bench import hear_api as hear_api
+    from m2d_bench import results as results
     from m2d_bench.encoders.zoo import load as load_encoder
     from m2d_bench.evaluation.linear import LinearSettings as LinearSettings
     from m2d_bench.evaluation.linear import linear as linear
-
+    from m2d_bench.finetuning.run import finetune as finetune
 
 __version__ = "0.1.0"
-__all__ = ["LinearSettings", "finetune", "linear", "load_encoder"]
+__all__ = ["LinearSettings", "finetune", "hear_api", "linear", "load_encoder", "results"]
 
 _LAZY = {
     "LinearSettings": "m2d_bench.evaluation.linear:LinearSettings",
     "finetune": "m2d_bench.finetuning.run:finetune",
+    "hear_api": "m2d_bench.hear_api",
     "linear": "m2d_bench.evaluation.linear:linear",
     "load_encoder": "m2d_bench.encoders.zoo:load",
+    "results": "m2d_bench.results",
 }
 
 
@@ -31,3 +35,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return resolve(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

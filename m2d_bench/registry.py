@@ -26,6 +26,7 @@ def unknown(kind: str, name: str, names: Iterable[str], see: str) -> UsageError:
 
 
 def resolve(reference: str) -> Any:
-    """The object that `module:attribute` refers to, imported now."""
-    module, _, attribute = reference.partition(":")
-    return getattr(import_module(module), attribute)
+    """The object that `module:attribute`, or the module that `module` refers to, imported now."""
+    name, _, attribute = reference.partition(":")
+    module = import_module(name)
+    return getattr(module, attribute) if attribute else module
