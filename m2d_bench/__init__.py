@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 from m2d_bench.registry import resolve
 
 if TYPE_CHECKING:
-    from m2d_bench import hear_api as hear_api
-    from m2d_bench import results as results
     from m2d_bench.encoders.zoo import load as load_encoder
     from m2d_bench.evaluation.linear import LinearSettings as LinearSettings
     from m2d_bench.evaluation.linear import linear as linear
-    from m2d_bench.finetuning.run import finetune as finetune
 
 __version__ = "0.1.0"
 __all__ = ["LinearSettings", "finetune", "hear_api", "linear", "load_encoder", "results"]

@@ -60,7 +60,7 @@ def write(statistics: Statistics, task: str, path: Path) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-class _Waveforms(Dataset):
+class _Waveforms(Dataset[torch.Tensor]):
     """Training clips of a task, whole, as s3prl reads them: [samples] float32 each."""
 
     def __init__(self, task: str, data: str | None) -> None:

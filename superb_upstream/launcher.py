@@ -210,7 +210,7 @@ def _run() -> int:
     """s3prl's main, with its downstreams prepared before they are imported by its runner."""
     from s3prl import run_downstream
 
-    class Runner(run_downstream.Runner):
+    class Runner(run_downstream.Runner):  # type: ignore[misc]  # s3prl has no types
         """s3prl's runner over prepared downstreams, which notes what is run."""
 
         def __init__(self, args: argparse.Namespace, config: dict[str, Any]) -> None:

@@ -88,7 +88,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.channels, config.width, config.patch_size, stride=config.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).permute(0, 2, 3, 1)
+        patches: Tensor = self.proj(x)
+        return patches.permute(0, 2, 3, 1)
 
 
 class Attention(nn.Module):
@@ -105,7 +106,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mask = None if key_mask is None else key_mask[:, None, None, :]
         x = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, width))
+        projected: Tensor = self.proj(x.transpose(1, 2).reshape(batch, length, width))
+        return projected
 
 
 class MLP(nn.Module):
@@ -117,7 +119,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        output: Tensor = self.fc2(gelu(self.fc1(x)))
+        return output
 
 
 class Block(nn.Module):
@@ -132,7 +135,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), key_mask)
-        return x + self.mlp(self.norm2(x))
+        output: Tensor = x + self.mlp(self.norm2(x))
+        return output
 
 
 class ViT(nn.Module):
@@ -171,7 +175,7 @@ class ViT(nn.Module):
         Returns:
             [B, N_F·N_T, D], frequency-major.
         """
-        patches = self.patch_embed(x)
+        patches: Tensor = self.patch_embed(x)
         positions = self.positions(patches.shape[2]) if positions is None else positions
         return (patches + positions).flatten(1, 2)
 
