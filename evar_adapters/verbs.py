@@ -9,11 +9,10 @@ from cyclopts import App, Parameter
 
 from m2d_bench import runs
 from m2d_bench.errors import UsageError
+from m2d_bench.evar_adapters import clone, scores
 from m2d_bench.output import Flat, Output
 from m2d_bench.registry import resolve
 from m2d_bench.settings import Storage, make_folder
-
-from . import clone, scores
 
 EVAR = App(name="evar")
 

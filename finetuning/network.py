@@ -92,7 +92,7 @@ def _adjusted(pretrained: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder
         config = replace(config, vit=replace(config.vit, input_size=(N_MELS, frames)))
         with torch.no_grad():
             grid = whole.positions(config.vit.grid_size[1]).flatten(0, 1)
-            state = {**state, "pos_embed": torch.cat([state["pos_embed"][:, :1], grid[None]], dim=1)}
+            state = {**state, "pos_embed": torch.cat([whole.pos_embed[:, : whole.n_class_tokens], grid[None]], dim=1)}
     return replace(pretrained, config=config, encoder=state).build()
 
 

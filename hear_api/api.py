@@ -6,11 +6,13 @@ Source: https://hearbenchmark.com/hear-api.html
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from m2d_bench.encoders import timestamps, zoo
+from m2d_bench.encoders import timestamps, variants, zoo
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import UsageError
 from m2d_bench.settings import Compute
@@ -64,6 +66,19 @@ def load_model(
     compute = Compute(device=device, precision=precision)  # type: ignore[arg-type]
     encoder = zoo.load(model_file_path or zoo.DEFAULT, compute=compute)
     return HearModel(encoder, hop_ms, shift_scenes).eval()
+
+
+def loader_of(variant: str) -> Callable[..., HearModel]:
+    """A `load_model` whose default is the weights that `m2d_bench.encoders.variants` finds.
+
+    Args:
+        variant: m2d, m2d_s, m2d_as or msm_mae.
+    """
+
+    def load(model_file_path: str | os.PathLike[str] = "", **settings: Any) -> HearModel:
+        return load_model(model_file_path or variants.find(variant), **settings)
+
+    return load
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:

@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
 
 from m2d_bench.encoders import zoo
-from m2d_bench.errors import M2DBenchError
+from m2d_bench.encoders.check import Finding, check_encoder, same_in_a_batch, tensor, tried
+from m2d_bench.encoders.protocol import noise
+from m2d_bench.hear_api.api import HearModel, get_timestamp_embeddings, load_model
 from m2d_bench.output import Output
 from m2d_bench.progress import track
-
-from .api import HearModel, get_scene_embeddings, get_timestamp_embeddings, load_model
 
 SAMPLE_RATES = (16000, 22050, 32000, 44100, 48000)
 LENGTHS = (0.025, 1.07, 1.98, 4.0)
 """Seconds of noise: the shortest sound, and the lengths of hearvalidator 2021.0.6."""
 
 HOUR = 3600.0
-SCENE_SECONDS = 2.74
 _SMALL = 30_000_000
 """Parameters up to which an hour of audio is tried unasked."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One rule and how a model keeps it.
-
-    Args:
-        rule: What is asked.
-        expected: What is allowed.
-        received: What the model gave.
-        kept: Whether it keeps the rule; None if the rule was not tried.
-        advice: Whether breaking it costs points rather than admission.
-    """
-
-    rule: str
-    expected: str
-    received: str
-    kept: bool | None
-    advice: bool = False
-
-    @property
-    def mark(self) -> str:
-        """How the table shows it."""
-        return "–" if self.kept is None else "ok" if self.kept else "advice" if self.advice else "BROKEN"
 
 
 def check(
@@ -79,7 +52,7 @@ def check(
 
 
 def findings(model: HearModel, *, hour: bool = False) -> list[Finding]:
-    """Tries every rule.
+    """Tries every rule: those of `check_encoder`, and those of timestamps.
 
     Args:
         model: What `load_model` returned.
@@ -89,36 +62,25 @@ def findings(model: HearModel, *, hour: bool = False) -> list[Finding]:
     """
     found = list(_attributes(model))
     for seconds in track((*LENGTHS, HOUR) if hour else LENGTHS, "Checking", len(LENGTHS) + hour, "lengths"):
-        found += _tried(f"{seconds:g} s: timestamps", _timestamps(model, seconds))
+        found += tried(f"{seconds:g} s: timestamps", _timestamps(model, seconds))
     if not hour:
         found.append(Finding(f"{HOUR:g} s of audio", "as above", "not tried; --hour tries it", None))
-    return [*found, *_tried("scene embeddings", _scenes(model)), *_tried("batch mates", _batch_mates(model))]
-
-
-def _tried(rule: str, checks: Iterator[Finding]) -> Iterator[Finding]:
-    """The findings of some checks; an error among them becomes one too."""
-    try:
-        yield from checks
-    except (M2DBenchError, RuntimeError) as error:
-        yield Finding(rule, "no error", f"{type(error).__name__}: {error}", False)
+    return [*found, *tried("batch mates", _batch_mates(model)), *check_encoder(model.encoder)]
 
 
 def _attributes(model: HearModel) -> Iterator[Finding]:
-    mode = f"{type(model).__name__}, {'training' if model.training else 'evaluation'} mode"
-    yield Finding("model", "torch.nn.Module in evaluation mode", mode, not model.training)
     rates = f"one of {', '.join(map(str, SAMPLE_RATES))}"
     yield Finding("sample_rate", rates, str(model.sample_rate), model.sample_rate in SAMPLE_RATES)
-    for name in ("scene_embedding_size", "timestamp_embedding_size"):
-        size = getattr(model, name)
-        yield Finding(name, "an int above 0", repr(size), isinstance(size, int) and size > 0)
+    size = model.timestamp_embedding_size
+    yield Finding("timestamp_embedding_size", "an int above 0", repr(size), isinstance(size, int) and size > 0)
 
 
 def _timestamps(model: HearModel, seconds: float) -> Iterator[Finding]:
     """The rules of `get_timestamp_embeddings` on noise of one length."""
     rows, end = 1 if seconds == HOUR else 2, 1000 * seconds
     about = f"{seconds:g} s: "
-    embeddings, times = get_timestamp_embeddings(_noise(model, rows, seconds), model)
-    yield _tensor(f"{about}timestamp embeddings", embeddings, (rows, times.shape[-1], model.timestamp_embedding_size))
+    embeddings, times = get_timestamp_embeddings(noise(rows, int(seconds * model.sample_rate)), model)
+    yield tensor(f"{about}timestamp embeddings", embeddings, (rows, times.shape[-1], model.timestamp_embedding_size))
     shape = list(times.shape)
     kept = times.is_floating_point() and shape == list(embeddings.shape[:2]) and shape[-1] > 0
     yield Finding(f"{about}timestamps", f"floats {list(embeddings.shape[:2])}", f"{times.dtype} {shape}", kept)
@@ -140,35 +102,10 @@ def _timestamps(model: HearModel, seconds: float) -> Iterator[Finding]:
     yield Finding(f"{about}last", f"{nearest:.9g} to {end:.9g} ms", f"{last:.9g} ms", nearest <= last <= end)
 
 
-def _scenes(model: HearModel) -> Iterator[Finding]:
-    rule = f"{SCENE_SECONDS:g} s: scene embeddings"
-    embeddings = get_scene_embeddings(_noise(model, 4, SCENE_SECONDS), model)
-    yield _tensor(rule, embeddings, (4, model.scene_embedding_size))
-
-
 def _batch_mates(model: HearModel) -> Iterator[Finding]:
-    audio = _noise(model, 3, LENGTHS[1])
-    for name, embed in (
-        ("timestamp", lambda audio: get_timestamp_embeddings(audio, model)[0]),
-        ("scene", lambda audio: get_scene_embeddings(audio, model)),
-    ):
-        together, alone = embed(audio)[:1], embed(audio[:1])
-        difference = ((together - alone).abs().max() / alone.abs().max()).item()
-        rule = f"{name} embeddings whatever the batch"
-        yield Finding(rule, "the same to 1e-5", f"the same to {difference:.1g}", difference <= 1e-5)
-
-
-def _tensor(rule: str, tensor: Tensor, shape: tuple[int, ...]) -> Finding:
-    """A finite float32 tensor of this shape without gradient."""
-    received = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
-    if not tensor.isfinite().all():
-        received += ", not finite"
-    if tensor.requires_grad:
-        received += ", with gradient"
-    return Finding(rule, f"float32 {list(shape)}", received, received == f"float32 {list(shape)}")
-
-
-def _noise(model: HearModel, rows: int, seconds: float) -> Tensor:
-    """White noise in [-1, 1], [rows, samples], the same in every call."""
-    samples = int(seconds * model.sample_rate)
-    return torch.rand(rows, samples, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    yield same_in_a_batch(
+        "timestamp embeddings whatever the batch",
+        lambda audio: get_timestamp_embeddings(audio, model)[0],
+        noise(3, int(LENGTHS[1] * model.sample_rate)),
+        model.encoder.precision,
+    )

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from m2d_bench.evaluation.settings import LinearSettings as LinearSettings
     from m2d_bench.finetuning.run import finetune as finetune
 
-
 __version__ = "0.1.0"
-__all__ = ["LinearSettings", "finetune", "linear", "load_encoder"]
+__all__ = ["LinearSettings", "finetune", "hear_api", "linear", "load_encoder", "results"]
 
 _LAZY = {
     "LinearSettings": "m2d_bench.evaluation.settings:LinearSettings",
     "finetune": "m2d_bench.finetuning.run:finetune",
+    "hear_api": "m2d_bench.hear_api",
     "linear": "m2d_bench.evaluation.linear:linear",
     "load_encoder": "m2d_bench.encoders.zoo:load",
+    "results": "m2d_bench.results",
 }
 
 
@@ -32,3 +33,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return resolve(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

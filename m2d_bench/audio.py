@@ -44,7 +44,8 @@ def read(
         raise AudioError(f"{path}: no samples at {offset:g} s; the file is empty or shorter than that.")
     if not np.isfinite(waveform).all():
         raise AudioError(f"{path}: holds NaN or infinite samples.")
-    return soxr.resample(waveform, rate, sample_rate) if rate != sample_rate else waveform
+    resampled: np.ndarray = soxr.resample(waveform, rate, sample_rate) if rate != sample_rate else waveform
+    return resampled
 
 
 def duration(path: str | os.PathLike[str]) -> float:
@@ -54,7 +55,7 @@ def duration(path: str | os.PathLike[str]) -> float:
         AudioError: The file is missing or not a sound file.
     """
     try:
-        return soundfile.info(os.fspath(path)).duration
+        return float(soundfile.info(os.fspath(path)).duration)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
 

@@ -33,6 +33,7 @@ def check_names(kind: str, names: Iterable[str], allowed: Collection[str], see: 
 
 
 def resolve(reference: str) -> Any:
-    """The object that `module:attribute` refers to, imported now."""
-    module, _, attribute = reference.partition(":")
-    return getattr(import_module(module), attribute)
+    """The object that `module:attribute`, or the module that `module` refers to, imported now."""
+    name, _, attribute = reference.partition(":")
+    module = import_module(name)
+    return getattr(module, attribute) if attribute else module

@@ -5,7 +5,7 @@ Importing this registers them in `s3prl.hub`, where s3prl is installed.
 
 from importlib.util import find_spec
 
-from .upstream import ENTRIES, CalcNorm, Statistics, Upstream, load, register
+from m2d_bench.superb_upstream.upstream import ENTRIES, CalcNorm, Statistics, Upstream, load, register
 
 if find_spec("s3prl") is not None:
     register()

@@ -17,10 +17,9 @@ from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import UsageError
 from m2d_bench.progress import track
 from m2d_bench.registry import unknown
-
-from .launcher import config_of, in_threads, prepare
-from .norm_stats import TASKS
-from .upstream import SAMPLE_RATE, Statistics
+from m2d_bench.superb_upstream.launcher import config_of, in_threads, prepare
+from m2d_bench.superb_upstream.norm_stats import TASKS
+from m2d_bench.superb_upstream.upstream import SAMPLE_RATE, Statistics
 
 
 def calcnorm(task: str, data: str | None = None) -> Statistics:
@@ -61,7 +60,7 @@ def write(statistics: Statistics, task: str, path: Path) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-class _Waveforms(Dataset):
+class _Waveforms(Dataset[torch.Tensor]):
     """Training clips of a task, whole, as s3prl reads them: [samples] float32 each."""
 
     def __init__(self, task: str, data: str | None) -> None:
@@ -79,7 +78,7 @@ class _Waveforms(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if self.corpus:
-            from .compat import load
+            from m2d_bench.compat import load
 
             return load(self.dataset[index][0])[0].reshape(-1)
         random.seed(index)  # Speech Commands' silence is a random second of a background noise

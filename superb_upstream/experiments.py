@@ -13,9 +13,8 @@ import yaml
 
 from m2d_bench.errors import DataError
 from m2d_bench.runs import Run, Score, environment
-
-from .launcher import LOG, MARK
-from .norm_stats import TASKS
+from m2d_bench.superb_upstream.launcher import LOG, MARK
+from m2d_bench.superb_upstream.norm_stats import TASKS
 
 METRICS = {"pr": "per", "asv": "eer", "ss": "si_sdri"}
 """Metrics of SUPERB's tasks; the others count accuracy. For PER and EER lower is better; SI-SDRi is in dB."""

@@ -22,9 +22,8 @@ import yaml
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.registry import unknown
 from m2d_bench.settings import Storage
-
-from .norm_stats import TASKS
-from .upstream import SAMPLE_RATE, Upstream
+from m2d_bench.superb_upstream.norm_stats import TASKS
+from m2d_bench.superb_upstream.upstream import SAMPLE_RATE, Upstream
 
 CONFIGS = Path(__file__).parent / "configs"
 LOG = "stdout.log"
@@ -65,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     ours, rest = _parse(arguments)
     if find_spec("s3prl") is None:
         raise UsageError("s3prl is not installed. Run pip install 'm2d-bench[superb]'.")
-    from . import compat, register, upstream
+    from m2d_bench import compat
+    from m2d_bench.superb_upstream import register, upstream
 
     register()
     if ours.upstream and not ours.past_exp:
@@ -210,7 +210,7 @@ def _run() -> int:
     """s3prl's main, with its downstreams prepared before they are imported by its runner."""
     from s3prl import run_downstream
 
-    class Runner(run_downstream.Runner):
+    class Runner(run_downstream.Runner):  # type: ignore[misc]  # s3prl has no types
         """s3prl's runner over prepared downstreams, which notes what is run."""
 
         def __init__(self, args: argparse.Namespace, config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from m2d_bench.errors import DataError
 Clip = tuple[str, list[int]]
 
 
-class LibriPhoneDataset(Dataset):
+class LibriPhoneDataset(Dataset[Any]):
     """Paths of clips and their phonemes, those with most phonemes first, one by one or in buckets of like length.
 
     Args:

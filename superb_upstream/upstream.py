@@ -16,8 +16,7 @@ from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import AudioError, UsageError
 from m2d_bench.settings import Compute
-
-from . import norm_stats
+from m2d_bench.superb_upstream import norm_stats
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +198,7 @@ ENTRIES: dict[str, Callable[..., nn.Module]] = {
 
 def register() -> None:
     """Puts the entries into `s3prl.hub`."""
-    from . import compat
+    from m2d_bench import compat
 
     compat.restore()
     import s3prl.hub

@@ -13,8 +13,7 @@ from m2d_bench.errors import M2DBenchError
 from m2d_bench.output import Output
 from m2d_bench.registry import resolve
 from m2d_bench.settings import Storage, make_folder
-
-from . import calcnorm, experiments, launcher
+from m2d_bench.superb_upstream import calcnorm, experiments, launcher
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 ONLY_IN = {
     "s3prl": ("m2d_bench.superb_upstream", "m2d_bench.encoders.s3prl", "m2d_bench.compat"),
-    "torchaudio": ("m2d_bench.superb_upstream.compat", "m2d_bench.compat"),
+    "torchaudio": ("m2d_bench.compat",),
     "evar": ("m2d_bench.evar_adapters",),
     "hearvalidator": ("m2d_bench.hear_api",),
 }

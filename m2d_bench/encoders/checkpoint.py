@@ -41,8 +41,8 @@ _EXTRA_KEY = re.compile(
 _HEAD_PLACES = {"running_mean": "norm", "running_var": "norm", "weight": "mlp.mlp.0", "bias": "mlp.mlp.0"}
 _HEAD_KEY = re.compile(r".*\bhead\.(norm|mlp)\.")
 _NAME = re.compile(
-    r"(?P<family>m2d_clap|m2d_as|m2d_s|m2d_x|m2d_d2v|m2d|msm_mae)_vit_(?P<size>tiny|small|base|large)"
-    r"-(?P<freq>\d+)x(?P<time>\d+)p(?P<patch_freq>\d+)x(?P<patch_time>\d+)(?:p(?P<khz>16|32)k)?"
+    r"(?:(?P<family>m2d_clap|m2d_as|m2d_s|m2d_x|m2d_d2v|m2d|msm_mae)_vit_(?P<size>tiny|small|base|large)-)?"
+    r"(?P<freq>\d+)x(?P<time>\d+)p(?P<patch_freq>\d+)x(?P<patch_time>\d+)(?:p(?P<khz>16|32)k)?"
 )
 
 
@@ -92,12 +92,13 @@ def parse_name(name: str) -> EncoderConfig | None:
     """Configuration that a released name states, or None if the name is of another kind.
 
     Args:
-        name: `{family}_vit_{size}-80x{frames}p{pf}x{pt}[p{16k|32k}][-…]`.
+        name: `{family}_vit_{size}-80x{frames}p{pf}x{pt}[p{16k|32k}][-…]`; MSM-MAE of 2022, a ViT-Base, is named
+            `80x{frames}p{pf}x{pt}[…]`.
     """
     match = _NAME.match(name)
     if match is None:
         return None
-    width, depth = SIZES[match["size"]]
+    width, depth = SIZES[match["size"] or "base"]
     vit = ViTConfig(
         width=width,
         depth=depth,
@@ -146,6 +147,7 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
         state, config = _read_pickle(path), None
         labels = state.get(_LABELS) if isinstance(state, Mapping) else None
     encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, state))
+    _rename_keys_of_2022(encoder)
     norm_stats, patch_size = extras.pop("norm_stats", None), changes.pop("patch_size", None)
     if config is None:
         try:
@@ -154,7 +156,7 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
                 name=path.parent.name if parse_name(path.parent.name) else path.stem,
                 vit=vit,
                 sample_rate=_sample_rate(path, stated),
-                norm_stats=_norm_stats(path, norm_stats),
+                norm_stats=_norm_stats(path, norm_stats) if "norm_stats" not in changes else DEFAULT_NORM_STATS,
                 features=_features(path, head, vit),
             )
         except UsageError as error:
@@ -297,6 +299,14 @@ def _sort_keys(path: Path, state: State) -> tuple[State, State, State, tuple[str
     return encoder, extras, head, tuple(ignored)
 
 
+def _rename_keys_of_2022(encoder: State) -> None:
+    """Gives an encoder of MSM-MAE's own repository today's keys: one bias for q, k and v, an empty class token."""
+    for key in [key for key in encoder if key.endswith("attn.q_bias")]:
+        query, value = encoder.pop(key), encoder.pop(key.replace("q_bias", "v_bias"))
+        encoder[key.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
+        encoder.setdefault("cls_token", torch.empty(1, 0, len(query)))
+
+
 def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size: Any) -> ViTConfig:
     """Shape of the encoder from its tensors; a name that states another patch or input size is an error."""
     projection = encoder[_ANCHOR]
@@ -311,10 +321,11 @@ def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size:
         )
     positions = encoder.get("pos_embed", torch.empty(0, 0))
     n_freq = N_MELS // patch[0]
-    n_time, rest = divmod(positions.shape[1] - 1, n_freq)
+    n_class_tokens = encoder.get("cls_token", torch.empty(1, 1)).shape[1]
+    n_time, rest = divmod(positions.shape[1] - n_class_tokens, n_freq)
     if rest or n_time < 1:
         raise CheckpointError(
-            f"{path}: its pos_embed {list(positions.shape)} does not hold a class token and "
+            f"{path}: its pos_embed {list(positions.shape)} does not hold {'a class token and ' * n_class_tokens}"
             f"whole columns of {n_freq} patches."
         )
     frames = n_time * patch[1]
@@ -326,12 +337,19 @@ def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size:
             )
         frames = stated.vit.input_size[1]
     depth = max((int(key.split(".")[1]) for key in encoder if key.startswith("blocks.")), default=-1) + 1
-    if stated and (stated.vit.width, stated.vit.depth) != (width, depth):
+    if stated and "_vit_" in stated.name and (stated.vit.width, stated.vit.depth) != (width, depth):
         logger.warning(
             "%s: its name says width %d and depth %d, its tensors say %d and %d; the tensors count.",
             *(path, stated.vit.width, stated.vit.depth, width, depth),
         )
-    return ViTConfig(width=width, depth=depth, patch_size=patch, input_size=(N_MELS, frames), channels=channels)
+    return ViTConfig(
+        width=width,
+        depth=depth,
+        patch_size=patch,
+        input_size=(N_MELS, frames),
+        channels=channels,
+        class_token=n_class_tokens > 0,
+    )
 
 
 def _sample_rate(path: Path, stated: EncoderConfig | None) -> int:
@@ -343,7 +361,10 @@ def _sample_rate(path: Path, stated: EncoderConfig | None) -> int:
 
 def _norm_stats(path: Path, stored: Tensor | None) -> tuple[float, float]:
     if stored is None:
-        logger.warning("%s: no norm_stats inside; the default %s is used.", path, list(DEFAULT_NORM_STATS))
+        logger.warning(
+            "%s: no norm_stats inside; the default %s is used. load_encoder(…, norm_stats=(mean, std)) gives others.",
+            *(path, list(DEFAULT_NORM_STATS)),
+        )
         return DEFAULT_NORM_STATS
     mean, std = (round(x, 6) for x in stored.flatten().tolist())  # 6 digits: what a float32 holds
     return mean, std

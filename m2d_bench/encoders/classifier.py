@@ -35,7 +35,8 @@ class Head(nn.Module):
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear(self.norm(features))
+        logits: Tensor = self.linear(self.norm(features))
+        return logits
 
     def state(self) -> dict[str, Tensor]:
         """Its tensors under the names of `Checkpoint.head`, shared with it."""
@@ -64,8 +65,8 @@ class Classifier(nn.Module):
         self.encoder, self.head, self.labels = encoder, head, labels
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Scene embeddings [B, D] → [B, C]: of each class alone if a clip may have several, else they sum to 1."""
-        logits = self.head(features)
+        """Scene embeddings [B, D] → class probabilities [B, C]: sigmoid if multi-label, else softmax."""
+        logits: Tensor = self.head(features)
         return logits.sigmoid() if self.labels.multilabel else logits.softmax(1)
 
 

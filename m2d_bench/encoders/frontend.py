@@ -64,4 +64,5 @@ class LogMel(nn.Module):
     def _log_mel(self, frames: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(frames * self.window.float())
         power = spectrum.real.square() + spectrum.imag.square()
-        return (power @ self.mel_basis.float() + torch.finfo(torch.float32).eps).log()
+        mel: Tensor = power @ self.mel_basis.float()
+        return (mel + torch.finfo(torch.float32).eps).log()

@@ -1,52 +1,275 @@
-"""The contract every encoder fulfils, and the check of what goes into one."""
+"""What an encoder is: the contract, and the one boundary where anybody's encoder and its embeddings enter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from m2d_bench.errors import AudioError
+from m2d_bench.errors import AudioError, DataError, UsageError
+
+logger = logging.getLogger(__name__)
 
 Waveform = Tensor | np.ndarray
 Lengths = Tensor | Sequence[int]
 
+TOLERANCE = {"fp32": 1e-5, "bf16": 2**-6}
+"""How far an embedding may move with its batch mates, relative to its largest value, by precision.
+
+In float32 it is rounding. bfloat16 has 8 significant bits, and kernels that sum in another order for another batch size
+round differently in each layer: four units in the last place (4 × 2⁻⁸).
+"""
+
+
+class SceneEncoder(Protocol):
+    """What is demanded of anybody's encoder; `wrap` derives the rest.
+
+    `scene_embeddings` takes mono float32 waveforms [B, S] in [-1, 1] at `sample_rate` Hz and returns [B, D] floats, a
+    tensor or an array. If it also takes `lengths` (real samples of each row), it is given zero-padded batches.
+    """
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate in Hz."""
+
+    @property
+    def scene_embeddings(self) -> Callable[..., Any]:
+        """[B, S] → [B, D]."""
+
 
 @runtime_checkable
 class AudioEncoder(Protocol):
-    """What the harness and every adapter ask of an encoder.
+    """The whole contract, which the encoders of the M2D family and every wrapped encoder fulfil.
 
-    An embedding never depends on batch mates or on padding. Waveforms are mono float32 in [-1, 1] at `sample_rate` Hz.
+    An embedding depends on its own clip alone, not on batch mates or padding: exactly but for rounding in fp32, within
+    `TOLERANCE` in bf16. Waveforms are mono float32 in [-1, 1] at `sample_rate` Hz; `lengths` are the real samples of
+    each row of a padded batch.
     """
 
-    sample_rate: int
-    hop_ms: float
-    scene_embedding_size: int
-    timestamp_embedding_size: int
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate in Hz."""
+
+    @property
+    def hop_ms(self) -> float:
+        """Milliseconds between timestamps."""
+
+    @property
+    def scene_embedding_size(self) -> int:
+        """D of scene embeddings."""
+
+    @property
+    def timestamp_embedding_size(self) -> int:
+        """D of timestamp embeddings."""
 
     @property
     def digest(self) -> str:
         """Identity of weights and settings, used by every cache and record."""
 
-    def hidden_states(self, waveform: Waveform) -> list[Tensor]:
+    def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
         """[B, S] → the output of every layer, [B, T, D] each."""
 
-    def timestamp_embeddings(self, waveform: Waveform) -> tuple[Tensor, Tensor]:
+    def timestamp_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
         """[B, S] → embeddings [B, T, D] and their timestamps [B, T] in ms."""
 
-    def scene_embeddings(self, waveform: Waveform) -> Tensor:
+    def scene_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> Tensor:
         """[B, S] → [B, D]."""
 
 
-def facts_of(encoder: AudioEncoder) -> dict[str, Any]:
-    """What a run's record says of an encoder: name, digest, and its configuration where it has one."""
-    config = getattr(encoder, "config", None)
-    name = config.name if config is not None else type(encoder).__name__
-    return {"name": name, "digest": encoder.digest, "config": asdict(config) if config is not None else {}}
+def wrap(encoder: SceneEncoder) -> Encoder:
+    """The encoder under the whole contract, its answers checked; a wrapped one as it is.
+
+    Raises:
+        UsageError: Says what a class lacks to be an encoder.
+    """
+    return encoder if isinstance(encoder, Encoder) else Encoder(encoder)
+
+
+class Encoder:
+    """Anybody's encoder under the contract of `AudioEncoder`, with every answer checked.
+
+    It stands for the encoder as it is now: the digest is computed once, so wrap anew after changing weights.
+
+    Args:
+        encoder: Has `sample_rate` and `scene_embeddings`; any other part of the contract is used where it is there.
+
+    Raises:
+        UsageError: Says what a class lacks to be an encoder.
+    """
+
+    def __init__(self, encoder: SceneEncoder) -> None:
+        kind = type(encoder).__name__
+        rate = getattr(encoder, "sample_rate", None)
+        if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
+            raise UsageError(
+                f"{kind} is no encoder: sample_rate is {rate!r}. Add an attribute sample_rate, the Hz of the "
+                "waveforms it takes, such as sample_rate = 16000."
+            )
+        if not callable(getattr(encoder, "scene_embeddings", None)):
+            raise UsageError(
+                f"{kind} is no encoder: it has no method scene_embeddings. Add scene_embeddings(self, waveform), which "
+                f"takes a float32 tensor [B, samples] in [-1, 1] at {rate} Hz and returns embeddings [B, D]."
+            )
+        if isinstance(encoder, nn.Module) and encoder.training and next(encoder.parameters(), None) is not None:
+            logger.warning("%s is in training mode; call .eval() unless it is meant to be.", kind)
+        self.encoder = encoder
+        self.sample_rate = rate
+        self.config = getattr(encoder, "config", None)
+        self.name: str = getattr(self.config, "name", kind)
+        self.precision: str = getattr(encoder, "precision", "fp32")
+
+    @cached_property
+    def digest(self) -> str:
+        """Its own digest; else SHA-256 over weights, class, configuration and rate, 16 hexadecimal digits.
+
+        Raises:
+            UsageError: No module and no digest, so that nothing tells whether its weights have changed.
+        """
+        if isinstance(own := getattr(self.encoder, "digest", None), str):
+            return own
+        if not isinstance(self.encoder, nn.Module):
+            raise UsageError(
+                f"{self.name} is neither a torch.nn.Module, whose weights tell it from others, nor has it a digest. "
+                "Make it a module, or add digest, a str that changes whenever its embeddings do."
+            )
+        kind = type(self.encoder)
+        settings = [f"{kind.__module__}.{kind.__qualname__}", self.sample_rate, _settings(self.config)]
+        return digest_of(settings, self.encoder.state_dict())
+
+    @cached_property
+    def scene_embedding_size(self) -> int:
+        """D as the encoder declares it, else that of its embedding of a second of noise."""
+        declared = getattr(self.encoder, "scene_embedding_size", None)
+        if declared is not None:
+            return int(declared)
+        return self._checked(self._embed(noise(1, self.sample_rate)), ("a second of noise",)).shape[1]
+
+    @property
+    def hop_ms(self) -> float:
+        """Milliseconds between timestamps; a UsageError where the encoder gives none."""
+        return float(self._own("hop_ms"))
+
+    @property
+    def timestamp_embedding_size(self) -> int:
+        """D of timestamp embeddings; a UsageError where the encoder gives none."""
+        return int(self._own("timestamp_embedding_size"))
+
+    def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
+        """[B, S] → the output of every layer, [B, T, D] each; a UsageError where the encoder gives none."""
+        layers: list[Tensor] = self._own("hidden_states")(waveform, *_if_given(lengths))
+        return layers
+
+    def timestamp_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
+        """[B, S] → embeddings [B, T, D], timestamps [B, T] in ms; a UsageError where the encoder gives none."""
+        found: tuple[Tensor, Tensor] = self._own("timestamp_embeddings")(waveform, *_if_given(lengths))
+        return found
+
+    def scene_embeddings(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, clips: Sequence[str] = ()
+    ) -> Tensor:
+        """One embedding a clip, without gradient.
+
+        An encoder that takes no `lengths` is given the clips of a padded batch one at a time.
+
+        Args:
+            waveform: [S] or [B, S] floats in [-1, 1].
+            lengths: Real samples of each row.
+            clips: Names of the clips for messages; by default the rows' numbers.
+
+        Returns:
+            [B, D] float32 on the CPU.
+
+        Raises:
+            AudioError: Waveforms that cannot be used.
+            UsageError: The encoder does not return [B, D] floats of one D.
+            DataError: It returns NaN or infinity; names the clips.
+        """
+        batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
+        clips = clips or [f"row {row}" for row in range(len(batch))]
+        if bool((counts == batch.shape[1]).all()):
+            output = self._checked(self._embed(batch), clips)
+        elif self._takes_lengths:
+            output = self._checked(self._embed(batch, lengths=counts.tolist()), clips)
+        else:
+            rows = zip(batch, counts.tolist(), clips, strict=True)
+            output = torch.cat([self._checked(self._embed(row[None, :n]), (clip,)) for row, n, clip in rows])
+        if output.shape[1] != self.scene_embedding_size:
+            raise UsageError(
+                f"{self.name} returned embeddings of {output.shape[1]} numbers for {clips[0]}, "
+                f"{self.scene_embedding_size} before or as scene_embedding_size says; every clip's must be as long."
+            )
+        return output
+
+    @cached_property
+    def _takes_lengths(self) -> bool:
+        """Whether the encoder takes `lengths`; says once what it means if not."""
+        takes = "lengths" in inspect.signature(self.encoder.scene_embeddings).parameters
+        if not takes:
+            logger.warning("%s takes no lengths: clips of different lengths are encoded one at a time.", self.name)
+        return takes
+
+    def _embed(self, batch: Tensor, **lengths: list[int]) -> Any:
+        """What the encoder returns for waveforms, on its own device if it is a module."""
+        weights = next(self.encoder.parameters(), batch) if isinstance(self.encoder, nn.Module) else batch
+        with torch.inference_mode():
+            return self.encoder.scene_embeddings(batch.to(weights.device), **lengths)
+
+    def _checked(self, output: Any, clips: Sequence[str]) -> Tensor:
+        """What the encoder returned, as [B, D] float32 on the CPU, or an error that says what is wrong with it."""
+        embeddings = torch.from_numpy(output) if isinstance(output, np.ndarray) else output
+        expected = f"scene_embeddings of {self.name} must return floats [{len(clips)}, D], one row a clip"
+        if not isinstance(embeddings, Tensor):
+            raise UsageError(f"{expected}, a tensor or an array; it returned {type(output).__name__} for {clips[0]}.")
+        shape = list(embeddings.shape)
+        if len(shape) != 2 or shape[0] != len(clips) or not shape[1] or not embeddings.is_floating_point():
+            raise UsageError(f"{expected}; it returned {embeddings.dtype} {shape} for {clips[0]} …")
+        embeddings = embeddings.detach().to("cpu", torch.float32)
+        if broken := [clip for clip, row in zip(clips, embeddings.isfinite().all(1), strict=True) if not row]:
+            raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}; try --precision fp32.")
+        return embeddings
+
+    def _own(self, name: str) -> Any:
+        try:
+            return getattr(self.encoder, name)
+        except AttributeError:
+            raise UsageError(f"{self.name} has no {name}, which this needs; see AudioEncoder.") from None
+
+
+def digest_of(settings: Any, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over settings that JSON can hold and weights as float32, 16 hexadecimal digits."""
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for key, tensor in sorted(weights.items()):
+        sha.update(key.encode())
+        sha.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def facts_of(encoder: SceneEncoder) -> dict[str, Any]:
+    """What a run's record says of the encoder: name, digest, and its configuration where it is a dataclass."""
+    wrapped = wrap(encoder)
+    return {"name": wrapped.name, "digest": wrapped.digest, "config": _settings(wrapped.config)}
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+
+
+def _if_given(lengths: Lengths | None) -> tuple[Lengths, ...]:
+    return () if lengths is None else (lengths,)
+
+
+def noise(rows: int, samples: int) -> Tensor:
+    """White noise in [-1, 1], [rows, samples], the same in every call."""
+    return torch.rand(rows, samples, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -93,4 +93,5 @@ def _encode(encoder: M2DEncoder, log_mel: Tensor, frames: Tensor) -> Tensor:
     real = (frames[:, None] - starts).clamp(max=window)
     (features,) = encoder.encode_log_mel(windows.flatten(0, 1), real.flatten(), last_only=True)
     total = -(-int(frames[0]) // patch_time)
-    return features.unflatten(0, (len(frames), -1)).flatten(1, 2)[:, :total]
+    windowed: Tensor = features.unflatten(0, (len(frames), -1))
+    return windowed.flatten(1, 2)[:, :total]

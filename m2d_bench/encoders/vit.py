@@ -26,6 +26,7 @@ class ViTConfig:
         patch_size: (frequency, time) of a patch, in mel bins and frames.
         input_size: (frequency, time) the positional embedding was made for; time may be no multiple of the patch.
         channels: Input channels: 1 for audio.
+        class_token: Whether a class token stands before the patches; MSM-MAE of 2022 has none.
     """
 
     width: int
@@ -33,6 +34,7 @@ class ViTConfig:
     patch_size: tuple[int, int]
     input_size: tuple[int, int]
     channels: int = 1
+    class_token: bool = True
 
     def __post_init__(self) -> None:
         if self.width % HEAD_WIDTH or self.width < HEAD_WIDTH:
@@ -86,7 +88,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.channels, config.width, config.patch_size, stride=config.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).permute(0, 2, 3, 1)
+        patches: Tensor = self.proj(x)
+        return patches.permute(0, 2, 3, 1)
 
 
 class Attention(nn.Module):
@@ -103,7 +106,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mask = None if key_mask is None else key_mask[:, None, None, :]
         x = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, width))
+        projected: Tensor = self.proj(x.transpose(1, 2).reshape(batch, length, width))
+        return projected
 
 
 class MLP(nn.Module):
@@ -115,7 +119,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        output: Tensor = self.fc2(gelu(self.fc1(x)))
+        return output
 
 
 class Block(nn.Module):
@@ -130,7 +135,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         x = x + self.attn(self.norm1(x), key_mask)
-        return x + self.mlp(self.norm2(x))
+        output: Tensor = x + self.mlp(self.norm2(x))
+        return output
 
 
 class ViT(nn.Module):
@@ -140,8 +146,10 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(sincos_positions(config.width, config.grid_size), requires_grad=False)
+        self.n_class_tokens = int(config.class_token)
+        self.cls_token = nn.Parameter(torch.zeros(1, self.n_class_tokens, config.width))
+        positions = sincos_positions(config.width, config.grid_size)[:, 1 - self.n_class_tokens :]
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(Block(config.width, config.width // HEAD_WIDTH) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
 
@@ -150,7 +158,7 @@ class ViT(nn.Module):
 
         A narrower grid takes the first columns; a wider one is resized (bicubic, antialiased).
         """
-        grid = self.pos_embed[0, 1:].view(*self.config.grid_size, -1)
+        grid = self.pos_embed[0, self.n_class_tokens :].view(*self.config.grid_size, -1)
         n_freq, n_time = self.config.grid_size
         if columns <= n_time:
             return grid[:, :columns]
@@ -167,7 +175,7 @@ class ViT(nn.Module):
         Returns:
             [B, N_F·N_T, D], frequency-major.
         """
-        patches = self.patch_embed(x)
+        patches: Tensor = self.patch_embed(x)
         positions = self.positions(patches.shape[2]) if positions is None else positions
         return (patches + positions).flatten(1, 2)
 
@@ -179,12 +187,12 @@ class ViT(nn.Module):
             key_mask: [B, L], True where a token is real; None if all are.
 
         Returns:
-            Output of every block, [B, 1 + L, D] each, class token first; the last one after the final norm.
+            Output of every block, [B, 1 + L, D] each, class token (if any) first; the last one after the final norm.
         """
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        cls_token = (self.cls_token + self.pos_embed[:, : self.n_class_tokens]).expand(len(tokens), -1, -1)
         x = torch.cat([cls_token, tokens], dim=1)
         if key_mask is not None:
-            key_mask = nn.functional.pad(key_mask, (1, 0), value=True)
+            key_mask = nn.functional.pad(key_mask, (self.n_class_tokens, 0), value=True)
         outputs = []
         for block in self.blocks:
             x = block(x, key_mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from m2d_bench import audio
-from m2d_bench.encoders.protocol import AudioEncoder
+from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
 from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
@@ -43,7 +43,7 @@ class Embeddings:
     crop_rows: Tensor
 
 
-def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: Storage) -> Embeddings:
+def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage) -> Embeddings:
     """Embeds every clip of a data set, or reads what an earlier call left in the cache.
 
     Args:
@@ -53,8 +53,10 @@ def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: S
         storage: The cache folder.
 
     Raises:
-        DataError: Clips that cannot be decoded; all are named, and the work on the others is kept.
+        UsageError: The encoder does not keep the contract.
+        DataError: Clips that cannot be decoded or embedded; all are named, and the work on the others is kept.
     """
+    encoder = wrap(encoder)
     durations, _ = dataset.durations(compute.jobs)  # what is wrong with a file is said when it is read
     longer = np.flatnonzero(dataset.longer(durations))
     views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in longer]
@@ -82,23 +84,23 @@ def encode(encoder: AudioEncoder, dataset: Dataset, compute: Compute, storage: S
     return Embeddings(torch.from_numpy(features), clips, crop_rows)
 
 
-def _key(encoder: AudioEncoder, dataset: Dataset) -> str:
+def _key(encoder: Encoder, dataset: Dataset) -> str:
     """Name of the cache folder of these clips in this precision."""
-    task, precision = dataset.task, getattr(encoder, "precision", "fp32")
-    identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {precision}"
+    task = dataset.task
+    identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {encoder.precision}"
     return f"{file_name(task.name)}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def _is_whole(path: Path, rows: int, size: int) -> bool:
     """Whether a shard is there and complete; one that a crash cut short is made again."""
     try:
-        return np.load(path, mmap_mode="r").shape == (rows, size)
+        return bool(np.load(path, mmap_mode="r").shape == (rows, size))
     except (OSError, ValueError, EOFError):
         return False
 
 
 def _encode_shard(
-    encoder: AudioEncoder,
+    encoder: Encoder,
     dataset: Dataset,
     views: Sequence[tuple[int, bool]],
     path: Path,
@@ -107,42 +109,59 @@ def _encode_shard(
 ) -> None:
     """Writes the embeddings of one shard's clips; with a clip that cannot be read, adds to the failures instead."""
 
-    def read(view: tuple[int, bool]) -> np.ndarray | str:
+    def read(view: tuple[int, bool]) -> np.ndarray | AudioError:
         clip, crop = view
         try:
             return dataset.waveform(clip, encoder.sample_rate, place=dataset.crop_place(clip) if crop else 0.0)
         except AudioError as error:
-            return str(error)
+            return error
 
-    results, broken = [], []
-    batch: list[np.ndarray] = []
-    ahead = 2 * compute.batch_size
-    for number, waveform in enumerate(map_ahead(read, views, compute.jobs, ahead), 1):
-        if isinstance(waveform, str):
-            broken.append(waveform)
-        else:
-            batch.append(waveform)
-        if len(batch) == compute.batch_size or (number == len(views) and batch):
-            with torch.inference_mode():
-                results.append(encoder.scene_embeddings(torch.from_numpy(np.stack(batch))).float().cpu().numpy())
-            batch = []
-    failures += broken
-    if broken:
-        return
-    embeddings = np.concatenate(results)
-    if not np.isfinite(embeddings).all():
-        raise DataError(f"{dataset.task.name}: the encoder returned NaN or infinity; try --precision fp32.")
-    with replacing(path) as file:
-        np.save(file, embeddings)
+    names = [dataset.files[clip] for clip, _ in views]
+    waveforms = map_ahead(read, views, compute.jobs, 2 * compute.batch_size)
+    embeddings = _embed(encoder, names, waveforms, compute.batch_size, failures)
+    if len(embeddings) == len(views):
+        with replacing(path) as file:
+            np.save(file, np.stack(list(embeddings.values())))
+
+
+def _embed(
+    encoder: Encoder,
+    names: Sequence[str],
+    waveforms: Iterable[np.ndarray | AudioError],
+    batch_size: int,
+    failures: list[str],
+) -> dict[int, np.ndarray]:
+    """Embeddings [D] of clips by their index, made in padded batches; of those that cannot be read, adds a failure."""
+    embeddings: dict[int, np.ndarray] = {}
+    batch: dict[int, np.ndarray] = {}
+
+    def flush() -> None:
+        lengths = [len(waveform) for waveform in batch.values()]
+        padded = np.stack([np.pad(waveform, (0, max(lengths) - len(waveform))) for waveform in batch.values()])
+        scenes = encoder.scene_embeddings(torch.from_numpy(padded), lengths, clips=[names[index] for index in batch])
+        embeddings.update(zip(batch, scenes.numpy(), strict=True))
+        batch.clear()
+
+    for index, waveform in enumerate(waveforms):
+        if isinstance(waveform, AudioError):
+            failures.append(str(waveform))
+            continue
+        samples = (len(batch) + 1) * max(map(len, [waveform, *batch.values()]))
+        if batch and (len(batch) == batch_size or samples > _SECONDS_AT_ONCE * encoder.sample_rate):
+            flush()
+        batch[index] = waveform
+    if batch:
+        flush()
+    return embeddings
 
 
 def embed_files(
-    encoder: AudioEncoder, files: Sequence[Path], compute: Compute, least_seconds: float = 0.0
+    encoder: SceneEncoder, files: Sequence[Path], compute: Compute, least_seconds: float = 0.0
 ) -> tuple[list[Path], np.ndarray, list[str]]:
     """Scene embeddings of whole sound files of any length, batched by like length.
 
     Args:
-        encoder: Any encoder that takes `lengths`.
+        encoder: Any encoder.
         files: Sound files.
         compute: Batch size and decoding threads.
         least_seconds: Duration that shorter files are zero-padded to.
@@ -150,15 +169,15 @@ def embed_files(
     Returns:
         The files that could be read, in the order given; their embeddings [N, D] float32; and a message for each other.
     """
+    encoder = wrap(encoder)
     durations: dict[Path, float] = {}
-    failures = []
+    failures: list[str] = []
     for file in files:
         try:
             durations[file] = audio.duration(file)
         except AudioError as error:
             failures.append(str(error))
     ordered = sorted(durations, key=lambda file: durations[file])
-    found: dict[Path, np.ndarray] = {}
 
     def read(file: Path) -> np.ndarray | AudioError:
         try:
@@ -167,33 +186,13 @@ def embed_files(
             return error
         return np.pad(waveform, (0, max(0, round(least_seconds * encoder.sample_rate) - len(waveform))))
 
-    def flush(batch: list[tuple[Path, np.ndarray]]) -> None:
-        lengths = [len(waveform) for _, waveform in batch]
-        padded = np.stack([np.pad(waveform, (0, max(lengths) - len(waveform))) for _, waveform in batch])
-        with torch.inference_mode():
-            scenes = encoder.scene_embeddings(padded, lengths).float().cpu().numpy()  # type: ignore[call-arg]
-        found.update(zip((file for file, _ in batch), scenes, strict=True))
-
-    batch: list[tuple[Path, np.ndarray]] = []
     waveforms = map_ahead(read, ordered, compute.jobs, compute.batch_size)
-    for file, waveform in track(zip(ordered, waveforms, strict=True), "Embedding", len(ordered), "files"):
-        if isinstance(waveform, AudioError):
-            failures.append(str(waveform))
-            continue
-        longest = max([len(waveform), *(len(other) for _, other in batch)])
-        full = len(batch) == compute.batch_size or (len(batch) + 1) * longest > _SECONDS_AT_ONCE * encoder.sample_rate
-        if batch and full:
-            flush(batch)
-            batch = []
-        batch.append((file, waveform))
-    if batch:
-        flush(batch)
-    done = [file for file in files if file in found]
-    return (
-        done,
-        np.stack([found[file] for file in done]) if done else np.empty((0, encoder.scene_embedding_size)),
-        failures,
-    )
+    progress = track(waveforms, "Embedding", len(ordered), "files")
+    found = _embed(encoder, [str(file) for file in ordered], progress, compute.batch_size, failures)
+    embeddings = {ordered[index]: embedding for index, embedding in found.items()}
+    done = [file for file in files if file in embeddings]
+    size = (0, encoder.scene_embedding_size)
+    return done, np.stack([embeddings[file] for file in done]) if done else np.empty(size), failures
 
 
 def check_output(path: Path) -> None:
@@ -205,16 +204,16 @@ def check_output(path: Path) -> None:
         raise UsageError(f"{path}: writing Parquet needs pyarrow. Run pip install 'm2d-bench[parquet]', or write .npz.")
 
 
-def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, encoder: AudioEncoder) -> None:
+def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, encoder: SceneEncoder) -> None:
     """Writes embeddings with their files' names and the encoder's digest, as .npz or .parquet; whole or not at all.
 
     Raises:
         UsageError: Another suffix, or .parquet without pyarrow.
     """
     check_output(path)
-    names = [str(file) for file in files]
+    names, digest = [str(file) for file in files], wrap(encoder).digest
     with replacing(path) as file:
         if path.suffix == ".npz":
-            np.savez(file, files=np.array(names), embeddings=embeddings, digest=np.array(encoder.digest))
+            np.savez(file, files=np.array(names), embeddings=embeddings, digest=np.array(digest))
         else:
-            pd.DataFrame({"file": names, "embedding": list(embeddings), "digest": encoder.digest}).to_parquet(file)
+            pd.DataFrame({"file": names, "embedding": list(embeddings), "digest": digest}).to_parquet(file)

@@ -15,7 +15,7 @@ import torch
 
 from m2d_bench import runs, tasks
 from m2d_bench.encoders import zoo
-from m2d_bench.encoders.protocol import AudioEncoder, facts_of
+from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of, wrap
 from m2d_bench.errors import M2DBenchError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation.embeddings import Embeddings
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def linear(
-    model: str | os.PathLike[str] | AudioEncoder = zoo.DEFAULT,
+    model: str | os.PathLike[str] | SceneEncoder = zoo.DEFAULT,
     task_names: str | Sequence[str] = tasks.BUILT_IN,
     settings: LinearSettings = LinearSettings(),
     **changes: Any,
@@ -44,7 +44,8 @@ def linear(
     """Evaluates an encoder on tasks; finished seeds are read from their records instead of computed.
 
     Args:
-        model: A model's name (see `zoo.load`), or an encoder, which keeps its own device and precision.
+        model: A model's name (see `zoo.load`), or anybody's encoder (see `encoders.protocol.wrap`), which keeps its own
+            device and precision.
         task_names: Names of tasks (see `tasks.get`), as a list or separated by commas; the built-in ones by default.
         settings: How to evaluate.
         changes: Fields of the settings to change, such as `seeds=3` or `data="/data"`.
@@ -64,12 +65,13 @@ def linear(
     chosen = tasks.get_all(task_names)
     make_folder(settings.runs_root)
     make_folder(settings.cache_root)
-    encoder = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
+    loaded = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
+    encoder = wrap(loaded)
     done: list[Run] = []
     failures: dict[str, Exception] = {}
     for name, task in chosen.items():
         words = ["linear", "--model", str(model), "--tasks", name]
-        command = "" if encoder is model else command_line(words, settings, leaving_out=("force",))
+        command = "" if loaded is model else command_line(words, settings, leaving_out=("force",))
         try:
             done.append(_evaluate(encoder, task, settings, command))
         except (M2DBenchError, OSError, torch.OutOfMemoryError) as error:
@@ -79,7 +81,7 @@ def linear(
     return done
 
 
-def _evaluate(encoder: AudioEncoder, task: Task, settings: LinearSettings, command: str) -> Run:
+def _evaluate(encoder: Encoder, task: Task, settings: LinearSettings, command: str) -> Run:
     """One task: its record with the scores of all seeds asked for."""
     dataset = datasets.load(task, settings, encoder.sample_rate)
     run = replace(_blank_run(encoder, dataset, settings), command=command)
@@ -179,7 +181,7 @@ def _problems(dataset: Dataset, embedded: Embeddings, seeds: Sequence[int], trai
             yield Problem(seed, split.fold, train=crops[train], valid=crops[split.valid], test=split.test)
 
 
-def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings) -> Run:
+def _blank_run(encoder: Encoder, dataset: Dataset, settings: LinearSettings) -> Run:
     """The record of this evaluation, without scores."""
     repeated: tuple[str, ...] = ("initialisation", "shuffling") if settings.probe == "linear" else ()
     drawn = draws_validation(dataset)
@@ -196,7 +198,7 @@ def _blank_run(encoder: AudioEncoder, dataset: Dataset, settings: LinearSettings
         settings={
             **probe,
             "clip_seconds": dataset.task.clip_seconds,
-            "encoder_precision": getattr(encoder, "precision", "fp32"),
+            "encoder_precision": encoder.precision,
             "validation_fraction": VALIDATION_FRACTION if drawn else None,
             "train_fraction": settings.train_fraction,
         },

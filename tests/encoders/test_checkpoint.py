@@ -233,3 +233,22 @@ def test_models_are_converted_both_ways_and_read_as_what_they_are(tmp_path, caps
     assert main(["models", "convert", "random:m2d_vit_tiny-80x208p16x16p32k", str(tmp_path / "x.pth")]) == 2
     assert "Name it m2d_vit_tiny-80x208p16x16p32k" in capsys.readouterr().err
     assert not (tmp_path / "x.pth").exists()
+
+
+def test_msm_mae_of_2022_is_read_with_biases_of_q_and_v_and_without_class_token(tmp_path, state, caplog):
+    del state["cls_token"], state["norm_stats"]
+    state["pos_embed"] = state["pos_embed"][:, 1:]
+    for key in [key for key in state if key.endswith("qkv.bias")]:
+        del state[key]
+        state[key.replace("qkv.bias", "q_bias")], state[key.replace("qkv.bias", "v_bias")] = torch.ones(2, 192)
+    path = write(tmp_path, state, name="80x208p16x16_paper")
+    found = checkpoint.read(path)
+    assert "norm_stats=(mean, std) gives others" in caplog.text
+    assert "tensors count" not in caplog.text
+    bias = found.encoder["blocks.0.attn.qkv.bias"]
+    assert torch.equal(bias, torch.cat([torch.ones(192), torch.zeros(192), torch.ones(192)]))
+    vit = found.build().vit
+    assert [layer.shape for layer in vit(torch.zeros(2, 65, 192))] == [(2, 65, 192)] * 12
+    caplog.clear()
+    assert checkpoint.read(path, norm_stats=(-6.9, 4.5)).config.norm_stats == (-6.9, 4.5)
+    assert "norm_stats" not in caplog.text

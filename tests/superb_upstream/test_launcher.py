@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from m2d_bench import runs
+from m2d_bench import compat, runs
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.superb_upstream import compat, launcher
+from m2d_bench.superb_upstream import launcher
 from m2d_bench.superb_upstream.norm_stats import TASKS
 from tests.superb_upstream.superb_data import WRITERS
 

@@ -72,7 +72,8 @@ def footsteps(rng: np.random.Generator) -> np.ndarray:
     def step() -> np.ndarray:
         heel = _resonance(_burst(rng, 0.2, rng.uniform(0.005, 0.02)), thud, 2)
         sole = _resonance(_burst(rng, 0.2, rng.uniform(0.02, 0.05)), scrape, 0.8)
-        return heel / np.abs(heel).max() + rng.uniform(0.1, 0.8) * np.roll(sole, 800) / np.abs(sole).max()
+        sound: np.ndarray = heel / np.abs(heel).max() + rng.uniform(0.1, 0.8) * np.roll(sole, 800) / np.abs(sole).max()
+        return sound
 
     return _repeat(step, int(rng.integers(3, 7)), rng.uniform(0.3, 0.6), 0.12, rng)
 
@@ -83,7 +84,8 @@ def rain(rng: np.random.Generator) -> np.ndarray:
     drops = (rng.random(size) < rng.uniform(50, 800) / SAMPLE_RATE) * rng.normal(0, 1, size)
     pattering = _resonance(drops, rng.uniform(1000, 6000), 1.5)
     hiss = _band(rng.standard_normal(size), rng.uniform(300, 1000), rng.uniform(5000, 14000))
-    return hiss / hiss.std() + rng.uniform(0.5, 2) * pattering / pattering.std()
+    sound: np.ndarray = hiss / hiss.std() + rng.uniform(0.5, 2) * pattering / pattering.std()
+    return sound
 
 
 def wind(rng: np.random.Generator) -> np.ndarray:
@@ -92,7 +94,8 @@ def wind(rng: np.random.Generator) -> np.ndarray:
     gusts = _smooth(rng, size, rng.uniform(0.5, 3))
     howl = _resonance(rng.standard_normal(size), rng.uniform(200, 900), rng.uniform(2, 15))
     rumble = _band(rng.standard_normal(size), 30, rng.uniform(200, 2500))
-    return (rumble / rumble.std() + rng.uniform(0, 1.5) * howl / howl.std()) * np.exp(gusts)
+    sound: np.ndarray = (rumble / rumble.std() + rng.uniform(0, 1.5) * howl / howl.std()) * np.exp(gusts)
+    return sound
 
 
 def engine(rng: np.random.Generator) -> np.ndarray:
@@ -103,7 +106,8 @@ def engine(rng: np.random.Generator) -> np.ndarray:
     pulses = np.exp(-rng.uniform(5, 20) * (phase % 1)) * (1 + 0.3 * np.cos(np.pi * np.floor(phase)))
     noise = rng.standard_normal(len(time)) * pulses
     pipe = _resonance(pulses - pulses.mean() + rng.uniform(0.1, 0.6) * noise, rng.uniform(80, 400), 1)
-    return pipe / pipe.std() + 0.3 * _band(noise, 300, rng.uniform(1500, 6000))
+    sound: np.ndarray = pipe / pipe.std() + 0.3 * _band(noise, 300, rng.uniform(1500, 6000))
+    return sound
 
 
 def siren(rng: np.random.Generator) -> np.ndarray:
@@ -112,7 +116,8 @@ def siren(rng: np.random.Generator) -> np.ndarray:
     low, span = rng.uniform(350, 900), rng.uniform(0.4, 1.2)
     sweep = 0.5 - 0.5 * np.cos(2 * np.pi * (rng.uniform(0.3, 3) * time + rng.random()))
     phase = 2 * np.pi * np.cumsum(low * 2 ** (span * sweep)) / SAMPLE_RATE
-    return sum(np.sin(order * phase) / order ** rng.uniform(0.8, 2) for order in range(1, 6))
+    sound: np.ndarray = sum(np.sin(order * phase) / order ** rng.uniform(0.8, 2) for order in range(1, 6))
+    return sound
 
 
 def bark(rng: np.random.Generator) -> np.ndarray:

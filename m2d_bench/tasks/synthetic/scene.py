@@ -80,7 +80,8 @@ def record(dry: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarra
     noise = irfft(rfft(rng.standard_normal(length, np.float32)) * _noise_slope(octaves, rng), length)[:size]
     noise *= np.sqrt(np.mean(sound**2) / np.mean(noise**2)) * 10 ** (-rng.uniform(*scene.snr) / 20)
     clip = irfft(rfft(sound + noise, length) * response, length)[:size]
-    return (clip * (rng.uniform(*scene.level) / np.abs(clip).max())).astype(np.float32)
+    levelled: np.ndarray = (clip * (rng.uniform(*scene.level) / np.abs(clip).max())).astype(np.float32)
+    return levelled
 
 
 def place(dry: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -130,4 +131,5 @@ def _noise_slope(octaves: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _microphone(octaves: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
     """Amplitude response of a random microphone: normal in dB at each octave from 31 Hz, straight in between; [F]."""
     knots = rng.normal(0, spread, 10)
-    return 10 ** (np.interp(octaves, np.arange(10), knots) / 20).astype(np.float32)
+    gains: np.ndarray = 10 ** (np.interp(octaves, np.arange(10), knots) / 20).astype(np.float32)
+    return gains

@@ -108,7 +108,8 @@ class SoundFont:
         for zone in zones:
             note += self._oscillator(zone, key, time, released) * _envelope(zone, key, time, released)
         # The default velocity curve of section 8.4.1 comes to a gain of (velocity / 127)².
-        return note * np.float32((velocity / 127) ** 2)
+        loud: np.ndarray = note * np.float32((velocity / 127) ** 2)
+        return loud
 
     def sample_ids(self, program: int, keys: range) -> frozenset[int]:
         """Numbers of the recordings behind these keys of a program: programs that share one are not independent."""
@@ -161,7 +162,9 @@ class SoundFont:
         inside = whole < end - start - 1
         whole = np.minimum(whole, end - start - 2) + start
         left, right = self._samples[whole].astype(np.float32), self._samples[whole + 1].astype(np.float32)
-        return (left + (right - left) * np.mod(position, 1.0).astype(np.float32)) * inside / np.float32(32768)
+        between: np.ndarray = left + (right - left) * np.mod(position, 1.0).astype(np.float32)
+        sample: np.ndarray = between * inside / np.float32(32768)
+        return sample
 
 
 @lru_cache(maxsize=1)
@@ -226,4 +229,5 @@ def _envelope(zone: Zone, key: int, time: np.ndarray, released: float) -> np.nda
     sustain = min(max(zone.get(SUSTAIN, 0) / 10, 0), SILENCE_DB)
     fall = np.clip(SILENCE_DB * (held - delay - attack - hold) / decay, 0, sustain)
     fall += SILENCE_DB * (time - held) / release + max(zone.get(ATTENUATION, 0), 0) / 10
-    return (rise * np.exp(fall * (-np.log(10) / 20))).astype(np.float32)
+    gain: np.ndarray = (rise * np.exp(fall * (-np.log(10) / 20))).astype(np.float32)
+    return gain

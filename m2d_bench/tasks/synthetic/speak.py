@@ -26,17 +26,18 @@ def main() -> None:
     library = ctypes.CDLL(request["library"])
     samples = bytearray()
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
     def collect(wave: int | None, count: int, events: int | None) -> int:
         if wave and count > 0:
             samples.extend(ctypes.string_at(wave, 2 * count))
         return 0
 
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(collect)
+
     # The path is given as "." because eSpeak cuts longer ones off at 160 characters.
     if library.espeak_Initialize(SYNCHRONOUS, 0, b".", 0) != SAMPLE_RATE:
         sys.exit("eSpeak NG did not start: espeak-ng-data is missing or of another version.")
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise, otherwise seeded by the clock
-    library.espeak_SetSynthCallback(collect)
+    library.espeak_SetSynthCallback(callback)
     for voice, rate, pitch, text in request["utterances"]:
         # eSpeak takes a variant it does not know for the plain voice, in silence.
         variant = os.path.join("espeak-ng-data", "voices", "!v", voice.partition("+")[2])

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from torch.utils.data import SequentialSampler, WeightedRandomSampler
 
+from m2d_bench import compat
 from m2d_bench.errors import UsageError
-from m2d_bench.superb_upstream import compat
 
 RATE = 16000
 

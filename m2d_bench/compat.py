@@ -50,7 +50,7 @@ def restore() -> None:
 def stay_on_cpu() -> None:
     """Hides GPUs, and lets `Tensor.cuda()`, which speaker verification calls anywhere, leave tensors where they are."""
     torch.cuda.is_available = lambda: False  # else s3prl's runner selects a GPU in any case
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
 def load(
@@ -165,10 +165,10 @@ def get_metrics(
     return {"si_sdr": si_sdr(estimate), "input_si_sdr": si_sdr(np.broadcast_to(mix, clean.shape))}
 
 
-class DistributedSamplerWrapper(DistributedSampler):
+class DistributedSamplerWrapper(DistributedSampler[Any]):
     """catalyst's wrapper: shares the indices that another sampler draws among the processes."""
 
-    def __init__(self, sampler: Sampler, **settings: Any) -> None:
+    def __init__(self, sampler: Sampler[Any], **settings: Any) -> None:
         super().__init__(_Drawn(sampler), **settings)
         self.sampler = sampler
 
@@ -177,10 +177,10 @@ class DistributedSamplerWrapper(DistributedSampler):
         return iter([self.dataset[index] for index in super().__iter__()])
 
 
-class _Drawn(Dataset):
+class _Drawn(Dataset[Any]):
     """One pass of a sampler as a list."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler[Any]) -> None:
         self.indices = list(sampler)
 
     def __getitem__(self, index: int) -> Any:

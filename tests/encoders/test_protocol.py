@@ -1,0 +1,179 @@
+"""Anybody's encoder is taken, and what it returns is checked where it enters."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from m2d_bench import linear
+from m2d_bench.encoders.check import check_encoder
+from m2d_bench.encoders.protocol import AudioEncoder, digest_of, facts_of, wrap
+from m2d_bench.errors import DataError, UsageError
+from tests.conftest import small_encoder
+
+
+class Statistics(torch.nn.Module):
+    """The least an encoder is: two attributes."""
+
+    sample_rate = 8000
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(2))
+        self.eval()
+
+    def scene_embeddings(self, waveform):
+        return torch.stack([waveform.mean(1), waveform.std(1)], dim=1) * self.scale
+
+
+class Returning:
+    """An encoder that returns what it is told."""
+
+    sample_rate, digest = 8000, "returning"
+
+    def __init__(self, output):
+        self.output = output
+
+    def scene_embeddings(self, waveform):
+        return self.output(len(waveform))
+
+
+def test_a_module_with_rate_and_scene_embeddings_is_evaluated(tones, tmp_path):
+    settings = {"data": tones, "runs": tmp_path / "runs", "cache": tmp_path, "device": "cpu", "epochs": 2}
+    (run,) = linear(Statistics(), "esc10", seeds=1, **settings)
+    assert run.encoder["name"] == "Statistics"
+    assert run.encoder["digest"] == wrap(Statistics()).digest
+    assert len(run.scores) == 5
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({}, "Add an attribute sample_rate"),
+        ({"sample_rate": 16000.5}, "sample_rate is 16000.5"),
+        ({"sample_rate": 16000}, r"Add scene_embeddings\(self, waveform\).* at 16000 Hz"),
+    ],
+)
+def test_what_a_module_lacks_is_said(attributes, says):
+    module = torch.nn.Linear(2, 2)
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    with pytest.raises(UsageError, match=f"Linear is no encoder: .*{says}|{says}"):
+        linear(module, "esc10")
+    (finding,) = check_encoder(module)
+    assert finding.mark == "BROKEN"
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "says"),
+    [
+        (lambda n: torch.ones(1, 4), UsageError, r"floats \[3, D\], one row a clip; .* \[1, 4\] for a\.wav"),
+        (lambda n: torch.ones(n), UsageError, r"\[3\]"),
+        (lambda n: torch.ones(n, 0), UsageError, r"\[3, 0\]"),
+        (lambda n: torch.ones(n, 2, 4), UsageError, r"\[3, 2, 4\]"),
+        (lambda n: torch.ones(n, 4, dtype=torch.int64), UsageError, "int64"),
+        (lambda n: [[1.0]] * n, UsageError, "list"),
+        (lambda n: torch.tensor([[1.0], [float("nan")], [1.0]])[:n], DataError, r"NaN or infinity for b\.wav;"),
+        (lambda n: torch.ones(n, n), UsageError, "3 numbers for a.wav, 1 before"),
+    ],
+)
+def test_what_an_encoder_returns_is_checked(output, error, says):
+    with pytest.raises(error, match=f"Returning.*{says}"):
+        wrap(Returning(output)).scene_embeddings(torch.rand(3, 8000), clips=["a.wav", "b.wav", "c.wav"])
+
+
+def test_arrays_and_half_precision_are_taken():
+    for output in (lambda n: np.ones((n, 4)), lambda n: torch.ones(n, 4, dtype=torch.bfloat16)):
+        found = wrap(Returning(output)).scene_embeddings(torch.rand(3, 8000))
+        assert torch.equal(found, torch.ones(3, 4))
+
+
+def test_clips_of_different_lengths_are_encoded_one_at_a_time_without_lengths(caplog):
+    encoder, waveform = wrap(Statistics()), torch.rand(3, 8000)
+    for _ in range(2):
+        found = encoder.scene_embeddings(waveform, [8000, 500, 4000])
+    for row, samples, scene in zip(waveform, (8000, 500, 4000), found, strict=True):
+        assert torch.allclose(Statistics().scene_embeddings(row[None, :samples])[0], scene)
+    assert caplog.text.count("one at a time") == 1
+
+
+def test_lengths_are_given_to_whom_takes_them_and_only_where_rows_are_padded():
+    given = []
+
+    class Taking(Statistics):
+        def scene_embeddings(self, waveform, lengths=None):
+            given.append(lengths)
+            return super().scene_embeddings(waveform)
+
+    encoder = wrap(Taking())
+    assert encoder.scene_embedding_size == 2
+    encoder.scene_embeddings(torch.rand(2, 8000), [8000, 8000])
+    encoder.scene_embeddings(torch.rand(2, 8000), [8000, 500])
+    assert given == [None, None, [8000, 500]]
+
+
+def test_a_wrapped_encoder_fulfils_the_contract_and_names_what_is_absent():
+    family, other = wrap(small_encoder()), wrap(Statistics())
+    assert isinstance(family, AudioEncoder)
+    assert wrap(family) is family
+    waveform, lengths = torch.rand(2, 16000), [16000, 9000]
+    embeddings, timestamps = family.timestamp_embeddings(waveform, lengths)
+    assert embeddings.shape == (*timestamps.shape, family.timestamp_embedding_size)
+    assert torch.equal(family.hidden_states(waveform, lengths)[-1], embeddings)
+    assert torch.equal(family.scene_embeddings(waveform), small_encoder().scene_embeddings(waveform))
+    for use in (lambda: other.hop_ms, lambda: other.hidden_states(waveform), lambda: other.timestamp_embedding_size):
+        with pytest.raises(UsageError, match="Statistics has no"):
+            use()
+
+
+def test_the_digest_tells_weights_class_and_configuration_and_is_computed_once(monkeypatch):
+    @dataclass
+    class Config:
+        layer: int = 3
+
+    class Other(Statistics):
+        pass
+
+    def configured(layer):
+        encoder = Statistics()
+        encoder.config = Config(layer)
+        return encoder
+
+    changed = Statistics()
+    changed.scale.data[0] = 2
+    digests = [wrap(e).digest for e in (Statistics(), Other(), configured(3), configured(4), changed)]
+    assert len(set(digests)) == 5
+    assert wrap(Statistics()).digest == digests[0]
+    assert facts_of(configured(4))["config"] == {"layer": 4}
+
+    computed = []
+    monkeypatch.setattr("m2d_bench.encoders.m2d.digest_of", lambda *args: computed.append(1) or digest_of(*args))
+    encoder = wrap(small_encoder())
+    assert {encoder.digest for _ in range(3)} == {small_encoder().digest}
+    assert len(computed) == 2
+
+
+def test_an_encoder_that_is_no_module_says_its_digest():
+    class Plain:
+        sample_rate, scene_embeddings = 8000, Statistics.scene_embeddings
+
+    with pytest.raises(UsageError, match=r"Plain is neither .* add digest"):
+        wrap(Plain()).digest  # noqa: B018
+
+
+def test_every_broken_rule_of_an_encoder_is_found():
+    class Leaky(Statistics):
+        def scene_embeddings(self, waveform, lengths=None):
+            return super().scene_embeddings(waveform) + len(waveform)
+
+    assert {f.mark for f in check_encoder(Statistics())} == {"ok"}
+    assert {f.mark for f in check_encoder(small_encoder())} == {"ok"}
+    broken = {f.rule for f in check_encoder(Leaky().train()) if f.mark == "BROKEN"}
+    assert broken == {
+        "mode of the module",
+        "scene embeddings whatever the batch",
+        "scene embeddings whatever the padding",
+    }
+    (finding,) = [f for f in check_encoder(Returning(lambda n: torch.ones(1, 4))) if f.rule == "scene embeddings"]
+    assert "one row a clip" in finding.received
