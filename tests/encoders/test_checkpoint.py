@@ -243,7 +243,7 @@ def test_msm_mae_of_2022_is_read_with_biases_of_q_and_v_and_without_class_token(
         state[key.replace("qkv.bias", "q_bias")], state[key.replace("qkv.bias", "v_bias")] = torch.ones(2, 192)
     path = write(tmp_path, state, name="80x208p16x16_paper")
     found = checkpoint.read(path)
-    assert "norm_stats=(mean, std) gives others" in caplog.text
+    assert "norm_stats=(mean, std)) gives others" in caplog.text
     assert "tensors count" not in caplog.text
     bias = found.encoder["blocks.0.attn.qkv.bias"]
     assert torch.equal(bias, torch.cat([torch.ones(192), torch.zeros(192), torch.ones(192)]))
