@@ -3,8 +3,8 @@
     python benchmarks/processes.py [--processes 1 2 3] [--repeats 3] [--spins default 0 1000 …]
 
 Prints a Markdown table of wall-clock seconds: a row for each GOMP_SPINCOUNT (turns an OpenMP thread spins before it
-sleeps; `default` is m2d-bench's, `unset` libgomp's own), a column for each number of processes started at once. Settings
-take turns within each repeat, so that other load on the machine meets them alike; each cell is the median.
+sleeps; `default` is m2d-bench's, `unset` libgomp's own), a column for each number of processes started at once.
+Settings take turns within each repeat, so that other load on the machine meets them alike; each cell is the median.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def build(pretrained: Checkpoint, recipe: Recipe, labels: Labels, frames: int, g
 
 def _adjusted(pretrained: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
     """The encoder with the recipe's features and, where it says so, an input size of the whole clip."""
-    config = replace(pretrained.config, features=recipe.features)  # type: ignore[arg-type]
+    config = replace(pretrained.config, features=recipe.features)
     state = pretrained.encoder
     if recipe.adjust_positions:
         whole = ViT(config.vit)

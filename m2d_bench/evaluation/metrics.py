@@ -72,7 +72,8 @@ def batched_scores(metric: Metric, logits: Tensor, labels: Tensor, present: Tens
     if metric == "aucroc":
         return area.nanmean(-1)
     half_a_pair = 0.5 / n_pairs
-    return (2**0.5 * torch.special.ndtri(area.clamp(half_a_pair, 1 - half_a_pair))).nanmean(-1)
+    d_prime: Tensor = 2**0.5 * torch.special.ndtri(area.clamp(half_a_pair, 1 - half_a_pair))
+    return d_prime.nanmean(-1)
 
 
 def _area_under_roc(scores: Tensor, positive: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
