@@ -6,6 +6,8 @@ import csv
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests run in as many processes as cores
+
 import numpy as np
 import pytest
 import soundfile
@@ -13,8 +15,6 @@ import soundfile
 from m2d_bench.encoders.checkpoint import Checkpoint, parse_name
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.vit import ViT, ViTConfig, initialise
-
-os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 GOLDEN = sorted(path.parent for path in Path(__file__).parent.glob("golden/*/runtime.npz"))
 """Folders of small models and what the reference implementations computed from them (golden/README.md)."""

@@ -340,8 +340,8 @@ def test_the_fingerprint_tells_other_sounds_apart(sounds, prepared, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sample_rate": 44100}, "sample_rate is one of"),
-        ({"jobs": -1}, "jobs must be at least 0"),
+        ({"sample_rate": 44100}, "sample_rate is 44100; it should be 16000 or 32000"),
+        ({"jobs": -1}, "jobs is -1; it should be greater than or equal to 0"),
         ({"shard_mb": 0}, "shard_mb"),
         ({"max_seconds": 0.0}, "max_seconds"),
     ],
