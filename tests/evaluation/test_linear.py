@@ -55,6 +55,7 @@ def test_separable_tones_are_told_apart_on_every_seed_and_fold(settings):
     assert torch.__version__.startswith(run.environment["versions"]["torch"].split("+")[0])
 
 
+@pytest.mark.slow
 def test_names_of_the_same_weights_share_their_seeds(settings, monkeypatch):
     first = linear("m2d_tiny", "esc10", seeds=3, **settings)[0]
     other = linear("random:m2d_tiny", "esc10", first_seed=45, seeds=3, **settings)[0]
@@ -235,6 +236,7 @@ def test_a_share_of_the_training_clips_holds_every_class(tones, tmp_path):
         linear(small_encoder(), "esc10", train_fraction=0)
 
 
+@pytest.mark.slow
 def test_the_command_that_repeats_a_run_is_kept(tones, tmp_path):
     (run,) = linear("random:m2d_vit_tiny-80x208p16x16", "esc10", data=str(tones), runs=tmp_path, seeds=1, epochs=3)
     assert run.command == (

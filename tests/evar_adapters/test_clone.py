@@ -33,6 +33,7 @@ def test_a_script_runs_with_our_classes_and_the_clone_stays_untouched(evar, tmp_
     assert snapshot(evar) == before
 
 
+@pytest.mark.slow
 def test_two_passes_start_the_script_with_our_classes_too(evar, tmp_path):
     before = snapshot(evar)
     found = m2d_bench("--evar", evar, "2pass_lineareval", "m2d_s_bench", "us8k", WEIGHTS, folder=tmp_path)

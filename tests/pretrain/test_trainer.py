@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -174,6 +175,7 @@ def wait_for_step(folder, step):
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.mark.slow
 def test_a_limit_stops_and_a_resumed_training_ends_the_same(clips, tmp_path):
     whole = train("m2d", clips, tmp_path / "whole")
     train("m2d", clips, tmp_path / "cut", limit_steps=7)
@@ -193,6 +195,7 @@ def test_other_data_are_not_gone_on_with(clips, tmp_path):
         train("m2d", clips.parent / "fewer.csv", tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_goes_on(clips, tmp_path):
     whole = train("m2d", clips, tmp_path / "whole", tag="x")
     words = [sys.executable, "-m", "tests.pretrain.test_trainer", "m2d", str(clips), str(tmp_path / "cut"), "slow"]
@@ -214,11 +217,14 @@ def uninterrupted(clips, tmp_path_factory):
 def start_in_own_group(clips, out):
     """A training with data workers that leads a process group, three steps or more on."""
     words = [sys.executable, "-m", "tests.pretrain.test_trainer", "m2d", str(clips), str(out), "slow", "workers"]
-    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    # A handler that was inherited as ignored, as under nohup, would stay so.
+    default = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=default)
     wait_for_step(out, 3)
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_to_the_process_group_saves_and_goes_on(name, clips, tmp_path, uninterrupted):
     number = getattr(signal, name)
@@ -233,6 +239,7 @@ def test_a_signal_to_the_process_group_saves_and_goes_on(name, clips, tmp_path, 
     assert_same(uninterrupted, train("m2d", clips, tmp_path, resume=True, tag="x"))
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_killed_training(clips, tmp_path):
     process = start_in_own_group(clips, tmp_path)
     process.kill()
