@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from m2d_bench.registry import resolve
 
 if TYPE_CHECKING:
+    from m2d_bench import hear_api as hear_api
+    from m2d_bench import results as results
     from m2d_bench.encoders.zoo import load as load_encoder
     from m2d_bench.evaluation.linear import linear as linear
     from m2d_bench.evaluation.settings import LinearSettings as LinearSettings

@@ -53,6 +53,6 @@ def explain(error: ValidationError) -> str:
 def _usage_error(error: ValidationError) -> UsageError:
     fault = error.errors()[0]
     if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-        allowed = re.findall("'([^']+)'", fault["ctx"]["expected"])
+        allowed = re.findall("'([^']+)'", fault.get("ctx", {})["expected"])
         return unknown(str(fault["loc"][0]), fault["input"], allowed)
     return UsageError(explain(error))

@@ -40,10 +40,12 @@ class SceneEncoder(Protocol):
     @property
     def sample_rate(self) -> int:
         """Sample rate in Hz."""
+        ...
 
     @property
     def scene_embeddings(self) -> Callable[..., Any]:
         """[B, S] → [B, D]."""
+        ...
 
 
 @runtime_checkable
@@ -58,31 +60,39 @@ class AudioEncoder(Protocol):
     @property
     def sample_rate(self) -> int:
         """Sample rate in Hz."""
+        ...
 
     @property
     def hop_ms(self) -> float:
         """Milliseconds between timestamps."""
+        ...
 
     @property
     def scene_embedding_size(self) -> int:
         """D of scene embeddings."""
+        ...
 
     @property
     def timestamp_embedding_size(self) -> int:
         """D of timestamp embeddings."""
+        ...
 
     @property
     def digest(self) -> str:
         """Identity of weights and settings, used by every cache and record."""
+        ...
 
     def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
         """[B, S] → the output of every layer, [B, T, D] each."""
+        ...
 
     def timestamp_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
         """[B, S] → embeddings [B, T, D] and their timestamps [B, T] in ms."""
+        ...
 
     def scene_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> Tensor:
         """[B, S] → [B, D]."""
+        ...
 
 
 def wrap(encoder: SceneEncoder) -> Encoder:

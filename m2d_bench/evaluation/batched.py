@@ -117,7 +117,8 @@ class _BatchedProbes:
         settings: ProbeSettings,
         metric: Metric,
     ) -> None:
-        self.store, self.labels, self.settings, self.metric = store, labels, settings, metric
+        self.store, self.labels, self.settings = store, labels, settings
+        self.metric: Metric = metric
         self.n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
         group = sorted(group, key=lambda i: -len(problems[i].train))
         self.runs = [_Run(i, problems[i], problems[i].generator()) for i in group]

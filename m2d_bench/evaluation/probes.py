@@ -149,7 +149,7 @@ def _fit_sklearn(
     """What validation chose, the score of each candidate there, and the chosen one's logits [N, C] on the test rows."""
     train, *others = (features[rows].float().cpu().numpy() for rows in (problem.train, problem.valid, problem.test))
     scaler = StandardScaler().fit(train)
-    splits = [scaler.transform(split) for split in (train, *others)]
+    splits = [np.asarray(scaler.transform(split)) for split in (train, *others)]
     candidates = _neighbours if probe == "knn" else _regressions
     found: list[float] = []
     best: tuple[dict[str, float], Tensor] | None = None

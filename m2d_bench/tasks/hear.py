@@ -59,14 +59,14 @@ def read(path: str) -> Task:
     unknown = [metric for metric in metadata["evaluation"] if metric not in METRICS]
     if unknown or not metadata["evaluation"]:
         raise DataError(f"{folder}: unknown metrics {unknown}; known are {', '.join(METRICS)}.")
-    first, *others = dict.fromkeys(METRICS[metric] for metric in metadata["evaluation"])
+    metrics: tuple[Metric, ...] = tuple(dict.fromkeys(METRICS[metric] for metric in metadata["evaluation"]))
     classes = _classes(folder)
     name = "-".join(str(metadata[key]) for key in ("task_name", "version", "mode") if metadata.get(key))
     return Task(
         name=f"hear:{name}",
         domain="other",
-        metric=first,
-        other_metrics=tuple(others),
+        metric=metrics[0],
+        other_metrics=metrics[1:],
         multilabel=metadata["prediction_type"] == "multilabel",
         clip_seconds=float(metadata.get("sample_duration") or _longest(folder, splits)),
         n_classes=len(classes),

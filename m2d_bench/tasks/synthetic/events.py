@@ -35,10 +35,9 @@ def bell(rng: np.random.Generator) -> np.ndarray:
     ratios = np.array([0.5, 1, 1.2, 1.5, 2, 2.7, 3.6, 5.1]) * rng.uniform(0.98, 1.02, 8)
     gains, decay = rng.uniform(0.1, 1, 8), rng.uniform(0.2, 1.2)
     time = _time(2.0)
-    stroke = sum(
-        gain * np.sin(2 * np.pi * frequency * ratio * time) * np.exp(-time * ratio**0.7 / decay)
-        for ratio, gain in zip(ratios, gains, strict=True)
-    )
+    stroke = np.zeros_like(time)
+    for ratio, gain in zip(ratios, gains, strict=True):
+        stroke += gain * np.sin(2 * np.pi * frequency * ratio * time) * np.exp(-time * ratio**0.7 / decay)
     return _repeat(lambda: stroke * rng.uniform(0.5, 1), int(rng.integers(1, 4)), rng.uniform(0.25, 0.8), 0.1, rng)
 
 
@@ -116,7 +115,9 @@ def siren(rng: np.random.Generator) -> np.ndarray:
     low, span = rng.uniform(350, 900), rng.uniform(0.4, 1.2)
     sweep = 0.5 - 0.5 * np.cos(2 * np.pi * (rng.uniform(0.3, 3) * time + rng.random()))
     phase = 2 * np.pi * np.cumsum(low * 2 ** (span * sweep)) / SAMPLE_RATE
-    sound: np.ndarray = sum(np.sin(order * phase) / order ** rng.uniform(0.8, 2) for order in range(1, 6))
+    sound = np.zeros_like(time)
+    for order in range(1, 6):
+        sound += np.sin(order * phase) / order ** rng.uniform(0.8, 2)
     return sound
 
 
