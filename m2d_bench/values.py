@@ -44,10 +44,12 @@ class Checked:
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault pydantic found: the field, what was received, what is allowed."""
+    """The first fault pydantic found: what is allowed, and of a field its name and what was received."""
     fault = error.errors()[0]
-    field = ".".join(map(str, fault["loc"])) or "the value"
-    return f"{field} is {fault['input']!r}; {fault['msg'].replace('Input should', 'it should')}."
+    if not fault["loc"]:
+        return fault["msg"].replace("Input", "It", 1) + "."
+    field = ".".join(map(str, fault["loc"]))
+    return f"{field} is {fault['input']!r}; {fault['msg'].replace('Input', 'it', 1)}."
 
 
 def _usage_error(error: ValidationError) -> UsageError:

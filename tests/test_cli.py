@@ -80,7 +80,7 @@ def test_a_failed_task_is_named_last_with_exit_code_1(capsys, options):
         (["linear", "--tasks", "ecs50"], "Did you mean esc50"),
         (["linear", "--taks", "esc50"], "--tasks"),
         (["linear", "--seeds", "many"], "many"),
-        (["linear", "--seeds", "0"], "should be greater than 0"),
+        (["linear", "--seeds", "0"], 'Invalid value "0" for --seeds. It should be greater than 0.'),
         (["linear", "--format", "xml"], "xml"),
         (["linear", "--model", "m2d_tyni"], "Did you mean m2d_tiny"),
         (["linear", "--device", "gpu", "--model", MODEL], "'gpu' cannot be used"),

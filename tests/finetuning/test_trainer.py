@@ -661,7 +661,7 @@ def test_a_failing_task_stops_no_other_and_is_named_last(place, tmp_path, capsys
         (["--recipe", "esc5"], "Unknown recipe 'esc5'. Did you mean esc50"),
         (["--set", "lr=1"], "Unknown value of a recipe 'lr'"),
         (["--set", "epochs"], "it takes NAME=VALUE"),
-        (["--seeds", "0"], "seeds is 0; it should be greater than 0"),
+        (["--seeds", "0"], 'Invalid value "0" for --seeds. It should be greater than 0.'),
         (["--precision", "fp16"], "fp16 is trained on GPUs alone"),
         (["--format", "xml"], "Unknown format 'xml'"),
         (["--folds", "7"], "Unknown fold '7'"),
