@@ -13,21 +13,25 @@ from m2d_bench.registry import resolve
 if TYPE_CHECKING:
     from m2d_bench import hear_api as hear_api
     from m2d_bench import results as results
+    from m2d_bench.encoders import zoo as zoo
     from m2d_bench.encoders.zoo import load as load_encoder
     from m2d_bench.evaluation.linear import linear as linear
     from m2d_bench.evaluation.settings import LinearSettings as LinearSettings
     from m2d_bench.finetuning.run import finetune as finetune
+    from m2d_bench.tasks import dataset as dataset
 
 __version__ = "0.1.0"
-__all__ = ["LinearSettings", "finetune", "hear_api", "linear", "load_encoder", "results"]
+__all__ = ["LinearSettings", "dataset", "finetune", "hear_api", "linear", "load_encoder", "results", "zoo"]
 
 _LAZY = {
     "LinearSettings": "m2d_bench.evaluation.settings:LinearSettings",
+    "dataset": "m2d_bench.tasks.dataset",
     "finetune": "m2d_bench.finetuning.run:finetune",
     "hear_api": "m2d_bench.hear_api",
     "linear": "m2d_bench.evaluation.linear:linear",
     "load_encoder": "m2d_bench.encoders.zoo:load",
     "results": "m2d_bench.results",
+    "zoo": "m2d_bench.encoders.zoo",
 }
 
 

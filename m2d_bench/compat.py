@@ -44,6 +44,7 @@ def restore() -> None:
         _module("asteroid.losses", PITLossWrapper=None)  # imported, used by a loss that SUPERB does not choose
     if not _imports("sox"):
         _module("sox", Transformer=_Transformer)
+    _module("tensorboard.compat.notf")  # TensorBoard's own switch: s3prl's logs need no TensorFlow, slow to import
     torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl's checkpoints hold its arguments
 
 

@@ -1,8 +1,11 @@
 """Real s3prl, end to end on miniatures in the published layouts: trained and evaluated a few steps, and read back."""
 
+import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ import torch
 import yaml
 
 from m2d_bench import compat, runs
+from m2d_bench.cli import main
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.superb_upstream import launcher
@@ -27,6 +31,7 @@ FEW = {
     "log_step": 2,
     "gradient_accumulate_steps": 1,
 }
+SMALL = {"ss": {"config.downstream_expert.modelrc.hidden_size": 32}}
 FOLD = "config.downstream_expert.datarc.test_fold"
 MODELS = {"m2d_s": "random:m2d_s_vit_tiny-80x400p80x2", "m2d": "random:m2d_vit_tiny-80x608p16x16"}
 
@@ -60,7 +65,7 @@ def model_for(task, upstream):
 def train(task, upstream, superb, folder, *words, few=None):
     found = s3prl(
         *("-m", "train", "-u", upstream, "-k", f"{model_for(task, upstream)},{task}", "-d", task, "-p", "exp"),
-        *("--data", superb, "-o", few or override(), *words),
+        *("--data", superb, "-o", few or override(**SMALL.get(task, {})), *words),
         folder=folder,
     )
     assert found.returncode == 0, found.stderr[-3000:]
@@ -73,9 +78,20 @@ def evaluate(folder, checkpoint="exp"):
     return found.stdout
 
 
+def in_process(*words, folder):
+    """The command line in this process, for what runs nothing of s3prl's and so needs not import it anew."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        patch.chdir(folder)
+        code = main(["superb", *map(str, words)])
+    return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
+
+
 def results(folder, *words):
-    command = [sys.executable, "-m", "m2d_bench.cli", "superb", "import", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return in_process("import", *words, folder=folder)
 
 
 @pytest.mark.parametrize("upstream", MODELS)
@@ -100,7 +116,7 @@ def test_a_task_trains_evaluates_and_is_read_into_a_record(task, upstream, super
 
 
 def test_keywords_of_separable_tones_are_told_apart(superb, tmp_path):
-    few = override({**FEW, "total_steps": 100, "eval_step": 50, "save_step": 50}, **{"config.optimizer.lr": 3e-3})
+    few = override({**FEW, "total_steps": 50, "eval_step": 25, "save_step": 25}, **{"config.optimizer.lr": 6e-3})
     train("ks", "m2d_s", superb, tmp_path, few=few)
     accuracy = float(re.findall(r"test acc: ([\d.]+)", evaluate(tmp_path, "exp/dev-best.ckpt"))[-1])
     assert accuracy > 0.9
@@ -189,8 +205,7 @@ def launcher_encoder():
 
 
 def test_calcnorm_measures_each_training_clip_once(superb, tmp_path):
-    words = ["superb", "calcnorm", "--task", "pr", "--data", str(superb), "-o", str(tmp_path / "pr.yaml")]
-    found = subprocess.run([sys.executable, "-m", "m2d_bench.cli", *words], capture_output=True, text=True, check=False)
+    found = in_process("calcnorm", "--task", "pr", "--data", str(superb), "-o", str(tmp_path / "pr.yaml"), folder=tmp_path)
     assert found.returncode == 0, found.stderr
     clips = sorted((superb / "LibriSpeech" / "train-clean-100").rglob("*.flac"))
     values = torch.cat([LogMel(16000)(compat.load(clip)[0]).flatten() for clip in clips]).double()
@@ -203,8 +218,7 @@ def test_calcnorm_measures_each_training_clip_once(superb, tmp_path):
 
 @pytest.mark.parametrize("task", ["ks", "ic", "sid", "asv", "er"])
 def test_calcnorm_reads_every_other_task(task, superb, tmp_path):
-    words = ["superb", "calcnorm", "--task", task, "--data", str(superb), "-o", str(tmp_path / "stats.yaml")]
-    found = subprocess.run([sys.executable, "-m", "m2d_bench.cli", *words], capture_output=True, text=True, check=False)
+    found = in_process("calcnorm", "--task", task, "--data", str(superb), "-o", str(tmp_path / "stats.yaml"), folder=tmp_path)
     assert found.returncode == 0, found.stderr
     n_clips = {"ks": 115, "ic": 24, "sid": 16, "asv": 24, "er": 25}
     stored = yaml.safe_load((tmp_path / "stats.yaml").read_text())
@@ -215,13 +229,16 @@ def test_calcnorm_reads_every_other_task(task, superb, tmp_path):
     assert -12 < stored["mean"] < -5
 
 
-def test_emotion_is_shown_when_its_five_folds_are_there(superb, tmp_path):
+def test_emotion_is_shown_when_its_five_folds_are_there(superb, tmp_path, caplog):
+    train("er", "m2d", superb, tmp_path, "-v", "fold1", few=override(**{FOLD: "'fold1'"}))
     for fold in range(1, 6):
-        train("er", "m2d", superb, tmp_path, "-v", f"fold{fold}", few=override(**{FOLD: f"'fold{fold}'"}))
-        (tmp_path / "exp").rename(tmp_path / f"exp{fold}")
-        found = results(tmp_path, f"exp{fold}")
+        experiment = shutil.copytree(tmp_path / "exp", tmp_path / f"exp{fold}")
+        for path in experiment.glob("*.yaml"):
+            path.write_text(path.read_text().replace("fold1", f"fold{fold}"))
+        caplog.clear()
+        found = results(tmp_path, experiment)
         assert ("superb:er" in found.stdout) == (fold == 5)
-        assert (f"{fold} of 5 folds" in found.stderr) == (fold < 5)
+        assert (f"{fold} of 5 folds" in caplog.text) == (fold < 5)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +259,9 @@ def test_emotion_is_shown_when_its_five_folds_are_there(superb, tmp_path):
         ),
     ],
 )
-def test_a_wrong_call_says_what_is_wrong_in_one_line(words, says, tmp_path):
-    found = s3prl(*words, folder=tmp_path)
+def test_a_wrong_call_says_what_is_wrong_in_one_line(words, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(compat, "stay_on_cpu", lambda: None)  # this process goes on
+    found = in_process(*words, folder=tmp_path)
     assert found.returncode in (1, 2)
     assert says in found.stderr
     assert "Traceback" not in found.stderr
