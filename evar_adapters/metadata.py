@@ -29,21 +29,21 @@ def export(task: str, folder: Path, storage: Storage = Storage(), sample_rate: i
         UsageError: Unknown task.
         DataError, AudioError: Its data cannot be found or read.
     """
-    found = datasets.load(tasks.get(task), storage, sample_rate)
-    name = found.task.name.replace(":", "_")
+    dataset = datasets.load(tasks.get(task), storage, sample_rate)
+    name = dataset.task.name.replace(":", "_")
     clips = folder / "work" / f"{sample_rate // 1000}k" / name
     path = folder / "evar" / "metadata" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    column = "fold" if found.task.folds else "split"
+    column = "fold" if dataset.task.folds else "split"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "label", column])
         for clip, (source, split) in enumerate(
-            track(zip(found.files, found.splits, strict=True), f"Exporting {name}", len(found.files), "clips")
+            track(zip(dataset.files, dataset.splits, strict=True), f"Exporting {name}", len(dataset.files), "clips")
         ):
             target = clips / Path(source).with_suffix(".wav")
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(target, audio.read(found.root / source, sample_rate), sample_rate, subtype="PCM_16")
-            writer.writerow([target.relative_to(clips), ",".join(found.labels_of(clip)), split])
+                soundfile.write(target, audio.read(dataset.root / source, sample_rate), sample_rate, subtype="PCM_16")
+            writer.writerow([target.relative_to(clips), ",".join(dataset.labels_of(clip)), split])
     return path

@@ -96,11 +96,11 @@ def results(
     if not files:
         raise UsageError("Which files? Name CLONE/results/scores.csv or ft-scores.csv.")
     make_folder(runs_folder)
-    found: dict[Path, runs.Run] = {}
+    imported: dict[Path, runs.Run] = {}
     failures: list[str] = []
     for file in files:
         records, unread = scores.read(file)
         failures += unread
         for record in records:
-            found[record.path(runs_folder)] = runs.add(record, runs_folder)
-    return Output(resolve("m2d_bench.results:report")(found.values(), style) if found else "", tuple(failures))
+            imported[record.path(runs_folder)] = runs.add(record, runs_folder)
+    return Output(resolve("m2d_bench.results:report")(imported.values(), style) if imported else "", tuple(failures))

@@ -83,7 +83,7 @@ def finetune(
     for name, task in tasks.get_all(task_names).items():
         chosen = recipe or own_recipes.name_for(task.name)
         jobs.append((name, task, str(chosen), own_recipes.load(chosen, recipe_changes)))
-    found = zoo.read(model, storage=settings)
+    pretrained = zoo.read(model, storage=settings)
     for folder in (settings.runs_root, Path(settings.out).expanduser()):
         make_folder(folder)
     fabric = launch(settings.device, settings.precision)
@@ -95,7 +95,7 @@ def finetune(
             words += ["--set", f"{key}={json.dumps(value)}"]
         command = command_line(words, settings, leaving_out=("folds", "force", "resume"))
         try:
-            done.append(_Job(fabric, found, task, values, settings, command).run())
+            done.append(_Job(fabric, pretrained, task, values, settings, command).run())
         except (M2DBenchError, OSError, torch.OutOfMemoryError) as error:
             if fabric.world_size > 1:  # the other processes wait for this one
                 raise

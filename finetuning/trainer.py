@@ -168,12 +168,12 @@ class Trainer(TrainingLoop):
         self.classifier.train()
         count, rows = len(draws.clips), self._rows(len(draws.clips))
         x = self._augmented(draws, rows, own, others)
-        kept = [each[rows].to(x.device) for each in draws.kept]
+        kept = [window[rows].to(x.device) for window in draws.kept]
         size = -(-len(rows) // self.recipe.accumulate)
         parts = [slice(start, start + size) for start in range(0, len(rows), size)]
         alone = len(parts) == 1
         with torch.set_grad_enabled(alone):
-            features = [self.backbone(x[part], [each[part] for each in kept]) for part in parts]
+            features = [self.backbone(x[part], [window[part] for window in kept]) for part in parts]
         batch = self._gathered(torch.cat(features).detach())[:count].requires_grad_()
         loss = self._loss(self.classifier.head(batch), self._targets(draws).to(x.device))
         (gradient,) = torch.autograd.grad(loss, batch, retain_graph=True)
@@ -181,12 +181,12 @@ class Trainer(TrainingLoop):
         gradient = self._own(gradient) * self.fabric.world_size  # DDP takes the mean
         for part in parts:
             with self.fabric.no_backward_sync(self.backbone, enabled=part != parts[-1]):
-                feature = features[0] if alone else self.backbone(x[part], [each[part] for each in kept])
+                feature = features[0] if alone else self.backbone(x[part], [window[part] for window in kept])
                 self.fabric.backward(feature, gradient=gradient[part])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
-            self._follow(self.average, [(x[part], [each[part] for each in kept]) for part in parts], count)
+            self._follow(self.average, [(x[part], [window[part] for window in kept]) for part in parts], count)
         self.note_step(loss.detach(), None)
         return Step(number=self.step, clips=count, loss=loss.detach(), scalars={"lr": rate})
 
@@ -224,8 +224,8 @@ class Trainer(TrainingLoop):
 
     def _rows(self, count: int) -> Tensor:
         """This device's rows of so many; as many on every device, the last row repeated where they do not suffice."""
-        each = -(-count // self.fabric.world_size)
-        return (torch.arange(each) + self.fabric.global_rank * each).clamp(max=count - 1)
+        per_device = -(-count // self.fabric.world_size)
+        return (torch.arange(per_device) + self.fabric.global_rank * per_device).clamp(max=count - 1)
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """The rows of all devices, one device after the other."""
@@ -235,9 +235,9 @@ class Trainer(TrainingLoop):
 
     def _own(self, batch: Tensor) -> Tensor:
         """This device's rows of a batch, zero where a row was repeated."""
-        each = -(-len(batch) // self.fabric.world_size)
-        mine = batch[self.fabric.global_rank * each :][:each]
-        return torch.nn.functional.pad(mine, (0, 0, 0, each - len(mine)))
+        per_device = -(-len(batch) // self.fabric.world_size)
+        rows = batch[self.fabric.global_rank * per_device :][:per_device]
+        return torch.nn.functional.pad(rows, (0, 0, 0, per_device - len(rows)))
 
     @property
     def evaluated(self) -> Classifier:

@@ -44,10 +44,10 @@ def check(
     loaded = load_model(model, hop_ms=hop_ms, device=device, precision=precision)
     if hour is None:
         hour = sum(parameter.numel() for parameter in loaded.parameters()) <= _SMALL
-    found = findings(loaded, hour=hour)
-    rows = [(f.mark, f.rule, f.expected, f.received) for f in found]
+    rules = findings(loaded, hour=hour)
+    rows = [(f.mark, f.rule, f.expected, f.received) for f in rules]
     text = tabulate(rows, headers=("", "rule", "expected", "received"), tablefmt="simple")
-    broken = tuple(f"{f.rule}: expected {f.expected}, received {f.received}" for f in found if f.mark == "BROKEN")
+    broken = tuple(f"{f.rule}: expected {f.expected}, received {f.received}" for f in rules if f.mark == "BROKEN")
     return Output(text, broken)
 
 
@@ -60,12 +60,12 @@ def findings(model: HearModel, *, hour: bool = False) -> list[Finding]:
 
     Source: https://hearbenchmark.com/hear-api.html; hearvalidator 2021.0.6.
     """
-    found = list(_attributes(model))
+    rules = list(_attributes(model))
     for seconds in track((*LENGTHS, HOUR) if hour else LENGTHS, "Checking", len(LENGTHS) + hour, "lengths"):
-        found += tried(f"{seconds:g} s: timestamps", _timestamps(model, seconds))
+        rules += tried(f"{seconds:g} s: timestamps", _timestamps(model, seconds))
     if not hour:
-        found.append(Finding(f"{HOUR:g} s of audio", "as above", "not tried; --hour tries it", None))
-    return [*found, *tried("batch mates", _batch_mates(model)), *check_encoder(model.encoder)]
+        rules.append(Finding(f"{HOUR:g} s of audio", "as above", "not tried; --hour tries it", None))
+    return [*rules, *tried("batch mates", _batch_mates(model)), *check_encoder(model.encoder)]
 
 
 def _attributes(model: HearModel) -> Iterator[Finding]:

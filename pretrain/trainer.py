@@ -193,10 +193,10 @@ class Trainer(TrainingLoop):
         """This device's rows of the effective batch's masks, for one accumulated batch."""
         start = (part * self.fabric.world_size + self.fabric.global_rank) * self.batch_size
         rows = slice(start, start + self.batch_size)
-        own = [each[rows].contiguous() for each in masks]
+        own = [indices[rows].contiguous() for indices in masks]
         if self.fabric.device.type == "cuda":  # else copying would wait
-            own = [each.pin_memory() for each in own]
-        return Mask(*(each.to(self.fabric.device, non_blocking=True) for each in own))
+            own = [indices.pin_memory() for indices in own]
+        return Mask(*(indices.to(self.fabric.device, non_blocking=True) for indices in own))
 
     def not_finite(self, step: int, context: tuple[Tensor, Tensor] | None) -> str:
         """Message of a step that is not finite, with the clips of its batch.

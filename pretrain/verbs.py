@@ -60,30 +60,30 @@ def pretrain(
     if data is None:
         raise UsageError("Which data? --data FOLDER, such as m2d-bench prepare writes; or task:events to try it out.")
     chosen = {**recipes.parse(changes), **({} if epochs is None else {"epochs": epochs})}
-    found = own_recipes.load(recipe, preset, chosen)
+    values = own_recipes.load(recipe, preset, chosen)
     storage = Storage(data=task_data, cache=cache, runs=runs_folder)
-    path = run.pretrain(found, data, out.expanduser(), settings, storage, data_root)
+    path = run.pretrain(values, data, out.expanduser(), settings, storage, data_root)
     if not is_first_process():
         return Output("")  # the first process says it for all
-    hint = f"\nEvaluate it: m2d-bench linear --model {path}" if found.channels == 1 else ""
+    hint = f"\nEvaluate it: m2d-bench linear --model {path}" if values.channels == 1 else ""
     return Output(f"{path}{hint}")
 
 
 def _recipes() -> str:
     rows = []
     for name in own_recipes.names():
-        found = own_recipes.load(name)
-        (freq, time), (patch_freq, patch_time) = found.input_size, found.patch_size
+        values = own_recipes.load(name)
+        (freq, time), (patch_freq, patch_time) = values.input_size, values.patch_size
         rows.append(
             {
                 "recipe": name,
-                "method": found.method,
-                "size": found.size,
+                "method": values.method,
+                "size": values.size,
                 "input": f"{freq}×{time}",
                 "patches": f"{patch_freq}×{patch_time}",
-                "mask ratio": found.arguments["mask_ratio"],
-                "epochs": found.epochs,
-                "batch": found.effective_batch,
+                "mask ratio": values.arguments["mask_ratio"],
+                "epochs": values.epochs,
+                "batch": values.effective_batch,
             }
         )
     return tabulate(rows, headers="keys", tablefmt="simple")

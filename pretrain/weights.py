@@ -61,21 +61,21 @@ def load(method: MaskedModel, path: Path) -> None:
         CheckpointError: Keys are missing, left over or of another shape.
     """
     if method.encoder.config.channels == 1:
-        found = checkpoint.read(path)
-        given = {**found.encoder, **found.extras}
+        stored = checkpoint.read(path)
+        weights = {**stored.encoder, **stored.extras}
     else:
-        given = checkpoint.read_state(path)
-        given.pop("norm_stats", None)
+        weights = checkpoint.read_state(path)
+        weights.pop("norm_stats", None)
     expected = {released_key(key): key for key in method.state_dict()}
-    missing = sorted(set(expected) - set(given))
-    beside = sorted(set(given) - set(expected))
+    missing = sorted(set(expected) - set(weights))
+    beside = sorted(set(weights) - set(expected))
     if missing or beside:
         raise CheckpointError(
             f"{path}: not a checkpoint of this method. Keys missing: {', '.join(missing) or 'none'}; left over: "
             f"{', '.join(beside) or 'none'}. Choose the method and sizes it was made with."
         )
     try:
-        method.load_state_dict({expected[key]: value for key, value in given.items()})
+        method.load_state_dict({expected[key]: value for key, value in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

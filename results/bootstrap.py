@@ -35,13 +35,16 @@ class ClipInterval:
 
 
 def clip_interval(
-    run: Run, kept: Sequence[Predictions], draws: int = 1000, progress: Callable[[int], None] = lambda draws: None
+    run: Run,
+    predictions: Sequence[Predictions],
+    draws: int = 1000,
+    progress: Callable[[int], None] = lambda draws: None,
 ) -> ClipInterval:
     """The interval of a run's score over its test clips, drawn with replacement and the same for every seed.
 
     Args:
         run: The record.
-        kept: Its predictions (`runs.load_predictions`).
+        predictions: Its predictions (`runs.load_predictions`).
         draws: How often the clips are drawn.
         progress: Called with the number of draws done since it was called last.
 
@@ -49,7 +52,7 @@ def clip_interval(
         UsageError: No predictions were kept, they are of other scores, or the metric cannot be computed from them.
     """
     name = run.task["metric"]
-    if not kept:
+    if not predictions:
         raise UsageError(
             f"{run.encoder['name']} on {run.task['name']} has no kept predictions. Run m2d-bench linear … "
             "--keep-predictions."
@@ -58,20 +61,20 @@ def clip_interval(
         raise UsageError(f"{run.task['name']} counts {name}; the bootstrap knows {', '.join(_METRICS)}.")
     if draws < 1:
         raise UsageError(f"draws is {draws}; it must be at least 1.")
-    metric, kept = _METRICS[name], _of_record(run, kept)
-    clips = np.unique(np.concatenate([each.clips for each in kept]))
-    places = [np.searchsorted(clips, each.clips) for each in kept]
+    metric, predictions = _METRICS[name], _of_record(run, predictions)
+    clips = np.unique(np.concatenate([fold.clips for fold in predictions]))
+    positions = [np.searchsorted(clips, fold.clips) for fold in predictions]
 
     def score(drawn: np.ndarray) -> float:
         """Mean over seeds and folds of the metric on the drawn clips of each."""
         counts = np.bincount(drawn, minlength=len(clips))
-        found = []
-        for each, place in zip(kept, places, strict=True):
-            rows = np.repeat(np.arange(len(place)), counts[place])
+        values = []
+        for fold, position in zip(predictions, positions, strict=True):
+            rows = np.repeat(np.arange(len(position)), counts[position])
             if len(rows):
-                found.append(metric(each.labels[rows], each.scores[rows]))
+                values.append(metric(fold.labels[rows], fold.scores[rows]))
         progress(1)
-        return float(np.nanmean(found))
+        return float(np.nanmean(values))
 
     low, high = bootstrap(score, len(clips), draws)
     return ClipInterval(
@@ -79,11 +82,11 @@ def clip_interval(
         low=scale(name) * low,
         high=scale(name) * high,
         n_clips=len(clips),
-        seeds=len({each.seed for each in kept}),
+        seeds=len({fold.seed for fold in predictions}),
     )
 
 
-def _of_record(run: Run, kept: Sequence[Predictions]) -> list[Predictions]:
+def _of_record(run: Run, predictions: Sequence[Predictions]) -> list[Predictions]:
     """The predictions of the record's whole seeds.
 
     Raises:
@@ -91,20 +94,20 @@ def _of_record(run: Run, kept: Sequence[Predictions]) -> list[Predictions]:
     """
     scores = {(score.seed, score.fold): score.score for score in run.scores}
     seeds = seed_means(run)
-    counts = Counter(each.seed for each in kept if (each.seed, each.fold) in scores)
-    found = [each for each in kept if each.seed in seeds and counts[each.seed] == run.task["n_folds"]]
+    counts = Counter(fold.seed for fold in predictions if (fold.seed, fold.fold) in scores)
+    complete = [fold for fold in predictions if fold.seed in seeds and counts[fold.seed] == run.task["n_folds"]]
     where = f"{run.encoder['name']} on {run.task['name']}"
     again = "Run m2d-bench linear … --keep-predictions --force."
-    if not found:
+    if not complete:
         raise UsageError(f"{where}: no seed has the predictions of all its folds. {again}")
-    for each in found:
-        again_scored = _METRICS[run.task["metric"]](each.labels, each.scores)
-        if abs(again_scored - scores[each.seed, each.fold]) > 1e-3:
+    for fold in complete:
+        again_scored = _METRICS[run.task["metric"]](fold.labels, fold.scores)
+        if abs(again_scored - scores[fold.seed, fold.fold]) > 1e-3:
             raise UsageError(
-                f"{where}: the predictions of seed {each.seed}, fold {each.fold} score {again_scored:.4f}, the record "
-                f"says {scores[each.seed, each.fold]:.4f}. {again}"
+                f"{where}: the predictions of seed {fold.seed}, fold {fold.fold} score {again_scored:.4f}, the record "
+                f"says {scores[fold.seed, fold.fold]:.4f}. {again}"
             )
-    return found
+    return complete
 
 
 def _accuracy(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -79,10 +79,10 @@ def _selected(columns: Sequence[Column], selection: Selection) -> list[Column]:
 
 
 def _baseline(rows: Sequence[Row], model: str) -> Row:
-    found = [row for row in rows if row.model == model] or chosen("baseline", [model], rows, _names)
-    if not found:
+    matches = [row for row in rows if row.model == model] or chosen("baseline", [model], rows, _names)
+    if not matches:
         raise UsageError(f"Baseline {model!r}: there are no rows to choose from.")
-    if len(found) != 1:
-        names = ", ".join(dict.fromkeys(f"{row.model} [{row.source}]" for row in found))
-        raise UsageError(f"Baseline {model!r} fits {len(found)} rows: {names}. Choose one, with --models if need be.")
-    return found[0]
+    if len(matches) != 1:
+        names = ", ".join(dict.fromkeys(f"{row.model} [{row.source}]" for row in matches))
+        raise UsageError(f"Baseline {model!r} fits {len(matches)} rows: {names}. Choose one, with --models if need be.")
+    return matches[0]

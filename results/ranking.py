@@ -46,8 +46,8 @@ def _ranked(values: Mapping[int, Value], higher_is_better: bool) -> dict[int, Ma
 
 def _ties(value: Value, best: Value) -> bool:
     """Whether the 95% interval of the difference holds zero; not where it is unknown."""
-    found = _difference(value, best)
-    return found.half_width is not None and abs(found.mean) <= found.half_width
+    difference = _difference(value, best)
+    return difference.half_width is not None and abs(difference.mean) <= difference.half_width
 
 
 def _compared(
@@ -59,7 +59,7 @@ def _compared(
         for number, column in marks
         if rows[number] is not base and column in base.values
     }
-    tested = {key: found.p for key, found in differences.items() if found.p is not None}
+    tested = {key: difference.p for key, difference in differences.items() if difference.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {key: replace(mark, difference=differences.get(key), p=corrected.get(key)) for key, mark in marks.items()}
 
@@ -68,5 +68,5 @@ def _difference(value: Value, base: Value) -> Difference:
     """Paired where both ran the same seeds, else Welch's; no p-value where a side's number of runs is not printed."""
     if len(value.scores) > 1 and value.scores.keys() == base.scores.keys():
         return paired([value.scores[key] for key in base.scores], list(base.scores.values()))
-    found = welch(value.estimate, base.estimate)
-    return replace(found, p=None) if value.printed or base.printed else found
+    difference = welch(value.estimate, base.estimate)
+    return replace(difference, p=None) if value.printed or base.printed else difference

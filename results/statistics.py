@@ -97,9 +97,9 @@ def seed_means(run: Run, metric: str | None = None) -> dict[int, float]:
     """
     folds: dict[int, list[float]] = {}
     for score in run.scores:
-        found = score.score if metric in (None, run.task["metric"]) else score.others[metric]
-        folds.setdefault(score.seed, []).append(found)
-    return {seed: fmean(found) for seed, found in sorted(folds.items()) if len(found) >= run.task["n_folds"]}
+        value = score.score if metric in (None, run.task["metric"]) else score.others[metric]
+        folds.setdefault(score.seed, []).append(value)
+    return {seed: fmean(value) for seed, value in sorted(folds.items()) if len(value) >= run.task["n_folds"]}
 
 
 def average(tasks: Iterable[Mapping[Hashable, float] | None]) -> dict[Hashable, float]:
@@ -108,9 +108,9 @@ def average(tasks: Iterable[Mapping[Hashable, float] | None]) -> dict[Hashable, 
     Args:
         tasks: Of each task its score a run, by the run's seed or another name; None where it was not run.
     """
-    found = list(tasks)
-    present = [task for task in found if task is not None]
-    if not found or len(present) < len(found):
+    scores = list(tasks)
+    present = [task for task in scores if task is not None]
+    if not scores or len(present) < len(scores):
         return {}
     return {run: fmean(task[run] for task in present) for run in present[0] if all(run in task for task in present)}
 
@@ -123,8 +123,8 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
         second: The ones they are compared with, in the same order, [n].
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    found = estimate(differences)
-    return _tested(found.mean, found.error, found.n - 1)
+    difference = estimate(differences)
+    return _tested(difference.mean, difference.error, difference.n - 1)
 
 
 def welch(first: Estimate, second: Estimate) -> Difference:
@@ -155,8 +155,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, highest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = highest
     return corrected
 
@@ -178,6 +178,6 @@ def bootstrap(
     Source: Efron (1979).
     """
     generator = np.random.default_rng(seed)
-    found = [statistic(generator.integers(n_clips, size=n_clips)) for _ in range(draws)]
-    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    values = [statistic(generator.integers(n_clips, size=n_clips)) for _ in range(draws)]
+    low, high = np.nanquantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -88,10 +88,10 @@ def _newest(folder: Path, kind: str) -> dict[str, Any]:
     if not files:
         raise DataError(f"{folder}: no {kind}_*.yaml; s3prl writes one into every experiment's folder.")
     try:
-        found: dict[str, Any] = yaml.safe_load(files[-1].read_text(encoding="utf-8"))
+        values: dict[str, Any] = yaml.safe_load(files[-1].read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise DataError(f"{files[-1]}: cannot be read: {error}") from error
-    return found
+    return values
 
 
 def _logged(folder: Path) -> tuple[float | None, float | None]:
@@ -125,8 +125,8 @@ def _printed(task: str, text: str) -> tuple[float | None, float | None, list[str
                 pairs, encoder = [], None
             if mode[0] != "evaluate":
                 evaluated = None
-        elif found := pattern.match(line):
-            split, score = found[1], float(found[2])
+        elif match := pattern.match(line):
+            split, score = match[1], float(match[2])
             if mode[0] == "evaluate":
                 evaluated = score if mode[1] == "test" else evaluated
             elif split == "test" and pairs:

@@ -69,9 +69,9 @@ def read(path: str | Path) -> tuple[float, float]:
         UsageError: Not such a file.
     """
     try:
-        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        extra = set(found) - {"mean", "std", "task", "clips", "frames"}
-        mean, std = float(found["mean"]), float(found["std"])
+        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        extra = set(values) - {"mean", "std", "task", "clips", "frames"}
+        mean, std = float(values["mean"]), float(values["std"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not a YAML file with the numbers mean and std: {error}") from error
     if extra:

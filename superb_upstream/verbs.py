@@ -46,9 +46,9 @@ def measure(
     """
     path = output or Path(f"norm_stats-{task}.yaml")
     make_folder(path.expanduser().parent)
-    found = calcnorm.calcnorm(task, data)
-    calcnorm.write(found, task, path.expanduser())
-    return Output(f"{task}: {found}\n-k NAME,{found.mean:.5f},{found.std:.5f}  or  -g {path}")
+    statistics = calcnorm.calcnorm(task, data)
+    calcnorm.write(statistics, task, path.expanduser())
+    return Output(f"{task}: {statistics}\n-k NAME,{statistics.mean:.5f},{statistics.std:.5f}  or  -g {path}")
 
 
 @SUPERB.command(name="import", help_flags=("-h", "--help"))
@@ -68,16 +68,16 @@ def import_experiments(
     """
     resolve("m2d_bench.results:check_format")(style)
     make_folder(runs_folder)
-    found: dict[Path, runs.Run] = {}
+    records: dict[Path, runs.Run] = {}
     failures = []
     for folder in folders:
         try:
             run = runs.add(experiments.read(folder), runs_folder)
-            found[run.path(runs_folder)] = run
+            records[run.path(runs_folder)] = run
             n_folds, tested = run.task["n_folds"], {score.fold for score in run.scores}
             if len(tested) < n_folds:
                 logger.warning("%s: %s of %s folds; it is shown when all are there.", folder, len(tested), n_folds)
         except (M2DBenchError, OSError) as error:
             failures.append(str(error))
-    text = resolve("m2d_bench.results:report")(found.values(), style) if found else ""
+    text = resolve("m2d_bench.results:report")(records.values(), style) if records else ""
     return Output(text, tuple(failures))

@@ -196,12 +196,12 @@ class M2DEncoder(nn.Module):
         n_layers = 1 if last_only else self.config.vit.depth
         size = (*columns.shape, widest, self.timestamp_embedding_size)
         outputs = [log_mel.new_zeros(size, dtype=torch.float32) for _ in range(n_layers)]
-        for row, place in self._groups(columns):
-            width = int(columns[row, place].max())
-            x = windows[row, place][..., : width * patch_time]
-            layers = self._encode_windows(x, columns[row, place], self._positions(width))
+        for row, index in self._groups(columns):
+            width = int(columns[row, index].max())
+            x = windows[row, index][..., : width * patch_time]
+            layers = self._encode_windows(x, columns[row, index], self._positions(width))
             for output, layer in zip(outputs, layers[-n_layers:], strict=True):
-                output[row, place, :width] = layer
+                output[row, index, :width] = layer
         total = int(columns.sum(1).max())
         return [output.flatten(1, 2)[:, :total] for output in outputs]
 

@@ -79,10 +79,10 @@ def encode_kept(
     patch_time, frames = encoder.config.vit.patch_size[1], log_mel.shape[-1]
     window = encoder.window(frames)
     outputs = []
-    for place, (columns, own) in enumerate(zip(encoder.window_columns(frames), kept, strict=True)):
-        part = log_mel[..., place * window :][..., : columns * patch_time]
+    for index, (columns, patches) in enumerate(zip(encoder.window_columns(frames), kept, strict=True)):
+        part = log_mel[..., index * window :][..., : columns * patch_time]
         part = pad(part, (0, columns * patch_time - part.shape[-1])).contiguous()
-        outputs.append(encoder.encode_patches(part, own.to(log_mel.device), last_only=last_only))
+        outputs.append(encoder.encode_patches(part, patches.to(log_mel.device), last_only=last_only))
     return [torch.cat(layers, dim=1) for layers in zip(*outputs, strict=True)]
 
 

@@ -76,11 +76,11 @@ def run_probes(
                 f"Try a lower learning rate than {settings.learning_rate:g}, or --precision fp32."
             )
         truth = labels[problem.test].to(test_logits.device)
-        found, *others = (score(each, test_logits, truth) for each in (metric, *other_metrics))
+        main_score, *others = (score(name, test_logits, truth) for name in (metric, *other_metrics))
         result = ProbeResult(
             problem.seed,
             problem.fold,
-            found,
+            main_score,
             len(problem.test),
             valid_scores,
             chosen,
@@ -151,14 +151,14 @@ def _fit_sklearn(
     scaler = StandardScaler().fit(train)
     splits = [np.asarray(scaler.transform(split)) for split in (train, *others)]
     candidates = _neighbours if probe == "knn" else _regressions
-    found: list[float] = []
+    scores: list[float] = []
     best: tuple[dict[str, float], Tensor] | None = None
     for chosen, valid, test in candidates(splits, labels, problem.train):
-        found.append(score(metric, valid, labels[problem.valid]))
-        if best is None or found[-1] > max(found[:-1]):
+        scores.append(score(metric, valid, labels[problem.valid]))
+        if best is None or scores[-1] > max(scores[:-1]):
             best = chosen, test
     assert best is not None
-    return best[0], found, best[1]
+    return best[0], scores, best[1]
 
 
 def _neighbours(
@@ -173,8 +173,8 @@ def _neighbours(
     votes = [torch.zeros(len(split), n_classes) for split in others]
     for k in range(1, most + 1):
         for count, rows in zip(votes, nearest, strict=True):
-            found = labels[rows[:, k - 1]]
-            count += found if labels.ndim == 2 else one_hot(found, n_classes)
+            neighbour_labels = labels[rows[:, k - 1]]
+            count += neighbour_labels if labels.ndim == 2 else one_hot(neighbour_labels, n_classes)
         if k in NEIGHBOURS:
             valid, test = (count / k for count in votes)
             yield {"k": k}, valid, test

@@ -94,10 +94,10 @@ def table(name: str) -> list[Cell]:
     Raises:
         UsageError: No such table.
     """
-    found = [cell for cell in cells() if f"{cell.source}:{cell.table}".lower() == name.lower()]
-    if not found:
+    matching = [cell for cell in cells() if f"{cell.source}:{cell.table}".lower() == name.lower()]
+    if not matching:
         raise unknown("published table", name, names(), "m2d-bench table --list")
-    return found
+    return matching
 
 
 def task_name(name: str) -> str:

@@ -37,18 +37,18 @@ def printed_rows(cells: Iterable[Cell], columns: Sequence[Column]) -> list[Row]:
         key = (cell.section, cell.model, cell.params_millions, cell.pretrain_data)
         groups.setdefault(key, []).append(cell)
     rows = []
-    for (section, model, params, data), found in groups.items():
-        shared = [note for note in found[0].notes if all(note in cell.notes for cell in found)]
+    for (section, model, params, data), row_cells in groups.items():
+        shared = [note for note in row_cells[0].notes if all(note in cell.notes for cell in row_cells)]
         rows.append(
             Row(
                 model=model,
-                source=f"{found[0].source} {found[0].table}",
+                source=f"{row_cells[0].source} {row_cells[0].table}",
                 section=section,
                 params_millions=params,
                 pretrain_data=data,
                 values={
                     column: _printed_value(cell, shared)
-                    for cell in found
+                    for cell in row_cells
                     for column in columns
                     if cell.value and (cell.protocol, cell.task, cell.metric) == _place(column)
                 },

@@ -31,27 +31,27 @@ _CLASSES_WITH_NUMBERS = 60
 
 
 @styled()
-def confusion(run: Run, kept: Sequence[Predictions]) -> Figure:
+def confusion(run: Run, predictions: Sequence[Predictions]) -> Figure:
     """Confusion matrix, summed over seeds and folds: colours are shares of the true class, numbers are counts.
 
     Args:
         run: The record.
-        kept: Its predictions.
+        predictions: Its predictions.
 
     Raises:
         UsageError: There are no predictions, or a clip may have several labels.
     """
     task = run.task_title
-    if not kept:
+    if not predictions:
         raise UsageError(f"{run.encoder['name']} on {task} has no kept predictions. {KEEP}")
-    if kept[0].labels.ndim > 1:
+    if predictions[0].labels.ndim > 1:
         raise UsageError(f"{task}: a clip may have several labels; a confusion matrix takes one label a clip.")
-    classes = [str(name) for name in kept[0].classes]
+    classes = [str(name) for name in predictions[0].classes]
     counts = np.zeros((len(classes), len(classes)), dtype=int)
-    for each in kept:
-        np.add.at(counts, (each.labels, each.scores.argmax(1)), 1)
+    for fold in predictions:
+        np.add.at(counts, (fold.labels, fold.scores.argmax(1)), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    seeds, folds = {each.seed for each in kept}, {each.fold for each in kept}
+    seeds, folds = {fold.seed for fold in predictions}, {fold.fold for fold in predictions}
     side = min(max(5.0, 0.38 * len(classes)), 30.0)
     figure, (panel,) = panels(
         [side],
@@ -72,9 +72,9 @@ def confusion(run: Run, kept: Sequence[Predictions]) -> Figure:
 
 def _name_classes(panel: Axes, classes: Sequence[str]) -> None:
     """Names on both axes, as many as can be read."""
-    places = range(0, len(classes), -(-len(classes) // 80))
-    panel.set_xticks(places, [classes[place] for place in places], rotation=90)
-    panel.set_yticks(places, [classes[place] for place in places])
+    ticks = range(0, len(classes), -(-len(classes) // 80))
+    panel.set_xticks(ticks, [classes[tick] for tick in ticks], rotation=90)
+    panel.set_yticks(ticks, [classes[tick] for tick in ticks])
     panel.set(xlabel="predicted class", ylabel="true class")
     panel.grid(visible=False)
 
@@ -125,13 +125,13 @@ def labels_of(files: Sequence[str], table: Path | None = None) -> list[str]:
     by_name: dict[str, set[str]] = {}
     for name, label in rows:
         by_name.setdefault(Path(name).name, set()).add(label)
-    unique = {name: found.pop() for name, found in by_name.items() if len(found) == 1}
-    found = [by_path.get(file, unique.get(Path(file).name, _NO_LABEL)) for file in files]
-    if missing := [file for file, label in zip(files, found, strict=True) if label == _NO_LABEL]:
+    unique = {name: labels.pop() for name, labels in by_name.items() if len(labels) == 1}
+    labels = [by_path.get(file, unique.get(Path(file).name, _NO_LABEL)) for file in files]
+    if missing := [file for file, label in zip(files, labels, strict=True) if label == _NO_LABEL]:
         if len(missing) == len(files):
             raise UsageError(f"{table}: names none of the {len(files)} files, such as {files[0]}.")
         logger.warning("%s: %d of %d files have no label, such as %s.", table, len(missing), len(files), missing[0])
-    return found
+    return labels
 
 
 @styled()

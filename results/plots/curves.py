@@ -83,9 +83,9 @@ def _lines(usable: Sequence[Run], x: str) -> dict[tuple[str, str], dict[str, dic
 
 def _curve_line(panel: Axes, line: Mapping[float, tuple[float, ...]], label: str, look: Style) -> None:
     values = sorted(line)
-    found = [estimate(line[value]) for value in values]
-    mean = np.array([each.mean for each in found])
-    width = np.array([np.nan if each.half_width is None else each.half_width for each in found])
+    estimates = [estimate(line[value]) for value in values]
+    mean = np.array([estimated.mean for estimated in estimates])
+    width = np.array([np.nan if estimated.half_width is None else estimated.half_width for estimated in estimates])
     panel.errorbar(values, mean, yerr=width, color=look.color, marker=look.marker, markersize=5, capsize=2, label=label)
     panel.fill_between(values, mean - width, mean + width, color=look.color, alpha=0.2, linewidth=0)
 
@@ -106,7 +106,11 @@ def learning(records: Sequence[tuple[Run, Sequence[Predictions]]]) -> Figure:
     """
     names = labels([run for run, _ in records])
     curves = [_seed_curves(run, kept) for run, kept in records]
-    drawn = [(name, run, found) for name, (run, _), found in zip(names, records, curves, strict=True) if found]
+    drawn = [
+        (name, run, seed_curves)
+        for name, (run, _), seed_curves in zip(names, records, curves, strict=True)
+        if seed_curves
+    ]
     if not drawn:
         raise UsageError(f"No kept predictions of a probe that trains by epochs, in {len(records)} records. {KEEP}")
     if len(drawn) < len(records):
@@ -122,35 +126,35 @@ def learning(records: Sequence[tuple[Run, Sequence[Predictions]]]) -> Figure:
         "while all n do; faint: single seeds, means over their folds",
     )
     for panel, (task, metric) in zip(axes, groups, strict=True):
-        members = [each for each in drawn if (each[1].task_title, each[1].task["metric"]) == (task, metric)]
-        for name, _, found in sorted(members, key=lambda each: each[0]):
-            _learning_lines(panel, found, name, look[name])
-        panel.set_title(f"{task}  n = {span(len(found) for _, _, found in members)}", loc="left")
+        members = [member for member in drawn if (member[1].task_title, member[1].task["metric"]) == (task, metric)]
+        for name, _, seed_curves in sorted(members, key=lambda member: member[0]):
+            _learning_lines(panel, seed_curves, name, look[name])
+        panel.set_title(f"{task}  n = {span(len(seed_curves) for _, _, seed_curves in members)}", loc="left")
         panel.set(xlabel="epoch", ylabel=f"validation {axis_title(metric)}")
     legend(figure, axes)
     return figure
 
 
-def _seed_curves(run: Run, kept: Sequence[Predictions]) -> list[np.ndarray]:
+def _seed_curves(run: Run, predictions_of_folds: Sequence[Predictions]) -> list[np.ndarray]:
     """Of each whole seed the mean over its folds at each epoch, in the unit shown."""
     if any(score.chosen and "epoch" not in score.chosen for score in run.scores):
         return []
     folds: dict[int, list[np.ndarray]] = {}
-    for each in kept:
-        if len(each.valid_scores):
-            folds.setdefault(each.seed, []).append(np.asarray(each.valid_scores, dtype=float))
-    whole = [found for _, found in sorted(folds.items()) if len(found) >= run.task["n_folds"]]
-    cut = [np.stack([fold[: min(map(len, found))] for fold in found]) for found in whole]
-    return [scale(run.task["metric"]) * found.mean(0) for found in cut]
+    for predictions in predictions_of_folds:
+        if len(predictions.valid_scores):
+            folds.setdefault(predictions.seed, []).append(np.asarray(predictions.valid_scores, dtype=float))
+    whole = [curves for _, curves in sorted(folds.items()) if len(curves) >= run.task["n_folds"]]
+    cut = [np.stack([fold[: min(map(len, curves))] for fold in curves]) for curves in whole]
+    return [scale(run.task["metric"]) * curves.mean(0) for curves in cut]
 
 
 def _learning_lines(panel: Axes, seeds: Sequence[np.ndarray], name: str, look: Style) -> None:
     for seed in seeds:
         panel.plot(np.arange(1, len(seed) + 1), seed, color=look.color, alpha=0.25, linewidth=0.7)
-    found = [estimate([s[e] for s in seeds if e < len(s)]) for e in range(max(map(len, seeds)))]
-    epochs, mean = np.arange(1, len(found) + 1), np.array([each.mean for each in found])
-    whole = [each.half_width if each.n == len(seeds) else None for each in found]
+    estimates = [estimate([s[e] for s in seeds if e < len(s)]) for e in range(max(map(len, seeds)))]
+    epochs, mean = np.arange(1, len(estimates) + 1), np.array([estimated.mean for estimated in estimates])
+    whole = [estimated.half_width if estimated.n == len(seeds) else None for estimated in estimates]
     width = np.array([np.nan if half_width is None else half_width for half_width in whole])
-    every = max(1, len(found) // 8)
+    every = max(1, len(estimates) // 8)
     panel.plot(epochs, mean, color=look.color, marker=look.marker, markersize=4, markevery=every, label=name)
     panel.fill_between(epochs, mean - width, mean + width, color=look.color, alpha=0.2, linewidth=0)

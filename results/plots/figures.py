@@ -55,8 +55,8 @@ class Style(NamedTuple):
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """A colour and marker for each name, in alphabetical order; past the seventh colour, the marker changes."""
     return {
-        name: Style(_COLOURS[place % len(_COLOURS)], _MARKERS[place // len(_COLOURS) % len(_MARKERS)])
-        for place, name in enumerate(sorted(set(names)))
+        name: Style(_COLOURS[index % len(_COLOURS)], _MARKERS[index // len(_COLOURS) % len(_MARKERS)])
+        for index, name in enumerate(sorted(set(names)))
     }
 
 
@@ -88,15 +88,17 @@ def panels(
     figure = Figure(figsize=(columns * width, sum(rows) + 0.5), layout="constrained")
     grid = figure.add_gridspec(len(rows), columns, height_ratios=rows)
     figure.suptitle("\n".join(fill(line, int(11 * columns * width)) for line in title.splitlines()))
-    places = [divmod(place, columns) for place in range(len(heights))]
-    return figure, [figure.add_subplot(grid[row, column], projection=projection) for row, column in places]
+    cells = [divmod(index, columns) for index in range(len(heights))]
+    return figure, [figure.add_subplot(grid[row, column], projection=projection) for row, column in cells]
 
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int = 1) -> None:
     """One legend below all panels, in alphabetical order; makes the figure higher by as much as it takes."""
-    found = {label: handle for each in axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
-    names = sorted(found)
-    figure.legend([found[name] for name in names], names, loc="outside lower center", ncols=columns, frameon=False)
+    handles = {
+        label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    names = sorted(handles)
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=columns, frameon=False)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.2 * -(-len(names) // columns) + 0.1)
 

@@ -58,11 +58,11 @@ def labels(records: Sequence[Run], without: str | None = None) -> list[str]:
     """
     several = len({run.protocol for run in records}) > 1
     named = [_without(run, without) if without else run for run in records]
-    found = []
+    names = []
     for run, variant in zip(named, variants(named, keys=without is None), strict=True):
         details = ", ".join(filter(None, [run.protocol if several else "", variant]))
-        found.append(run.encoder["name"] + (f" ({details})" if details else ""))
-    return found
+        names.append(run.encoder["name"] + (f" ({details})" if details else ""))
+    return names
 
 
 def _without(run: Run, field: str) -> Run:
@@ -95,21 +95,21 @@ def span(counts: Iterable[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def results(records: Sequence[Run]) -> list[Result]:
+def collect(records: Sequence[Run]) -> list[Result]:
     """The records as they are drawn; those without a finished seed are named in a warning and left out.
 
     Raises:
         UsageError: None has a finished seed.
     """
-    found = []
+    drawn = []
     for run, label in zip(records, labels(records), strict=True):
         if scores := seed_scores(run):
-            found.append(Result(label=label, task=run.task_title, metric=run.task["metric"], scores=scores))
+            drawn.append(Result(label=label, task=run.task_title, metric=run.task["metric"], scores=scores))
         else:
             logger.warning("%s on %s: no seed is finished; left out.", label, run.task["name"])
-    if not found:
+    if not drawn:
         raise UsageError(f"None of the {len(records)} records has a finished seed. Run m2d-bench linear again.")
-    return found
+    return drawn
 
 
 def seed_scores(run: Run) -> tuple[float, ...]:
@@ -132,8 +132,8 @@ def number(run: Run, field: str) -> float | None:
     if field == "epoch":
         match = re.search(_IN_NAME[field], run.encoder["name"])
         texts = [value for value in (*run.encoder.values(), *run.settings.values()) if isinstance(value, str)]
-        found = [match, *(re.search(_IN_PATH, text) for text in (*texts, run.command))]
-        return next((float(each[1]) for each in found if each), None)
+        matches = [match, *(re.search(_IN_PATH, text) for text in (*texts, run.command))]
+        return next((float(match[1]) for match in matches if match), None)
     value: Any = {"encoder": run.encoder, "task": run.task, "settings": run.settings}
     for part in field.split("."):
         if isinstance(value, Mapping):

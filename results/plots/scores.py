@@ -10,7 +10,7 @@ import numpy as np
 
 from m2d_bench.errors import UsageError
 from m2d_bench.results.plots.figures import MEANING, Style, legend, panels, styled, styles
-from m2d_bench.results.plots.plot_data import Result, axis_title, results, span
+from m2d_bench.results.plots.plot_data import Result, axis_title, collect, span
 from m2d_bench.results.statistics import UNITS, Estimate
 from m2d_bench.runs import Run
 
@@ -31,9 +31,9 @@ def forest(records: Sequence[Run]) -> Figure:
     Raises:
         UsageError: No record has a finished seed.
     """
-    found = results(records)
-    groups = _grouped(found)
-    look = styles(each.label for each in found)
+    results = collect(records)
+    groups = _grouped(results)
+    look = styles(result.label for result in results)
     figure, axes = panels(
         [0.36 * len(members) + 1.1 for members in groups.values()],
         columns=1 if len(groups) == 1 else 2,
@@ -42,11 +42,11 @@ def forest(records: Sequence[Run]) -> Figure:
     )
     for panel, ((task, metric), members) in zip(axes, groups.items(), strict=True):
         ranked = sorted(
-            members, key=lambda each: (each.estimate.mean * (1 if each.lower_is_better else -1), each.label)
+            members, key=lambda result: (result.estimate.mean * (1 if result.lower_is_better else -1), result.label)
         )
-        for place, each in enumerate(ranked):
-            _forest_row(panel, place, each, look[each.label])
-        panel.set_yticks(range(len(ranked)), [f"{each.label}  n = {each.estimate.n}" for each in ranked])
+        for place, result in enumerate(ranked):
+            _forest_row(panel, place, result, look[result.label])
+        panel.set_yticks(range(len(ranked)), [f"{result.label}  n = {result.estimate.n}" for result in ranked])
         panel.set_ylim(len(ranked) - 0.4, -0.6)
         panel.set_title(task, loc="left")
         panel.set_xlabel(axis_title(metric))
@@ -54,19 +54,26 @@ def forest(records: Sequence[Run]) -> Figure:
     return figure
 
 
-def _forest_row(panel: Axes, place: int, each: Result, look: Style) -> None:
-    found = each.estimate
+def _forest_row(panel: Axes, place: int, result: Result, look: Style) -> None:
+    estimate = result.estimate
     panel.errorbar(
-        found.mean, place, xerr=found.half_width, fmt=look.marker, color=look.color, capsize=3, markersize=5, zorder=3
+        estimate.mean,
+        place,
+        xerr=estimate.half_width,
+        fmt=look.marker,
+        color=look.color,
+        capsize=3,
+        markersize=5,
+        zorder=3,
     )
-    panel.scatter(each.scores, [place + 0.22] * found.n, s=10, color=look.color, alpha=0.35, linewidths=0)
+    panel.scatter(result.scores, [place + 0.22] * estimate.n, s=10, color=look.color, alpha=0.35, linewidths=0)
 
 
-def _grouped(found: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+def _grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     """Results by task and metric."""
     groups: dict[tuple[str, str], list[Result]] = {}
-    for each in sorted(found, key=lambda each: (each.task, each.metric, each.label)):
-        groups.setdefault((each.task, each.metric), []).append(each)
+    for result in sorted(results, key=lambda result: (result.task, result.metric, result.label)):
+        groups.setdefault((result.task, result.metric), []).append(result)
     return groups
 
 
@@ -80,11 +87,11 @@ def heatmap(records: Sequence[Run]) -> Figure:
     Raises:
         UsageError: No record has a finished seed.
     """
-    found = results(records)
-    tasks = list(_grouped(found))
-    models = sorted({each.label for each in found})
-    cells = {(models.index(each.label), tasks.index((each.task, each.metric))): each for each in found}
-    counts = {each.estimate.n for each in found}
+    results = collect(records)
+    tasks = list(_grouped(results))
+    models = sorted({result.label for result in results})
+    cells = {(models.index(result.label), tasks.index((result.task, result.metric))): result for result in results}
+    counts = {result.estimate.n for result in results}
     shade = _shades(cells, (len(models), len(tasks)))
     figure, (panel,) = panels(
         [0.5 * len(models) + 2.2],
@@ -94,9 +101,9 @@ def heatmap(records: Sequence[Run]) -> Figure:
     )
     panel.imshow(np.ma.masked_invalid(shade), cmap="Blues", vmin=-0.15, vmax=1.25, aspect="auto")
     for row, column in np.ndindex(shade.shape):
-        each = cells.get((row, column))
-        text = _cell(each.estimate, len(counts) > 1) if each else "–"
-        dark = each is not None and shade[row, column] > 0.65
+        result = cells.get((row, column))
+        text = _cell(result.estimate, len(counts) > 1) if result else "–"
+        dark = result is not None and shade[row, column] > 0.65
         panel.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     panel.set_xticks(range(len(tasks)), [f"{task}\n{_wrapped(axis_title(metric))}" for task, metric in tasks])
     panel.set_yticks(range(len(models)), models)
@@ -110,17 +117,17 @@ def heatmap(records: Sequence[Run]) -> Figure:
 def _shades(cells: Mapping[tuple[int, int], Result], shape: tuple[int, int]) -> np.ndarray:
     """How far each cell is between the worst (0) and the best (1) of its column; NaN where there is none."""
     shade = np.full(shape, np.nan)
-    for (row, column), each in cells.items():
-        shade[row, column] = each.estimate.mean * (-1 if each.lower_is_better else 1)
+    for (row, column), result in cells.items():
+        shade[row, column] = result.estimate.mean * (-1 if result.lower_is_better else 1)
     low, high = np.nanmin(shade, axis=0), np.nanmax(shade, axis=0)
     return np.where(
         high > low, (shade - low) / np.where(high > low, high - low, 1), np.where(np.isnan(shade), shade, 0.5)
     )
 
 
-def _cell(found: Estimate, count: bool) -> str:
-    interval = "" if found.half_width is None else f" ± {found.half_width:.1f}"
-    return f"{found.mean:.1f}{interval}" + (f"\nn = {found.n}" if count else "")
+def _cell(estimate: Estimate, count: bool) -> str:
+    interval = "" if estimate.half_width is None else f" ± {estimate.half_width:.1f}"
+    return f"{estimate.mean:.1f}{interval}" + (f"\nn = {estimate.n}" if count else "")
 
 
 def _wrapped(text: str) -> str:
@@ -137,20 +144,20 @@ def radar(records: Sequence[Run]) -> Figure:
     Raises:
         UsageError: Fewer than three tasks counted in percent, or no model that has them all.
     """
-    found = results(records)
-    if others := sorted({f"{each.task} ({each.metric})" for each in found if each.metric in UNITS}):
+    results = collect(records)
+    if others := sorted({f"{result.task} ({result.metric})" for result in results if result.metric in UNITS}):
         logger.warning("Not counted in percent, left out: %s.", ", ".join(others))
-    found = [each for each in found if each.metric not in UNITS]
-    groups = _grouped(found)
-    complete = _complete(found, list(groups))
+    results = [result for result in results if result.metric not in UNITS]
+    groups = _grouped(results)
+    complete = _complete(results, list(groups))
     look = styles(complete)
-    n = span(each.estimate.n for by_task in complete.values() for each in by_task)
+    n = span(result.estimate.n for by_task in complete.values() for result in by_task)
     title = f"Scores in percent: {MEANING},\nn = {n}; outwards is better"
     figure, (panel,) = panels([7], width=9, title=title, projection="polar")
     angles = np.linspace(0, 2 * np.pi, len(groups), endpoint=False)
     for label, by_task in sorted(complete.items()):
-        means = [100 - each.estimate.mean if each.lower_is_better else each.estimate.mean for each in by_task]
-        widths = [each.estimate.half_width or 0.0 for each in by_task]
+        means = [100 - result.estimate.mean if result.lower_is_better else result.estimate.mean for result in by_task]
+        widths = [result.estimate.half_width or 0.0 for result in by_task]
         around, mean, width = (np.append(values, values[0]) for values in (angles, means, widths))
         color, marker = look[label]
         panel.plot(around, mean, color=color, marker=marker, markersize=4, label=label)
@@ -165,7 +172,8 @@ def _name_spokes(panel: Axes, angles: np.ndarray, groups: Mapping[tuple[str, str
     panel.set_theta_zero_location("N")  # type: ignore[attr-defined]
     panel.set_rlabel_position(180 / len(angles))  # type: ignore[attr-defined]  # between two spokes
     metrics = [
-        f"100% − {found[0].metric}" if found[0].lower_is_better else found[0].metric for found in groups.values()
+        f"100% − {members[0].metric}" if members[0].lower_is_better else members[0].metric
+        for members in groups.values()
     ]
     panel.set_xticks(angles, [f"{task}\n{metric}" for (task, _), metric in zip(groups, metrics, strict=True)])
     panel.tick_params(axis="x", pad=10)
@@ -174,14 +182,14 @@ def _name_spokes(panel: Axes, angles: np.ndarray, groups: Mapping[tuple[str, str
         text.set_horizontalalignment("center" if abs(side) < 0.2 else "right" if side > 0 else "left")
 
 
-def _complete(found: Sequence[Result], tasks: Sequence[tuple[str, str]]) -> dict[str, list[Result]]:
+def _complete(results: Sequence[Result], tasks: Sequence[tuple[str, str]]) -> dict[str, list[Result]]:
     """Of each model that has all tasks its results in their order; the others are named in a warning."""
     if len(tasks) < 3:
         names = ", ".join(task for task, _ in tasks) or "none"
         raise UsageError(f"A radar plot takes three tasks counted in percent or more, got {names}. Try plot forest.")
     models: dict[str, dict[tuple[str, str], Result]] = {}
-    for each in found:
-        models.setdefault(each.label, {})[each.task, each.metric] = each
+    for result in results:
+        models.setdefault(result.label, {})[result.task, result.metric] = result
     lacking = {
         label: ", ".join(task for task, metric in tasks if (task, metric) not in by_task)
         for label, by_task in models.items()

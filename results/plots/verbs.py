@@ -75,8 +75,8 @@ def learning(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> 
         shown: Which records are shown.
     """
     check_output(output)
-    found, failures = read_all(folders, shown)
-    save(curves.learning([(run, runs.load_predictions(path)) for path, run in found.items()]), output)
+    records, failures = read_all(folders, shown)
+    save(curves.learning([(run, runs.load_predictions(path)) for path, run in records.items()]), output)
     return Output(str(output), tuple(failures))
 
 
@@ -101,12 +101,12 @@ def confusion(
     """
     check_output(output)
     shown = Filter(models=(model,) if model else (), tasks=(task,) if task else (), protocol=protocol)
-    found, failures = read_all(folders, shown)
-    if len(found) > 1:
-        named = zip(found.items(), labels(list(found.values())), strict=True)
+    records, failures = read_all(folders, shown)
+    if len(records) > 1:
+        named = zip(records.items(), labels(list(records.values())), strict=True)
         listed = "\n".join(f"  {path}: {label} on {run.task['name']}" for (path, run), label in named)
-        raise UsageError(f"A confusion matrix is of one record; {len(found)} fit. Name one of these files:\n{listed}")
-    ((path, run),) = found.items()
+        raise UsageError(f"A confusion matrix is of one record; {len(records)} fit. Name one of these files:\n{listed}")
+    ((path, run),) = records.items()
     save(clips.confusion(run, runs.load_predictions(path)), output)
     return Output(str(output), tuple(failures))
 
@@ -129,13 +129,13 @@ def embeddings(
         label_table: CSV file with columns file_name and label; without it, a file's folder is its label.
     """
     check_output(output)
-    files, found = clips.read_embeddings(file)
-    save(clips.embedding_map(found, clips.labels_of(files, label_table), method), output)
+    files, vectors = clips.read_embeddings(file)
+    save(clips.embedding_map(vectors, clips.labels_of(files, label_table), method), output)
     return Output(str(output))
 
 
 def _draw(draw: Callable[[Sequence[Run]], Figure], folders: Sequence[Path], output: Path, shown: Filter) -> Output:
     check_output(output)
-    found, failures = read_all(folders, shown)
-    save(draw(list(found.values())), output)
+    records, failures = read_all(folders, shown)
+    save(draw(list(records.values())), output)
     return Output(str(output), tuple(failures))

@@ -122,11 +122,11 @@ class SoundFont:
         """Zones of a program: generators of instrument zones with those of their preset zones added."""
         if program not in self._zones:
             presets = self._tables["phdr"][:-1]
-            found = np.flatnonzero((presets["program"] == program) & (presets["bank"] == 0))
-            if not found.size:
+            matches = np.flatnonzero((presets["program"] == program) & (presets["bank"] == 0))
+            if not matches.size:
                 raise DataError(f"{self.path.name} has no program {program} in bank 0.")
             zones = []
-            for preset in self._layer("phdr", "pbag", "pgen", int(found[0]), INSTRUMENT_ID):
+            for preset in self._layer("phdr", "pbag", "pgen", int(matches[0]), INSTRUMENT_ID):
                 for zone in self._layer("inst", "ibag", "igen", preset[INSTRUMENT_ID], SAMPLE_ID):
                     zones.append(_combine(preset, DEFAULTS | zone))
             self._zones[program] = zones
@@ -185,13 +185,13 @@ def general_midi() -> SoundFont:
 
 def _chunks(data: bytes, offset: int, end: int) -> list[tuple[str, memoryview]]:
     """Every chunk between two offsets with its name, LISTs opened."""
-    found: list[tuple[str, memoryview]] = []
+    chunks: list[tuple[str, memoryview]] = []
     while offset + 8 <= end:
         name, body = data[offset : offset + 4].decode("latin-1"), offset + 8
         stop = body + int.from_bytes(data[offset + 4 : body], "little")
-        found += _chunks(data, body + 4, stop) if name == "LIST" else [(name, memoryview(data)[body:stop])]
+        chunks += _chunks(data, body + 4, stop) if name == "LIST" else [(name, memoryview(data)[body:stop])]
         offset = stop + stop % 2
-    return found
+    return chunks
 
 
 def _within(bounds: int, value: int) -> bool:
