@@ -1,0 +1,1 @@
+"""What becomes of damaged sound files, odd records, hostile checkpoints, broken archives and killed processes."""
