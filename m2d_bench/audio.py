@@ -155,9 +155,9 @@ def find_sounds(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def warn_of_others(folder: Path, others: Sequence[str]) -> None:
-    """Says how many files of a tree are left out because their suffix is not one of a sound file."""
+    """Warns how many files of a tree are left out because their suffix is not one of a sound file."""
     if others:
-        logger.warning("%s: %d files left out, no sound by their suffix: %s.", folder, len(others), kinds(others))
+        logger.warning("%s: files left out, no sound by their suffix: %s.", folder, kinds(others))
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]

@@ -36,7 +36,7 @@ VERBS = {
 }
 
 RESUMING = ("linear", "finetune", "superb", "prepare", "pretrain")
-"""Verbs that keep what they have finished when they are interrupted; the others write all or nothing."""
+"""Verbs that keep what they have finished when they are interrupted; the others start anew."""
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
         kept = "What was finished is kept; the same command goes on from there, a training with --resume."
-        print(f"Interrupted. {kept if verb in RESUMING else 'Nothing was written.'}", file=sys.stderr)
+        print(f"Interrupted. {kept if verb in RESUMING else 'Start the same command anew.'}", file=sys.stderr)
         return INTERRUPTED
     if output is None:  # --help and --version
         return DONE
