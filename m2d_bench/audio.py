@@ -1,8 +1,15 @@
-"""Sound files → waveforms: the only file that opens them."""
+"""Sound files → waveforms: the only file that finds and opens them."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +17,61 @@ import soundfile
 import soxr
 
 from m2d_bench.errors import AudioError
+from m2d_bench.files import find, kinds
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".aifc", ".opus", ".au")
+logger = logging.getLogger(__name__)
+
+RATES = (1_000, 1_000_000)
+"""Lowest and highest sample rate in Hz that a header is believed."""
+
+MOST_CHANNELS = 256
+"""The most channels that a header is believed."""
+
+LOUDEST = 1e15
+"""Peak up to which a power spectrum cannot overflow float32: 1024 bins × 800 samples × its square stay below 3·10³⁸."""
+
+_LOUD = 10.0
+"""Peak from which samples are surely in another unit than full scale: decoders overshoot 1 by little."""
+
+_BLOCK = 2**16
+"""Frames that are decoded at once."""
+
+_HEADERLESS = {"RAW", "MAT4", "MAT5"}
+"""Formats whose files do not say that they are sound: bare samples, matrices of any kind."""
+
+_OTHER_SUFFIXES = {
+    "AIFF": ("aif", "aifc"),
+    "AU": ("snd",),
+    "IRCAM": ("sf",),
+    "NIST": ("sph",),
+    "OGG": ("oga", "opus"),
+    "SVX": ("8svx", "iff"),
+    "WAV": ("wave", "bwf"),
+}
+"""Further suffixes of formats, beside libsndfile's name of each."""
+
+_DECODER_ERRORS = (OSError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
+"""What libsndfile, soundfile and soxr raise on damaged files, and the system on those that it does not open."""
+
+_UNKNOWN_LENGTH = 2**62
+"""libsndfile gives the largest number it has for a length the header leaves open."""
+
+_OPEN_SIZE = 0x7FFF0000
+"""A chunk of this size or more is what programs write that do not know the size beforehand."""
+
+_SHORT_CHUNK = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_COUNTING = ("AIFF", "AVR", "RF64")
+_FRAMES = re.compile(r"^ *Frames *: (\d+)$", re.MULTILINE)
+_DAMAGE = re.compile(
+    "(?:Skipped [0-9]+ bytes looking for the next page|libogg reports a hole at [0-9]+ bytes"
+    "|Last page lacks an end-of-stream bit|Junk after the last page"
+    "|data chunk seems to be truncated|Seems to be a truncated file)"
+)
+"""libsndfile's log tells what its numbers hide: it cuts lengths to the size of the file and leaves out broken pages."""
+
+
+_GET_WHOLE = "get a whole copy of it, or leave it out."
+_REPAIR = "Repair the header, or leave the file out."
 
 
 def read(
@@ -20,46 +80,194 @@ def read(
     """Reads a sound file (or a stretch of it) as mono at the given rate.
 
     Args:
-        path: Any file libsndfile opens: WAV, FLAC, Ogg Vorbis, Opus, MP3, AIFF, …
+        path: Any file libsndfile opens: WAV, FLAC, Ogg Vorbis, Opus, MP3, AIFF, CAF, …
         sample_rate: Wanted rate in Hz; other rates are resampled (soxr, high quality).
         offset: Start in seconds.
         seconds: Longest duration in seconds, or None for all that follows.
 
     Returns:
-        [S] float32 in [-1, 1], the mean of the file's channels.
+        [S] float32 in [-1, 1], the mean of the file's channels. Samples far outside are returned as they are, and said.
 
     Raises:
-        AudioError: The file is missing, empty or cannot be decoded, or the stretch lies beyond its end.
+        AudioError: The file is missing, empty, damaged, cut short, too long for the memory or cannot be decoded; its
+            samples are not finite or too large for a spectrogram; or the stretch lies beyond its end.
     """
-    try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
-            rate = file.samplerate
-            if offset:
-                file.seek(min(round(offset * rate), file.frames))
-            frames = -1 if seconds is None else round(seconds * rate)
-            waveform = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
-    if waveform.size == 0:
-        raise AudioError(f"{path}: no samples at {offset:g} s; the file is empty or shorter than that.")
-    if not np.isfinite(waveform).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples.")
-    resampled: np.ndarray = soxr.resample(waveform, rate, sample_rate) if rate != sample_rate else waveform
+    with _opened(path) as file:
+        rate, announced = file.samplerate, _announced(path, file)
+        start = round(offset * rate)
+        if start and announced is not None and soundfile.SoundFile.seekable(file):
+            start = file.seek(min(start, file.frames))
+        else:
+            start = sum(len(block) for block in _blocks(file, start))
+        wanted = math.inf if seconds is None or math.isinf(seconds) else round(seconds * rate)
+        expected = wanted if announced is None else min(wanted, announced - start)
+        _check_memory(path, expected if announced is not None else 0)
+        blocks, decoded = [np.empty(0, np.float32)], 0
+        for block in _blocks(file, wanted):
+            blocks.append(block.mean(axis=1))
+            decoded += len(block)
+            _check_memory(path, decoded)
+        if announced is not None and decoded < expected - _padding(file):
+            raise AudioError(f"{path}: ends after {start + decoded} of {announced} samples; {_GET_WHOLE}")
+        if damage := _DAMAGE.search(file.extra_info):
+            raise AudioError(f"{path}: is damaged or cut short ({damage[0]}); {_GET_WHOLE}")
+        waveform = np.concatenate(blocks)
+        if waveform.size == 0:
+            raise AudioError(f"{path}: no samples at {offset:g} s; the file is empty or shorter than that.")
+        _check_samples(path, waveform)
+        resampled: np.ndarray = soxr.resample(waveform, rate, sample_rate) if rate != sample_rate else waveform
+    if resampled.size == 0:
+        raise AudioError(f"{path}: {waveform.size} samples at {rate} Hz are less than one at {sample_rate} Hz.")
     return resampled
 
 
 def duration(path: str | os.PathLike[str]) -> float:
-    """Duration of a sound file in seconds, from its header.
+    """Duration of a sound file in seconds: what its header announces, or, where that is unknown, what is decoded.
 
     Raises:
         AudioError: The file is missing or not a sound file.
     """
+    with _opened(path) as file:
+        frames = _announced(path, file)
+        if frames is None:
+            frames = sum(len(block) for block in _blocks(file, math.inf))
+        return frames / int(file.samplerate)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Lower-case suffixes, with their dot, of the formats that the installed libsndfile reads."""
+    formats = set(soundfile.available_formats()) - _HEADERLESS
+    return frozenset(f".{name.lower()}" for each in formats for name in (each, *_OTHER_SUFFIXES.get(each, ())))
+
+
+def find_sounds(folder: Path) -> tuple[list[str], list[str]]:
+    """Finds the sound files of a tree by their suffix, see `m2d_bench.files.find`; and its other files.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    sounds: list[str] = []
+    others: list[str] = []
+    for file in find(folder):
+        (sounds if os.path.splitext(file)[1].lower() in suffixes() else others).append(file)
+    return sounds, others
+
+
+def warn_of_others(folder: Path, others: Sequence[str]) -> None:
+    """Warns how many files of a tree are left out because their suffix is not one of a sound file."""
+    if others:
+        logger.warning("%s: files left out, no sound by their suffix: %s.", folder, kinds(others))
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A sound file that is decoded from front to back, whether or not its format can be searched."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
+    """A sound file whose header can be believed; what is raised while it is decoded becomes an AudioError."""
     try:
-        return float(soundfile.info(os.fspath(path)).duration)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise AudioError(f"{path}: is not a file.")
+        if os.path.splitext(path)[1].lower() == ".raw":
+            raise AudioError(f"{path}: bare samples, whose rate and format no header says. Convert it to WAV.")
+        with _Stream(os.fsencode(path)) as file:
+            lowest, highest = RATES
+            if not lowest <= file.samplerate <= highest:
+                raise AudioError(
+                    f"{path}: its header says {file.samplerate} Hz; allowed are {lowest} to {highest}. {_REPAIR}"
+                )
+            if file.channels > MOST_CHANNELS:
+                raise AudioError(
+                    f"{path}: its header says {file.channels} channels; at most {MOST_CHANNELS} are allowed. {_REPAIR}"
+                )
+            yield file
+    except FileNotFoundError:
+        raise AudioError(f"{path}: no such file.") from None
+    except _DECODER_ERRORS as error:
+        known = os.path.splitext(path)[1].lower() in suffixes()
+        formats = "" if known else f" Formats that can be read: {', '.join(sorted(s[1:] for s in suffixes()))}."
+        reason = getattr(error, "error_string", "") or str(error) or type(error).__name__
+        raise AudioError(f"{path}: cannot be decoded ({reason}).{formats}") from error
 
 
-def _unreadable(path: str | os.PathLike[str], error: Exception) -> AudioError:
-    what = "no such file" if not Path(path).exists() else f"cannot be decoded ({error})"
-    return AudioError(f"{path}: {what}. Formats that can be read: {', '.join(s[1:] for s in SUFFIXES)}.")
+def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
+    """Decodes up to so many frames in blocks, [n, channels] float32."""
+    while frames > 0 and len(block := file.read(int(min(frames, _BLOCK)), dtype="float32", always_2d=True)):
+        yield block
+        frames -= len(block)
+
+
+def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
+    """Number of frames that the header promises; None where it promises none."""
+    if not 0 <= file.frames < _UNKNOWN_LENGTH or (file.format == "MP3" and not _counts_its_frames(path)):
+        return None
+    frames, log = int(file.frames), file.extra_info
+    if file.format in _COUNTING and (count := _FRAMES.search(log)):
+        return max(frames, int(count[1]))
+    if (size := _SHORT_CHUNK.search(log)) and 0 < int(size[2]) < int(size[1]) < _OPEN_SIZE:
+        return frames * int(size[1]) // int(size[2])
+    return frames
+
+
+def _counts_its_frames(path: str | os.PathLike[str]) -> bool:
+    """Whether an MP3 has a Xing header with a frame count; without it the length is guessed from the first frame."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+        size = 0
+        if head[:3] == b"ID3" and len(head) == 10:
+            size = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+        file.seek(size)
+        frame = file.read(256)
+    tag = max(frame.find(b"Xing"), frame.find(b"Info"))
+    return tag >= 0 and len(frame) > tag + 7 and bool(frame[tag + 7] & 1)
+
+
+def _padding(file: _Stream) -> int:
+    """Frames by which a whole file may be shorter than announced: an MP3's count includes its encoder's padding."""
+    return 2 * 1152 if file.format == "MP3" else 0
+
+
+def _check_memory(path: str | os.PathLike[str], frames: float) -> None:
+    """Raises an AudioError where so many mono samples, thrice, would not fit this machine's memory."""
+    if 3 * 4 * frames > _memory():
+        raise AudioError(
+            f"{path}: its {frames:.0f} samples need {3 * 4 * frames / 2**30:.0f} GiB, more memory than this machine "
+            "has. Cut the file into shorter ones."
+        )
+
+
+@cache
+def _memory() -> float:
+    """Bytes of this machine's memory; infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def _check_samples(path: str | os.PathLike[str], waveform: np.ndarray) -> None:
+    """Raises an AudioError where samples are not finite or too large; warns of those in another unit."""
+    peak = float(np.abs(waveform).max())
+    if not math.isfinite(peak):
+        raise AudioError(f"{path}: holds NaN or infinite samples.")
+    if peak > LOUDEST:
+        raise AudioError(
+            f"{path}: its samples reach {peak:.3g}, too large for a spectrogram; they should be in [-1, 1]."
+        )
+    if peak > _LOUD:
+        _warn_of_unit(str(path), f"{peak:.6g}")
+
+
+@cache
+def _warn_of_unit(path: str, peak: str) -> None:
+    """Warns once a file."""
+    logger.warning(
+        "%s: its samples reach %s; they should be in [-1, 1]. Divide integers by their full scale, for 16 bits 32768.",
+        path,
+        peak,
+    )

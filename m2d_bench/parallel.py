@@ -13,8 +13,9 @@ R = TypeVar("R")
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: int) -> Iterator[R]:
-    """Like map in threads, but never more than `ahead` results wait in memory."""
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+    """Like map in threads, but never more than `ahead` results wait in memory; left early, it drops what waits."""
+    pool = ThreadPoolExecutor(jobs or os.cpu_count())
+    try:
         waiting: deque[Future[R]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -22,3 +23,5 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], jobs: int, ahead: 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

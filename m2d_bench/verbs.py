@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +13,10 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from tabulate import tabulate
 
-from m2d_bench import tasks
+from m2d_bench import audio, tasks
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint
-from m2d_bench.errors import UsageError
+from m2d_bench.errors import DataError, UsageError
 from m2d_bench.evaluation import linear as evaluation
 from m2d_bench.evaluation import predict as predicting
 from m2d_bench.evaluation.embeddings import check_output, embed_files, write_embeddings
@@ -61,7 +63,7 @@ def embed(
     """Write one embedding a sound file.
 
     Args:
-        files: Sound files of any length and rate.
+        files: Sound files of any length and rate, or folders of them, searched with their subfolders.
         output: .npz (arrays files [N] and embeddings [N, D]) or .parquet (one row a file).
         model: m2d_tiny, a released name, a path, or random:NAME.
         compute: Device, precision, batch size, decoding threads.
@@ -70,11 +72,12 @@ def embed(
     output = output.expanduser()
     check_output(output)
     encoder = zoo.load(model, compute=compute, storage=storage)
-    done, embeddings, failures = embed_files(encoder, files, compute)
+    sounds, missing = _sound_files(files)
+    done, embeddings, failures = embed_files(encoder, sounds, compute)
     if not done:
-        return Output("", tuple(failures))
+        return Output("", (*missing, *failures))
     write_embeddings(output, done, embeddings, encoder)
-    return Output(f"{output}: {len(done)} embeddings of {encoder.scene_embedding_size} numbers", tuple(failures))
+    return Output(f"{output}: {len(done)} embeddings of {encoder.scene_embedding_size} numbers", (*missing, *failures))
 
 
 def predict(
@@ -93,7 +96,7 @@ def predict(
 
     Args:
         model: What m2d-bench finetune wrote, or a released name of a fine-tuned model; see m2d-bench models.
-        files: Sound files of any length and rate.
+        files: Sound files of any length and rate, or folders of them, searched with their subfolders.
         top: Classes a file, the most probable first.
         classes: CSV file that names the classes where the model does not: AudioSet's class_labels_indices.csv, or one
             with a column name.
@@ -105,8 +108,29 @@ def predict(
     predicting.check_format(style)
     names = predicting.read_classes(classes.expanduser()) if classes else None
     classifier = zoo.load_classifier(model, classes=names, multilabel=multilabel, compute=compute, storage=storage)
-    found, failures = predicting.predict_files(classifier, files, compute, top)
-    return Output(predicting.render(found, style) if found else "", tuple(failures))
+    sounds, missing = _sound_files(files)
+    found, failures = predicting.predict_files(classifier, sounds, compute, top)
+    return Output(predicting.render(found, style) if found else "", (*missing, *failures))
+
+
+def _sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The paths, with the sound files of a folder in its place; and a message for each folder that has none."""
+    sounds: list[Path] = []
+    failures: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):  # unlike Path.is_dir, of any name
+            sounds.append(path)
+            continue
+        try:
+            inside, others = audio.find_sounds(path)
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        audio.warn_of_others(path, others)
+        sounds += [path / name for name in inside]
+        if not inside:
+            failures.append(f"{path}: no sound files, in subfolders neither.")
+    return sounds, failures
 
 
 def list_tasks() -> Output:

@@ -1,5 +1,8 @@
 """Sound files of every usual kind become mono waveforms at the wanted rate."""
 
+import os
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -50,3 +53,208 @@ def test_unusable_files_get_a_message(tmp_path):
             audio.read(tmp_path / file, 16000)
     with pytest.raises(AudioError, match=r"text\.wav"):
         audio.duration(tmp_path / "text.wav")
+
+
+def write(path, waveform, rate=16000, **settings):
+    soundfile.write(path, waveform, rate, **settings)
+    return path
+
+
+def cut(path, share=0.5):
+    """Leaves a share of a file's bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[: round(len(content) * share)])
+    return path
+
+
+def overwrite(path, offset, content):
+    """Replaces bytes of a file."""
+    before = path.read_bytes()
+    path.write_bytes(before[:offset] + content + before[offset + len(content) :])
+    return path
+
+
+STREAMED = {
+    "flac": ("x.flac", {}, [(21, b"\xf0" + bytes(4))]),
+    "gsm": ("x.wav", {"subtype": "GSM610"}, []),
+    "g721": ("x.au", {"subtype": "G721_32"}, []),
+    "wav of a pipe": ("x.wav", {}, [(4, b"\xff" * 4), (40, b"\xff" * 4)]),
+    "au of a pipe": ("x.au", {}, [(8, b"\xff" * 4)]),
+}
+
+
+@pytest.mark.parametrize(("name", "settings", "changes"), STREAMED.values(), ids=STREAMED)
+def test_files_whose_length_is_unknown_or_that_cannot_be_searched_are_read(tmp_path, name, settings, changes):
+    path = write(tmp_path / name, tone(16000, 2.0), **settings)
+    for offset, content in changes:
+        overwrite(path, offset, content)
+    whole = audio.read(path, 16000)
+    assert len(whole) == pytest.approx(32000, abs=320)
+    assert audio.duration(path) == len(whole) / 16000
+    assert np.array_equal(audio.read(path, 16000, offset=1.5, seconds=0.25), whole[24000:28000])
+    with pytest.raises(AudioError, match="no samples at 3 s"):
+        audio.read(path, 16000, offset=3.0)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+@pytest.mark.parametrize(
+    ("suffix", "settings"),
+    [
+        (".wav", {}),
+        (".aiff", {}),
+        (".au", {}),
+        (".w64", {}),
+        (".rf64", {}),
+        (".mp3", {}),
+        (".mp3", {"bitrate_mode": "VARIABLE"}),
+        (".wav", {"subtype": "IMA_ADPCM"}),
+        (".avr", {}),
+    ],
+)
+def test_what_is_shorter_than_announced_is_an_error_with_both_lengths(tmp_path, suffix, settings, rate):
+    path = write(
+        tmp_path / f"x{suffix}", np.random.default_rng(0).standard_normal((2 * rate, 2)) * 0.1, rate, **settings
+    )
+    announced = audio.duration(path)
+    audio.read(path, 16000)
+    cut(path)
+    with pytest.raises(AudioError, match=r"x\.\w+: ends after (\d+) of (\d+) samples; get a whole copy") as error:
+        audio.read(path, 16000)
+    found, promised = (int(word) for word in str(error.value).split() if word.isdigit())
+    assert found == pytest.approx(rate, rel=0.2)
+    assert promised == pytest.approx(announced * rate, rel=0.05)
+    if suffix != ".mp3":  # a stretch that is there is given
+        assert len(audio.read(path, rate, seconds=0.1)) == rate // 10
+
+
+def test_an_mp3_that_counts_no_frames_promises_no_length(tmp_path):
+    rng = np.random.default_rng(0)
+    path = write(
+        tmp_path / "x.mp3", np.append(np.zeros(44100), 0.3 * rng.standard_normal(88200)), 44100, bitrate_mode="VARIABLE"
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(content[:2], 4) :])  # without the frame that holds the Xing header
+    assert audio.duration(path) == len(audio.read(path, 44100)) / 44100 == pytest.approx(3.0, abs=0.1)
+    path.write_bytes(b"ID3\x04\0\0\0\0\x02\0" + bytes(256) + cut(tmp_path / "x.mp3").read_bytes())
+    assert audio.duration(path) == pytest.approx(1.5, abs=0.5)
+    path.write_bytes(b"ID3\x04\0\0\0\0\x02\0" + bytes(256) + content[: len(content) // 2])
+    with pytest.raises(AudioError, match="of 132300 samples"):
+        audio.read(path, 44100)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
+def test_ogg_files_that_are_cut_or_have_a_broken_page_are_errors(tmp_path, subtype, share):
+    path = write(tmp_path / "x.ogg", np.random.default_rng(0).standard_normal(96000) * 0.1, subtype=subtype)
+    content = path.read_bytes()
+    assert len(audio.read(path, 16000)) == 96000
+    cut(path, share)
+    with pytest.raises(AudioError, match=r"x\.ogg: (is damaged or cut short|ends after)"):
+        audio.read(path, 16000)
+    path.write_bytes(content)
+    overwrite(path, round(len(content) * share), b"no sound")
+    with pytest.raises(AudioError, match=r"x\.ogg: (is damaged or cut short|ends after)"):
+        audio.read(path, 16000)
+
+
+@pytest.mark.parametrize(
+    ("offset", "content", "message"),
+    [
+        (24, struct.pack("<I", 7), "its header says 7 Hz; allowed are 1000 to 1000000"),
+        (24, struct.pack("<I", 2**31 - 1), "its header says 2147483647 Hz"),
+        (22, struct.pack("<H", 1000), "its header says 1000 channels; at most 256"),
+        (22, struct.pack("<H", 0), "cannot be decoded"),
+        (8, b"WAVE"[::-1], "cannot be decoded"),
+    ],
+)
+def test_a_header_that_cannot_be_is_not_believed(tmp_path, offset, content, message):
+    path = overwrite(write(tmp_path / "x.wav", tone(16000)), offset, content)
+    for function in (audio.duration, lambda path: audio.read(path, 16000)):
+        with pytest.raises(AudioError, match=rf"x\.wav: {message}"):
+            function(path)
+
+
+def test_a_length_that_no_memory_holds_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = overwrite(write(tmp_path / "x.flac", tone(16000)), 21, b"\xff" * 5)
+    with pytest.raises(AudioError, match=r"x\.flac: its \d+ samples need \d+ GiB, more memory than this machine has"):
+        audio.read(path, 16000)
+    assert len(audio.read(path, 16000, seconds=0.5)) == 8000
+    monkeypatch.setattr(audio, "_memory", lambda: 3 * 4 * 10_000)  # a length nobody announces is counted as it comes
+    overwrite(path, 21, b"\xf0" + bytes(4))
+    with pytest.raises(AudioError, match="its 16000 samples need"):
+        audio.read(path, 16000)
+
+
+def test_a_limit_beyond_any_memory_takes_what_is_there(tmp_path):
+    path = write(tmp_path / "x.wav", tone(16000))
+    for seconds in (1e18, np.inf):
+        assert len(audio.read(path, 16000, seconds=seconds)) == 16000
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OverflowError("too large"), UnicodeDecodeError("utf-8", b"", 0, 1, "x")]
+)
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    with pytest.raises(AudioError, match=r"x\.wav: cannot be decoded \(.+\)"):
+        audio.read(write(tmp_path / "x.wav", tone(16000)), 16000)
+
+
+def test_names_of_any_bytes_are_opened(tmp_path):
+    path = write(tmp_path / "x.flac", tone(16000))
+    path = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9\xff \n.flac"))
+    assert len(audio.read(path, 8000)) == 8000
+    assert audio.duration(path) == 1.0
+
+
+def test_what_is_no_file_of_sound_is_named(tmp_path):
+    (tmp_path / "x.raw").write_bytes(bytes(1000))
+    (tmp_path / "x.m4a").write_bytes(bytes(1000))
+    os.mkfifo(tmp_path / "pipe.wav")
+    write(tmp_path / "short.wav", tone(16000)[:2], 96000)
+    for name, message in {
+        "x.raw": "bare samples",
+        "x.m4a": r"cannot be decoded .*Formats that can be read: .*flac",
+        "pipe.wav": "is not a file",
+        "": "is not a file",
+        "nul\0.wav": "null byte",
+        "x" * 300: "name too long",
+        "short.wav": "2 samples at 96000 Hz are less than one at 16000 Hz",
+    }.items():
+        with pytest.raises(AudioError, match=message):
+            audio.read(tmp_path / name, 16000)
+
+
+def test_samples_too_large_for_a_spectrogram_are_an_error_and_integers_get_one_warning(tmp_path, caplog):
+    for peak in (1e16, 1e20, 3e38):
+        path = write(tmp_path / "x.wav", peak * tone(16000), subtype="FLOAT")
+        with pytest.raises(AudioError, match=r"x\.wav: .*(too large for a spectrogram|infinite)"):
+            audio.read(path, 16000)
+    assert not caplog.messages
+    path = write(tmp_path / "loud.wav", 2 * tone(16000), subtype="FLOAT")
+    audio.read(path, 16000)
+    assert not caplog.messages
+    for scale in (2**7, 2**15):
+        path = write(tmp_path / f"{scale}.wav", scale * tone(16000), subtype="FLOAT")
+        for _ in range(3):
+            assert audio.read(path, 16000).max() == pytest.approx(scale / 2, rel=0.01)
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        "its samples reach 64; they should be in [-1, 1]. Divide integers by their full scale, for 16 bits 32768.",
+        "its samples reach 16384; they should be in [-1, 1]. Divide integers by their full scale, for 16 bits 32768.",
+    ]
+
+
+def test_sounds_are_found_by_libsndfile_s_own_formats_and_the_others_are_counted(tmp_path, caplog):
+    for name in ("a.CAF", "b.opus", "c/d.w64", "e.aif", "f.m4a", "c/g.M4A", "h.wma", "i", "j.raw", ".hidden.m4a"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    sounds, others = audio.find_sounds(tmp_path)
+    assert sounds == ["a.CAF", "b.opus", "c/d.w64", "e.aif"]
+    audio.warn_of_others(tmp_path, others)
+    assert "files left out, no sound by their suffix: 2 .m4a, 1 .wma, 1 without suffix, 1 .raw." in caplog.text
+    written = {f".{name.lower()}" for name in soundfile.available_formats()}
+    assert written - audio.suffixes() == {".raw", ".mat4", ".mat5"}

@@ -19,7 +19,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("encoders", "training", "runs"),
     ("settings", "audio"),
     ("values", "compat"),
-    ("registry",),
+    ("registry", "files"),
     ("errors", "progress", "parallel", "randomness", "output"),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

@@ -131,15 +131,26 @@ def _embed(
     batch_size: int,
     failures: list[str],
 ) -> dict[int, np.ndarray]:
-    """Embeddings [D] of clips by their index, made in padded batches; of those that cannot be read, adds a failure."""
+    """Embeddings [D] of clips by their index, made in padded batches; of those that have none, adds a failure."""
     embeddings: dict[int, np.ndarray] = {}
     batch: dict[int, np.ndarray] = {}
 
+    def embed(clips: Sequence[int]) -> None:
+        lengths = [len(batch[clip]) for clip in clips]
+        padded = np.stack([np.pad(batch[clip], (0, max(lengths) - len(batch[clip]))) for clip in clips])
+        try:
+            scenes = encoder.scene_embeddings(torch.from_numpy(padded), lengths, clips=[names[clip] for clip in clips])
+        except DataError as error:  # an embedding is not finite; alone, a clip takes no other with it
+            if len(clips) == 1:
+                failures.append(str(error))
+            else:
+                for clip in clips:
+                    embed([clip])
+        else:
+            embeddings.update(zip(clips, scenes.numpy(), strict=True))
+
     def flush() -> None:
-        lengths = [len(waveform) for waveform in batch.values()]
-        padded = np.stack([np.pad(waveform, (0, max(lengths) - len(waveform))) for waveform in batch.values()])
-        scenes = encoder.scene_embeddings(torch.from_numpy(padded), lengths, clips=[names[index] for index in batch])
-        embeddings.update(zip(batch, scenes.numpy(), strict=True))
+        embed(list(batch))
         batch.clear()
 
     for index, waveform in enumerate(waveforms):

@@ -1,48 +1,13 @@
-"""Lists of files: found in a tree, sorted, and kept in little memory."""
+"""Lists of files, kept in little memory."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from m2d_bench.errors import DataError
-
-
-def find(folder: Path, suffixes: Collection[str]) -> list[str]:
-    """Finds files of a tree by their suffix in any case; links are followed, hidden names left out.
-
-    Args:
-        folder: Where to look.
-        suffixes: Lower-case suffixes with their dot; none of them: every file.
-
-    Returns:
-        Paths relative to the folder, with forward slashes, sorted.
-
-    Raises:
-        DataError: A folder cannot be listed.
-    """
-    paths, visited = [], set()
-    for folder_path, folders, files in os.walk(folder, onerror=_unlistable, followlinks=True):
-        status = os.stat(folder_path)
-        if (status.st_dev, status.st_ino) in visited:  # a link back up, or a second one to the same folder
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(folder_path, folder).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
-        visible = [name for name in files if not name.startswith(".")]
-        paths += [prefix + name for name in visible if not suffixes or os.path.splitext(name)[1].lower() in suffixes]
-    return sorted(paths)
-
-
-def _unlistable(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
 
 
 def encoded(path: str) -> bytes:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import SAMPLE_RATES
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.files import kinds
 from m2d_bench.pretrain.data import images, parts, shards
 from m2d_bench.pretrain.data.labels import read_columns, read_labels
-from m2d_bench.pretrain.data.listing import Paths, find
+from m2d_bench.pretrain.data.listing import Paths
 from m2d_bench.pretrain.data.source import Source
 from m2d_bench.pretrain.data.sources import ArraySource, AudioSource, PreparedSource
 
@@ -57,14 +57,16 @@ def open_source(
         source = PreparedSource(path, frames, sample_rate)
     elif (path / parts.UNFINISHED).exists():
         raise DataError(f"{path}: was not prepared to the end. Start the same m2d-bench prepare again.")
-    elif sounds := find(path, audio.SUFFIXES):
-        source = AudioSource(path, Paths(sounds), frames, sample_rate)
-    elif pictures := find(path, images.SUFFIXES):
-        source = images.ImageSource(path, Paths(pictures), (height or frames, frames))
     else:
-        kinds = Counter(Path(name).suffix or "no suffix" for name in find(path, ()))
-        held = ", ".join(f"{count} files with {suffix}" for suffix, count in kinds.most_common(5))
-        raise DataError(f"{path}: holds {held or 'no files'}. {_ALLOWED}")
+        sounds, others = audio.find_sounds(path)
+        pictures = [name for name in others if name.lower().endswith(images.SUFFIXES)]
+        if sounds:
+            audio.warn_of_others(path, others)
+            source = AudioSource(path, Paths(sounds), frames, sample_rate)
+        elif pictures:
+            source = images.ImageSource(path, Paths(pictures), (height or frames, frames))
+        else:
+            raise DataError(f"{path}: holds {f'files: {kinds(others)}' if others else 'no files'}. {_ALLOWED}")
     if labels:
         source.classes, matrix = read_labels(labels, map(source.path, range(source.n_clips)))
         content = (

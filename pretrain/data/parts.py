@@ -143,8 +143,8 @@ def _log_mel(path: Path, front_end: LogMel, max_seconds: float | None) -> np.nda
     """Computes a file's log-mel, [frames, 80] float16; or says why there is none."""
     try:
         waveform = audio.read(path, front_end.sample_rate, seconds=max_seconds)
-    except (AudioError, ValueError) as error:  # ValueError: a name that is not UTF-8
+    except AudioError as error:
         return str(error).removeprefix(f"{path}: ")
     with torch.inference_mode():
-        log_mel = front_end(torch.from_numpy(waveform)[None])[0, 0].T.half().contiguous().numpy()
-    return log_mel if np.isfinite(log_mel).all() else "its samples are too large for a spectrogram."
+        log_mel: np.ndarray = front_end(torch.from_numpy(waveform)[None])[0, 0].T.half().contiguous().numpy()
+    return log_mel

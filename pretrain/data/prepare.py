@@ -18,7 +18,7 @@ from m2d_bench import audio
 from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.pretrain.data import shards
-from m2d_bench.pretrain.data.listing import Files, find
+from m2d_bench.pretrain.data.listing import Files
 from m2d_bench.pretrain.data.parts import UNFINISHED, Part, PrepareSettings, write_parts
 from m2d_bench.pretrain.data.shards import Index, read_table, write_table
 from m2d_bench.settings import make_folder, replacing
@@ -87,10 +87,12 @@ def _list_files(folders: Sequence[Path]) -> Files:
     for folder in folders:
         inside = os.path.relpath(os.path.abspath(folder), root).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        inside_root.update(prefix + path for path in find(folder, audio.SUFFIXES))
+        sounds, others = audio.find_sounds(folder)
+        audio.warn_of_others(folder, others)
+        inside_root.update(prefix + path for path in sounds)
     if not inside_root:
-        where = ", ".join(map(str, folders))
-        raise DataError(f"{where}: no sound files. Looked for {', '.join(audio.SUFFIXES)}, in subfolders too.")
+        where, looked_for = ", ".join(map(str, folders)), ", ".join(sorted(audio.suffixes()))
+        raise DataError(f"{where}: no sound files. Looked for {looked_for}, in subfolders too.")
     paths = sorted(inside_root)
     names = [root / path for path in paths]  # a broken link has size −1 and will be among the failures
     sizes = [os.path.getsize(name) if os.path.exists(name) else -1 for name in names]

@@ -132,6 +132,26 @@ def test_files_of_any_length_and_rate_are_embedded_as_if_alone(tmp_path):
         assert np.allclose(scene, alone, atol=1e-5)
 
 
+class Fragile:
+    """Gives NaN for a clip that holds exact zeros."""
+
+    sample_rate = 16000
+
+    def scene_embeddings(self, waveform):
+        quiet = (waveform == 0).any(1, keepdim=True)
+        return torch.where(quiet, torch.nan, torch.cat([waveform.mean(1, True), waveform.std(1, keepdim=True)], 1))
+
+
+def test_a_clip_whose_embedding_is_not_finite_is_named_and_takes_no_other_with_it(tmp_path):
+    files = [tmp_path / f"{i}.wav" for i in range(5)]
+    for i, file in enumerate(files):
+        soundfile.write(file, (i not in (1, 4)) * (0.1 + 0.1 * i) * np.ones(16000), 16000, subtype="FLOAT")
+    done, scenes, failures = embeddings.embed_files(Fragile(), files, COMPUTE)
+    assert done == [files[0], files[2], files[3]]
+    assert np.allclose(scenes[:, 0], [0.1, 0.3, 0.4])
+    assert failures == [f"Fragile returned NaN or infinity for {file}." for file in (files[1], files[4])]
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 def test_written_embeddings_are_read_back(tmp_path, suffix):
     if suffix == ".parquet":

@@ -197,6 +197,25 @@ def test_a_broken_file_is_named_last_and_stops_no_other(fine_tuned, sounds, tmp_
     assert "broken.wav: cannot be decoded" in found.err.splitlines()[-1]
 
 
+def test_folders_are_walked_and_damaged_files_are_named_after_the_others(fine_tuned, sounds, tmp_path, capsys):
+    folder = tmp_path / "in" / "deep"
+    folder.mkdir(parents=True)
+    for file in sounds:
+        file.rename(folder / file.name)
+    (folder / "notes.txt").touch()
+    (tmp_path / "none").mkdir()
+    soundfile.write(folder / "loud.wav", np.full(16000, 1e20), 16000, subtype="FLOAT")
+    (folder / "cut.wav").write_bytes((folder / "2.wav").read_bytes()[:100_000])
+    words = [str(fine_tuned), str(tmp_path / "none"), str(tmp_path / "in"), "--format", "jsonl"]
+    assert main(["predict", *words]) == 1
+    found = capsys.readouterr()
+    lines = [json.loads(line) for line in found.out.splitlines()]
+    assert [line["file"] for line in lines] == [str(folder / file.name) for file in sounds]
+    errors = [line.removeprefix("ERROR: ") for line in found.err.splitlines() if line.startswith("ERROR: ")]
+    named = [error.split(": ")[0].removeprefix(str(tmp_path)) for error in errors]
+    assert sorted(named) == ["/in/deep/cut.wav", "/in/deep/loud.wav", "/none"]
+
+
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [

@@ -230,7 +230,7 @@ def test_what_a_path_may_hold_is_said_where_it_holds_something_else(tmp_path):
         open_source(tmp_path, FRAMES)
     np.save(tmp_path / "a.npy", np.zeros(3))
     (tmp_path / "readme").write_text("")
-    with pytest.raises(DataError, match=r"1 files with \.npy, 1 files with no suffix\. Allowed are"):
+    with pytest.raises(DataError, match=r"holds files: 1 \.npy, 1 without suffix\. Allowed are"):
         open_source(tmp_path, FRAMES)
     write_list(tmp_path / "other.csv", ["a.npy"], column="path")
     with pytest.raises(DataError, match="not a CSV file with a column file_name"):

@@ -261,6 +261,29 @@ def test_broken_files_are_listed_and_the_others_written(tmp_path, capsys):
     assert len(dict(clips(tmp_path / "out"))) == 6
 
 
+def test_damaged_files_stop_no_shard_and_what_is_no_sound_is_counted(tmp_path, caplog):
+    sounds = write_sounds(tmp_path / "sounds", count=6)
+    rng = np.random.default_rng(0)
+    for suffix in ("wav", "flac", "ogg", "mp3", "aiff"):
+        soundfile.write(sounds / f"whole.{suffix}", 0.1 * rng.standard_normal(32000), 16000)
+        content = (sounds / f"whole.{suffix}").read_bytes()
+        (sounds / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
+        for number in range(6):
+            changed = np.frombuffer(content, np.uint8).copy()
+            at = rng.integers(0, 200 if number % 2 else len(content), 4)
+            changed[at] = rng.integers(0, 256, 4)
+            (sounds / f"{number}.{suffix}").write_bytes(changed.tobytes())
+    (sounds / "sub.1" / "left.m4a").write_bytes(b"no sound")
+    done = prepare([sounds], tmp_path / "out", SMALL)
+    failed = {path for path, _ in done.failures}
+    assert {f"cut.{suffix}" for suffix in ("wav", "flac", "ogg", "mp3", "aiff")} <= failed
+    written = dict(clips(tmp_path / "out"))
+    assert len(written) + len(failed) == 6 + 5 * 8
+    assert sum(path.startswith(("sub", "whole")) for path in written) == 6 + 5
+    assert all(np.isfinite(values).all() for values in written.values())
+    assert "files left out, no sound by their suffix: 1 .m4a" in caplog.text
+
+
 def test_broken_files_behind_the_last_shard_make_none_of_their_own(tmp_path):
     write_sounds(tmp_path, count=2)
     (tmp_path / "zz.wav").write_bytes(b"nothing")

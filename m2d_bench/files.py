@@ -1,0 +1,46 @@
+"""Files of a tree."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from m2d_bench.errors import DataError
+
+
+def find(folder: Path) -> list[str]:
+    """Finds the files of a tree; links are followed, hidden names left out.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        Paths relative to the folder, with forward slashes, sorted.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    paths, visited = [], set()
+    for folder_path, folders, files in os.walk(folder, onerror=_unlistable, followlinks=True):
+        status = os.stat(folder_path)
+        if (status.st_dev, status.st_ino) in visited:  # a link back up, or a second one to the same folder
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(folder_path, folder).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        paths += [prefix + name for name in files if not name.startswith(".")]
+    return sorted(paths)
+
+
+def kinds(files: Iterable[str]) -> str:
+    """Numbers of files by their suffix, the most frequent first: 12 .m4a, 3 .txt."""
+    counts = Counter(os.path.splitext(file)[1].lower() or "without suffix" for file in files).most_common()
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts[:10]) + (", …" if len(counts) > 10 else "")
+
+
+def _unlistable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
