@@ -1,45 +1,58 @@
-"""Checkpoint files ↔ encoders: every released format, read strictly, and written back.
+"""What the keys of a checkpoint mean: files of every released format ↔ encoders, read strictly, and written back.
 
 Source: the formats are those of the releases of github.com/nttcslab/m2d and of EVAR's fine-tuning.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import safetensors
 import safetensors.torch
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from m2d_bench.encoders import tensor_file
 from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS
 from m2d_bench.encoders.m2d import EncoderConfig, M2DEncoder
+from m2d_bench.encoders.protocol import digest_of
+from m2d_bench.encoders.tensor_file import SUFFIXES, listing
 from m2d_bench.encoders.vit import SIZES, ViTConfig
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import unknown
 from m2d_bench.settings import replacing
+from m2d_bench.values import Checked, explain
 
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
 _ANCHOR = "patch_embed.proj.weight"
 _LABELS = "labels"
+_SHA256 = "sha256"
+_HOLDERS = ("model", "state_dict", "model_state_dict")
+"""Where training tools keep the weights; the first of these counts where several hold an encoder."""
+_WRAPPER = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What parallel, compiled and checkpointed modules put before a part of a key."""
 _ENCODER_KEY = re.compile(r"(cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)")
 _EXTRA_KEY = re.compile(
     r"(norm_stats$|mask_token$|decoder_|target_|offline_predictor\.|audio_proj\.|text_proj\.|logit_scale$|head\.)"
 )
-_HEAD_PLACES = {"running_mean": "norm", "running_var": "norm", "weight": "mlp.mlp.0", "bias": "mlp.mlp.0"}
-_HEAD_KEY = re.compile(r".*\bhead\.(norm|mlp)\.")
+_HEAD = {
+    "norm.running_mean": "running_mean",
+    "norm.running_var": "running_var",
+    "mlp.mlp.0.weight": "weight",
+    "mlp.mlp.0.bias": "bias",
+}
+_HEAD_KEY = re.compile(r".*\bhead\.((?:norm|mlp)\..+)")
 _NAME = re.compile(
     r"(?:(?P<family>m2d_clap|m2d_as|m2d_s|m2d_x|m2d_d2v|m2d|msm_mae)_vit_(?P<size>tiny|small|base|large)-)?"
     r"(?P<freq>\d+)x(?P<time>\d+)p(?P<patch_freq>\d+)x(?P<patch_time>\d+)(?:p(?P<khz>16|32)k)?"
@@ -47,7 +60,7 @@ _NAME = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class Labels(Checked):
     """What a head was trained to tell apart.
 
     Args:
@@ -58,7 +71,7 @@ class Labels:
 
     classes: tuple[str, ...]
     multilabel: bool
-    clip_seconds: float
+    clip_seconds: Annotated[float, Field(ge=0, le=86400)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +82,11 @@ class Checkpoint:
         config: Configuration of the encoder, read from the tensors and cross-checked with the name.
         encoder: The encoder's tensors, float32, under the names of `vit.ViT`.
         extras: Everything else the family's checkpoints may carry (decoder, target encoder, projections of CLAP, …).
-        head: Head of a fine-tuned model: `running_mean`, `running_var`, `weight`, `bias`; empty if there is none.
+        head: Head of a fine-tuned model: `running_mean`, `running_var`, `weight`, `bias`; empty if there is none. Other
+            tensors of a head of another kind stand under their keys.
         labels: What the head's outputs stand for; None where the file does not say.
-        ignored: Keys that belong to none of these and were left out (buffers of the tool that wrote the file).
+        ignored: Keys that belong to none of these and were left out (buffers of the tool that wrote the file, the
+            text encoder of CLAP).
     """
 
     config: EncoderConfig
@@ -112,21 +127,19 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     """Reads a checkpoint file, strictly and without running code from it.
 
     Args:
-        path: `.pth`, `.pt` or `.safetensors` file, or a folder that holds exactly one.
+        path: `.pth`, `.pt`, `.ckpt` or `.safetensors` file, or a folder that holds exactly one.
         changes: Fields of EncoderConfig to set (`features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`,
             `name`); and `patch_size`, to accept the tensors' patch size when the folder's name states another.
 
     Raises:
-        CheckpointError: The file cannot be read, holds code, lacks encoder keys, has unexpected ones, or contradicts
-            its name.
+        CheckpointError: The file cannot be read, is damaged, holds code, lacks encoder keys, has unexpected ones, has
+            values that are no finite numbers, or contradicts its name.
         UsageError: A change names no setting, or an impossible one.
     """
     path = _file(Path(path))
     stated = next((c for c in map(parse_name, (path.parent.name, path.stem)) if c), None)
-    try:
+    with _malformed(path):
         return _interpret(path, stated, changes)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{path}: malformed, no checkpoint of the family looks like this: {error}") from error
 
 
 def read_state(path: str | os.PathLike[str]) -> State:
@@ -136,21 +149,48 @@ def read_state(path: str | os.PathLike[str]) -> State:
         CheckpointError: The file cannot be read, holds code, or no encoder of the family.
     """
     path = _file(Path(path))
-    return _unwrap(path, _read_pickle(path))
+    with _malformed(path):
+        state = _unwrap(path, tensor_file.read_pickle(path))
+        tensor_file.check(path, state)
+        return state
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, without hidden files such as the `._` twins of macOS."""
+    found = (p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in found if p.is_file())
+
+
+@contextmanager
+def _malformed(path: Path) -> Iterator[None]:
+    """What goes wrong on the way from tensors to an encoder is the file's fault."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = tensor_file.brief(error)
+        raise CheckpointError(f"{path}: malformed, no checkpoint of the family looks like this: {reason}.") from error
 
 
 def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]) -> Checkpoint:
-    labels: Any
+    config: EncoderConfig | None = None
+    content: Any
+    written: Any
     if path.suffix.lower() == ".safetensors":
-        state, config, labels = _read_safetensors(path)
+        content, metadata = tensor_file.read_safetensors(path)
+        config, written = _written_configuration(path, content, metadata)
     else:
-        state, config = _read_pickle(path), None
-        labels = state.get(_LABELS) if isinstance(state, Mapping) else None
-    encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, state))
+        content = tensor_file.read_pickle(path)
+        written = content.get(_LABELS) if isinstance(content, Mapping) else None
+    encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, content))
+    if "norm_stats" in changes:
+        extras.pop("norm_stats", None)
+    tensor_file.check(path, {**encoder, **extras, **{f"head.{key}": value for key, value in head.items()}})
+    encoder, head = ({key: value.float() for key, value in state.items()} for state in (encoder, head))
     _rename_keys_of_2022(encoder)
     norm_stats, patch_size = extras.pop("norm_stats", None), changes.pop("patch_size", None)
-    if config is None:
-        try:
+    try:
+        labels = _labels(written)
+        if config is None:
             vit = _shape(path, encoder, stated, patch_size)
             config = EncoderConfig(
                 name=path.parent.name if parse_name(path.parent.name) else path.stem,
@@ -159,17 +199,11 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
                 norm_stats=_norm_stats(path, norm_stats) if "norm_stats" not in changes else DEFAULT_NORM_STATS,
                 features=_features(path, head, vit),
             )
-        except UsageError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-    _check_encoder(path, encoder, config)
-    config = change(config, changes)
+        _check_shapes(path, encoder, head, config)
+    except UsageError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(
-        config=config,
-        encoder=encoder,
-        extras=extras,
-        head=head,
-        labels=_labels(labels),
-        ignored=ignored,
+        config=change(config, changes), encoder=encoder, extras=extras, head=head, labels=labels, ignored=ignored
     )
 
 
@@ -192,14 +226,16 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     mean_std = torch.tensor(checkpoint.config.norm_stats)
-    head = {f"head.{_HEAD_PLACES[key]}.{key}": value for key, value in checkpoint.head.items()}
+    places = {key: place for place, key in _HEAD.items()}
+    head = {f"head.{places.get(key, key)}": value for key, value in checkpoint.head.items()}
     state = {**checkpoint.encoder, **checkpoint.extras, **head, "norm_stats": mean_std}
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path}: a checkpoint's suffix is one of {', '.join(SUFFIXES)}.")
     labels = {_LABELS: asdict(checkpoint.labels)} if checkpoint.labels else {}
     with replacing(path) as file:
         if path.suffix == ".safetensors":
-            metadata = {"m2d_bench": json.dumps({**asdict(checkpoint.config), **labels})}
+            configuration = json.dumps({**asdict(checkpoint.config), **labels})
+            metadata = {"m2d_bench": configuration, _SHA256: digest_of(configuration, state)}
             file.write(safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, metadata))
         else:
             torch.save({"model": state, **labels}, file)
@@ -207,7 +243,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
 def _file(path: Path) -> Path:
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = files_in(path)
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
             raise CheckpointError(f"{path} is a folder with {len(found)} checkpoints ({names}); name one file.")
@@ -226,76 +262,90 @@ def _labels(found: Any) -> Labels | None:
     return Labels(**{**found, "classes": tuple(found["classes"])})
 
 
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their arguments beside
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a checkpoint that can be loaded safely. Only tensors are read from a pickle "
-            f"(weights_only=True), nothing in it is run. torch says: {cause}"
-        ) from error
-
-
-def _read_safetensors(path: Path) -> tuple[State, EncoderConfig | None, dict[str, Any] | None]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+def _written_configuration(
+    path: Path, state: State, metadata: Mapping[str, str]
+) -> tuple[EncoderConfig | None, dict[str, Any] | None]:
+    """Configuration and labels as `save` writes them beside the tensors, which have to be the same as then."""
     if "m2d_bench" not in metadata:
-        return state, None, None
+        return None, None
+    if metadata.get(_SHA256, sum_now := digest_of(metadata["m2d_bench"], state)) != sum_now:
+        raise CheckpointError(f"{path}: damaged, its checksum does not match. Get or make the file anew.")
     values = json.loads(metadata["m2d_bench"])
     labels = values.pop(_LABELS, None)
-    vit: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("vit").items()}
-    config = EncoderConfig(**{**values, "norm_stats": tuple(values["norm_stats"]), "vit": ViTConfig(**vit)})
-    return state, config, labels
+    try:
+        return TypeAdapter(EncoderConfig).validate_python(values), labels
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: the configuration inside is none: {explain(error)}") from error
 
 
-def _unwrap(path: Path, state: Any) -> State:
+def _unwrap(path: Path, content: Any) -> State:
     """The state dict inside, with the predictor's blocks numbered as today."""
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping) or not any(str(key).endswith(_ANCHOR) for key in state):
-        keys = list(state)[:8] if isinstance(state, Mapping) else type(state).__name__
-        raise CheckpointError(f"{path}: no encoder of the M2D family inside ({_ANCHOR} is missing); found {keys}.")
-    tensors = {
-        str(key): torch.as_tensor(value)
-        for key, value in state.items()
+    states = _states(content)
+    chosen = next((states[holder] for holder in ("", *_HOLDERS) if holder in states), None)
+    if chosen is None and len(states) == 1:
+        chosen = next(iter(states.values()))
+    if chosen is None:
+        keys = listing(list(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
+        fault = f"several ({listing(list(states))}); save the one you mean alone" if states else f"none; found {keys}"
+        raise CheckpointError(f"{path}: one encoder of the M2D family is expected (…{_ANCHOR}), it holds {fault}.")
+    return {
+        str(key).replace("decoder_blocks.layers.", "decoder_blocks."): (
+            value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float32)
+        )
+        for key, value in chosen.items()
         if isinstance(value, Tensor) or str(key).endswith("norm_stats")
     }
-    return {key.replace("decoder_blocks.layers.", "decoder_blocks."): value for key, value in tensors.items()}
+
+
+def _states(content: Any, levels: int = 2) -> dict[str, Mapping[Any, Any]]:
+    """The state dicts that hold an encoder, by the keys that lead to them."""
+    if not isinstance(content, Mapping):
+        return {}
+    if any(_plain(str(key)).endswith(_ANCHOR) for key in content):
+        return {"": content}
+    return {
+        f"{key}.{inner}".removesuffix("."): state
+        for key, value in (content.items() if levels else ())
+        for inner, state in _states(value, levels - 1).items()
+    }
+
+
+def _plain(key: str) -> str:
+    return _WRAPPER.sub("", key)
 
 
 def _sort_keys(path: Path, state: State) -> tuple[State, State, State, tuple[str, ...]]:
     """Splits a state dict into encoder, extras, head and ignored keys, without their common prefix."""
-    anchors = [key for key in state if key.endswith(_ANCHOR)]
-    if len(anchors) != 1:
-        raise CheckpointError(f"{path}: holds {len(anchors)} encoders ({', '.join(anchors)}); expected one.")
+    keys = {_plain(key): key for key in state}
+    anchors = [key for key in keys if key.endswith(_ANCHOR)]
+    if len(anchors) != 1 or len(keys) != len(state):
+        twice = [key for key in state if key not in keys.values()]
+        raise CheckpointError(
+            f"{path}: holds {len(anchors)} encoders ({listing(anchors)}), {len(twice)} keys twice ({listing(twice)}); "
+            "expected one, and each key once. Save the one you mean alone."
+        )
     prefix = anchors[0].removesuffix(_ANCHOR)
     encoder: State = {}
     extras: State = {}
     head: State = {}
     ignored, unexpected = [], []
-    for key, value in state.items():
-        inner = key.removeprefix(prefix)
-        if key.endswith("norm_stats"):
+    for plain, key in keys.items():
+        inner, value = plain.removeprefix(prefix), state[key]
+        if plain.endswith("norm_stats"):
             extras["norm_stats"] = value
-        elif match := _HEAD_KEY.match(key):
-            head[key.removeprefix(match[0]).removeprefix("mlp.0.")] = value.float()
-        elif not key.startswith(prefix):
+        elif match := _HEAD_KEY.match(plain):
+            head[_HEAD.get(match[1], match[1])] = value
+        elif not plain.startswith(prefix) or inner.startswith("text_encoder."):
             ignored.append(key)
         elif _ENCODER_KEY.match(inner):
-            encoder[inner] = value.float()
+            encoder[inner] = value
         elif _EXTRA_KEY.match(inner):
             extras[inner] = value
         else:
             unexpected.append(inner)
-    head.pop("num_batches_tracked", None)
+    head.pop("norm.num_batches_tracked", None)
     if unexpected:
-        raise CheckpointError(f"{path}: unexpected keys that no model of the family has: {_listing(unexpected)}.")
+        raise CheckpointError(f"{path}: unexpected keys that no model of the family has: {listing(unexpected)}.")
     return encoder, extras, head, tuple(ignored)
 
 
@@ -310,14 +360,20 @@ def _rename_keys_of_2022(encoder: State) -> None:
 def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size: Any) -> ViTConfig:
     """Shape of the encoder from its tensors; a name that states another patch or input size is an error."""
     projection = encoder[_ANCHOR]
-    width, channels, *kernel = projection.shape
+    shape = list(projection.shape)
+    if len(shape) != 4 or 0 in shape or N_MELS % shape[2]:
+        raise CheckpointError(
+            f"{path}: its {_ANCHOR} is {shape}; [width, channels, frequency, time] is expected, all above 0 and the "
+            f"frequency a divisor of {N_MELS} mel bins."
+        )
+    width, channels, *kernel = shape
     patch = (kernel[0], kernel[1])
     if patch_size is not None and tuple(patch_size) != patch:
         raise CheckpointError(f"{path}: patch_size={tuple(patch_size)} was asked for, its {_ANCHOR} says {patch}.")
     if stated and patch_size is None and stated.vit.patch_size != patch:
         raise CheckpointError(
             f"{path}: its name says patches of {stated.vit.patch_size[0]}×{stated.vit.patch_size[1]}, its {_ANCHOR} "
-            f"{list(projection.shape)} says {patch[0]}×{patch[1]}. Rename the folder or pass patch_size={patch}."
+            f"{shape} says {patch[0]}×{patch[1]}. Rename the folder or pass patch_size={patch}."
         )
     positions = encoder.get("pos_embed", torch.empty(0, 0))
     n_freq = N_MELS // patch[0]
@@ -325,7 +381,7 @@ def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size:
     n_time, rest = divmod(positions.shape[1] - n_class_tokens, n_freq)
     if rest or n_time < 1:
         raise CheckpointError(
-            f"{path}: its pos_embed {list(positions.shape)} does not hold {'a class token and ' * n_class_tokens}"
+            f"{path}: its pos_embed {list(positions.shape)} does not hold {n_class_tokens} class tokens and "
             f"whole columns of {n_freq} patches."
         )
     frames = n_time * patch[1]
@@ -336,7 +392,7 @@ def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size:
                 f"its pos_embed {list(positions.shape)} says {n_time} patches. Rename the folder."
             )
         frames = stated.vit.input_size[1]
-    depth = max((int(key.split(".")[1]) for key in encoder if key.startswith("blocks.")), default=-1) + 1
+    depth = _depth(encoder)
     if stated and "_vit_" in stated.name and (stated.vit.width, stated.vit.depth) != (width, depth):
         logger.warning(
             "%s: its name says width %d and depth %d, its tensors say %d and %d; the tensors count.",
@@ -366,8 +422,8 @@ def _norm_stats(path: Path, stored: Tensor | None) -> tuple[float, float]:
             *(path, list(DEFAULT_NORM_STATS)),
         )
         return DEFAULT_NORM_STATS
-    mean, std = (round(x, 6) for x in stored.flatten().tolist())  # 6 digits: what a float32 holds
-    return mean, std
+    mean, *std = (round(x, 6) for x in stored.flatten()[:3].tolist())  # 6 digits: what a float32 holds
+    return (mean, *std)  # EncoderConfig refuses another number of them
 
 
 def _features(path: Path, head: State, vit: ViTConfig) -> Literal["stacked", "flat"]:
@@ -383,24 +439,37 @@ def _features(path: Path, head: State, vit: ViTConfig) -> Literal["stacked", "fl
     return "stacked" if inputs == stacked else "flat"
 
 
-def _check_encoder(path: Path, encoder: State, config: EncoderConfig) -> None:
-    """Every key of the encoder with its shape, none missing, none beside, all values finite."""
-    with torch.device("meta"):
-        expected = M2DEncoder(config).vit.state_dict()
-    missing = [key for key in expected if key not in encoder]
-    unexpected = [key for key in encoder if key not in expected]
-    shapes = [
-        f"{key} {list(encoder[key].shape)} instead of {list(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in encoder and encoder[key].shape != tensor.shape
-    ]
-    broken = [key for key, tensor in encoder.items() if not bool(tensor.isfinite().all())]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "with NaN or infinity": broken}
-    if any(faults.values()):
-        lists = "; ".join(f"{what}: {_listing(keys)}" for what, keys in faults.items() if keys)
-        raise CheckpointError(f"{path}: not the encoder its tensors describe. Keys {lists}.")
+def _depth(encoder: State) -> int:
+    """Number of blocks, whatever they are called."""
+    return len({key.split(".")[1] for key in encoder if key.startswith("blocks.")})
 
 
-def _listing(keys: list[str], limit: int = 20) -> str:
-    more = f" … and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + more
+def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig) -> None:
+    """Every key of the encoder with its shape, none missing, none beside, and the head fits together."""
+    if config.vit.depth != (depth := _depth(encoder)):
+        raise CheckpointError(f"{path}: its configuration says {config.vit.depth} blocks, it holds {depth}.")
+    with torch.device("meta"):  # one block stands for all
+        model = M2DEncoder(replace(config, vit=replace(config.vit, depth=1))).vit.state_dict()
+    expected = {
+        key.replace("blocks.0.", f"blocks.{block}."): tensor.shape
+        for key, tensor in model.items()
+        for block in range(depth if key.startswith("blocks.") else 1)
+    }
+    if "weight" in head:
+        n_classes, inputs = head["weight"].shape
+        sizes = {"weight": (n_classes, inputs), "bias": (n_classes,)}
+        sizes |= {"running_mean": (inputs,), "running_var": (inputs,)}
+        expected |= {f"head.{key}": torch.Size(size) for key, size in sizes.items() if key in head}
+    tensors = {**encoder, **{f"head.{key}": tensor for key, tensor in head.items()}}
+    tensor_file.refuse(
+        path,
+        {
+            "missing": [key for key in expected if key not in tensors],
+            "unexpected": [key for key in encoder if key not in expected],
+            "of another shape": [
+                f"{key} {list(tensors[key].shape)} instead of {list(shape)}"
+                for key, shape in expected.items()
+                if key in tensors and tensors[key].shape != shape
+            ],
+        },
+    )

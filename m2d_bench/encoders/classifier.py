@@ -17,6 +17,9 @@ _AUDIOSET = 527
 """Classes of AudioSet, whose clips have several labels."""
 
 
+_HEAD = {"running_mean", "running_var", "weight", "bias"}
+
+
 class Head(nn.Module):
     """Batch normalisation without scale and shift, then a linear layer: features [B, D] → logits [B, C].
 
@@ -87,6 +90,12 @@ def build(found: Checkpoint, classes: Sequence[str] | None = None, multilabel: b
         raise CheckpointError(
             f"{name} has no head, so it tells no classes. Fine-tune it with m2d-bench finetune, or name a fine-tuned "
             "model."
+        )
+    missing, unknown = sorted(_HEAD - set(found.head)), sorted(set(found.head) - _HEAD)
+    if missing or unknown:
+        raise CheckpointError(
+            f"{name}: its head is of another kind than batch normalisation and a linear layer. Missing: "
+            f"{', '.join(missing) or 'nothing'}; unknown: {', '.join(unknown) or 'nothing'}. Its encoder can be used."
         )
     encoder = found.build()
     n_classes, width = found.head["weight"].shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -53,9 +54,13 @@ class EncoderConfig:
                 raise UsageError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if self.vit.input_size[0] != N_MELS:
             raise UsageError(f"The front end gives {N_MELS} mel bins, the input size says {self.vit.input_size[0]}.")
-        numbers = isinstance(self.norm_stats, tuple | list) and [isinstance(x, int | float) for x in self.norm_stats]
+        if self.vit.channels != 1:
+            raise UsageError(f"The front end gives one channel, the patch embedding takes {self.vit.channels}.")
+        numbers = isinstance(self.norm_stats, tuple | list) and [
+            isinstance(x, int | float) and math.isfinite(x) for x in self.norm_stats
+        ]
         if numbers != [True, True] or not self.norm_stats[1] > 0:
-            raise UsageError(f"norm_stats is (mean, standard deviation above 0), got {self.norm_stats!r}.")
+            raise UsageError(f"norm_stats is (mean, standard deviation above 0), both finite, got {self.norm_stats!r}.")
         if not isinstance(self.dur_frames, int | None):
             raise UsageError(f"dur_frames is a whole number of frames, got {self.dur_frames!r}.")
         if self.dur_frames is not None and (self.encoding != "one_pass" or self.dur_frames < self.vit.patch_size[1]):

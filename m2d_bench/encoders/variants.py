@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+from m2d_bench.encoders import checkpoint
 from m2d_bench.errors import CheckpointError
 from m2d_bench.settings import Storage
 
@@ -27,7 +28,8 @@ def find(variant: str) -> str:
     if named := os.environ.get(variable):
         return named
     folder = Storage().cache_root / "weights"
-    found = sorted(path.parent for path in folder.glob(f"{variant}_vit_*/*.pth") if path.parent.suffix != ".part")
+    folders = sorted(path for path in folder.glob(f"{variant}_vit_*") if path.suffix != ".part")
+    found = [path for path in folders if checkpoint.files_in(path)]
     if len(found) == 1:
         logger.warning("%s: weights %s.", variant, found[0])
         return str(found[0])

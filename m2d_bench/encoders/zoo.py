@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from m2d_bench.encoders import checkpoint, classifier, download
+from m2d_bench.encoders import checkpoint, classifier, download, tensor_file
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.classifier import Classifier
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import unknown
-from m2d_bench.settings import Compute, Storage
+from m2d_bench.settings import Compute, Storage, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class Release:
     name: str
     tag: str
     about: str
+    sha256: str | None = None
+    """Of the zip file, where it is known; else the one of the first download counts."""
 
     @property
     def url(self) -> str:
@@ -64,6 +66,7 @@ RELEASED = {
         Release("m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly", "v0.3.0", "M2D-AS fine-tuned on AudioSet"),
         Release("m2d_as_vit_base-80x1001p16x16p32k-240413_AS-FT_enconly", "v0.3.0", "the same at 32 kHz"),
         Release("m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly", "v0.3.0", "M2D-CLAP fine-tuned on AudioSet"),
+        Release("m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025", "v0.5.0", "M2D-CLAP of 2025, AudioSet with captions"),
     )
 }
 
@@ -78,8 +81,8 @@ def load(
     """Loads an encoder by name, frozen and in evaluation mode.
 
     Args:
-        name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt or .safetensors · `random:NAME` (the
-            architecture of NAME with random weights).
+        name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt or .safetensors ·
+            `random:NAME` (the architecture of NAME with random weights).
         compute: Device and precision.
         storage: The cache folder released weights are downloaded into.
         changes: `device` and `precision`, short for `compute`; and settings of the encoder to change: `features`,
@@ -134,7 +137,7 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     if name in RELEASED:
         return checkpoint.read(_released(RELEASED[name], storage.cache_root / "weights"), **changes)
     path = Path(os.path.expanduser(name))
-    if name and (path.exists() or path.suffix.lower() in checkpoint.SUFFIXES):
+    if name and (path.exists() or path.suffix.lower() in tensor_file.SUFFIXES):
         return checkpoint.read(path, **changes)
     raise unknown("model", name, [DEFAULT, *RELEASED], "m2d-bench models, or give a path or random:NAME")
 
@@ -155,28 +158,47 @@ def _random(name: str, architecture: str, changes: dict[str, Any]) -> Checkpoint
 def _released(release: Release, folder: Path) -> Path:
     """Path of released weights in the cache, downloaded and unpacked once."""
     target = folder / release.name
-    folder.mkdir(parents=True, exist_ok=True)
+    if checkpoint.files_in(target):  # a cache that is only read needs no lock
+        return target
+    make_folder(folder)
     with FileLock(f"{target}.lock"):
-        if not any(target.glob("*.pth")):
+        if not checkpoint.files_in(target):
             archive = folder / f"{release.name}.zip"
+            manual = f"put its .pth file into {target}"
             logger.warning("%s: %s", release.name, LICENCE)
-            download.fetch(release.url, archive, manual=f"put its .pth file into {target}")
-            _unpack(archive, target)
-            archive.unlink()
+            download.fetch(release.url, archive, manual=manual)
+            try:
+                with download.known(archive, release.sha256, folder.with_name("weights.sha256")):
+                    _unpack(archive, target)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{release.url}: {error} The download was removed, try again. Or {manual}."
+                ) from error
+            finally:
+                archive.unlink()
     return target
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Takes the one .pth file out of a released zip; the target folder appears whole or not at all."""
+    """Takes the one .pth file out of a released zip; it appears in the target folder readable, or not at all."""
+    partial = target.with_name(f"{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        with zipfile.ZipFile(archive) as file:
-            members = [member for member in file.infolist() if member.filename.endswith(".pth")]
+        with tensor_file.open_zip(archive) as file:
+            members = {member.filename: member for member in file.infolist() if _is_checkpoint(member.filename)}
             if len(members) != 1:
-                raise CheckpointError(f"{archive}: holds {len(members)} .pth files, expected one.")
-            members[0].filename = Path(members[0].filename).name
-            partial = target.with_name(target.name + ".part")
-            file.extract(members[0], partial)
-            partial.rename(target)
-    except zipfile.BadZipFile as error:
-        archive.unlink()
-        raise CheckpointError(f"{archive}: not a whole zip file ({error}); it was removed, try again.") from error
+                names = tensor_file.listing(list(members)) or "none"
+                raise CheckpointError(f"{archive}: holds {len(members)} .pth files ({names}), expected one.")
+            [member] = members.values()
+            member.filename = Path(member.filename).name
+            weights = Path(file.extract(member, partial))
+        tensor_file.read_pickle(weights)
+        target.mkdir(exist_ok=True)
+        os.replace(weights, target / weights.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_checkpoint(name: str) -> bool:
+    """Whether a zip's entry is one: no folder, and nothing that macOS adds."""
+    return name.endswith(".pth") and not Path(name).name.startswith(".") and "__MACOSX" not in Path(name).parts
