@@ -205,9 +205,7 @@ def launcher_encoder():
 
 
 def test_calcnorm_measures_each_training_clip_once(superb, tmp_path):
-    found = in_process(
-        "calcnorm", "--task", "pr", "--data", str(superb), "-o", str(tmp_path / "pr.yaml"), folder=tmp_path
-    )
+    found = in_process("calcnorm", "--task", "pr", "--data", str(superb), "-o", str(tmp_path / "pr.yaml"), folder=tmp_path)
     assert found.returncode == 0, found.stderr
     clips = sorted((superb / "LibriSpeech" / "train-clean-100").rglob("*.flac"))
     values = torch.cat([LogMel(16000)(compat.load(clip)[0]).flatten() for clip in clips]).double()
@@ -220,9 +218,7 @@ def test_calcnorm_measures_each_training_clip_once(superb, tmp_path):
 
 @pytest.mark.parametrize("task", ["ks", "ic", "sid", "asv", "er"])
 def test_calcnorm_reads_every_other_task(task, superb, tmp_path):
-    found = in_process(
-        "calcnorm", "--task", task, "--data", str(superb), "-o", str(tmp_path / "stats.yaml"), folder=tmp_path
-    )
+    found = in_process("calcnorm", "--task", task, "--data", str(superb), "-o", str(tmp_path / "stats.yaml"), folder=tmp_path)
     assert found.returncode == 0, found.stderr
     n_clips = {"ks": 115, "ic": 24, "sid": 16, "asv": 24, "er": 25}
     stored = yaml.safe_load((tmp_path / "stats.yaml").read_text())
