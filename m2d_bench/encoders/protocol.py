@@ -139,7 +139,8 @@ class Encoder:
         self.encoder = encoder
         self.sample_rate = int(rate)
         self.config = getattr(encoder, "config", None)
-        self.name: str = getattr(self.config, "name", kind)
+        name = getattr(self.config, "name", None)
+        self.name = name if isinstance(name, str) and name else kind
         self.precision: str = getattr(encoder, "precision", "fp32")
 
     @cached_property
@@ -149,7 +150,7 @@ class Encoder:
         Raises:
             UsageError: No module and no digest, so that nothing tells whether its weights have changed.
         """
-        if isinstance(own := getattr(self.encoder, "digest", None), str):
+        if isinstance(own := getattr(self.encoder, "digest", None), str) and own:
             return own
         if not isinstance(self.encoder, nn.Module):
             raise UsageError(
@@ -282,7 +283,8 @@ class Encoder:
             )
         finite = embeddings.float().isfinite().flatten(1).all(1).tolist()
         if broken := [clip for clip, row in zip(clips, finite, strict=True) if not row]:
-            raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}; try --precision fp32.")
+            advice = "" if self.precision == "fp32" else "; try --precision fp32"
+            raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}{advice}.")
         return embeddings.detach()
 
     def _own_number(self, name: str, kind: type) -> Any:

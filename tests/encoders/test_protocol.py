@@ -74,7 +74,7 @@ def test_what_a_module_lacks_is_said(attributes, says):
         (lambda n: torch.ones(n, 2, 4), UsageError, r"\[3, 2, 4\]"),
         (lambda n: torch.ones(n, 4, dtype=torch.int64), UsageError, "int64"),
         (lambda n: [[1.0]] * n, UsageError, "list"),
-        (lambda n: torch.tensor([[1.0], [float("nan")], [1.0]])[:n], DataError, r"NaN or infinity for b\.wav;"),
+        (lambda n: torch.tensor([[1.0], [float("nan")], [1.0]])[:n], DataError, r"NaN or infinity for b\.wav\.$"),
         (lambda n: torch.ones(n, n), UsageError, "3 numbers for a.wav, 1 before"),
     ],
 )
@@ -160,6 +160,20 @@ def test_an_encoder_that_is_no_module_says_its_digest():
 
     with pytest.raises(UsageError, match=r"Plain is neither .* add digest"):
         wrap(Plain()).digest  # noqa: B018
+
+
+@pytest.mark.parametrize("config", [{"name": "x"}, type("Config", (), {"name": None})])
+def test_an_encoder_whose_configuration_has_no_name_is_called_by_its_class(config):
+    encoder = Statistics()
+    encoder.config = config
+    assert wrap(encoder).name == "Statistics"
+
+
+def test_fp32_is_advised_only_to_whom_it_may_help():
+    encoder = Returning(lambda n: torch.full((n, 4), torch.inf))
+    encoder.precision = "bf16"
+    with pytest.raises(DataError, match=r"infinity for row 0; try --precision fp32\.$"):
+        wrap(encoder).scene_embeddings(torch.rand(8000))
 
 
 def test_every_broken_rule_of_an_encoder_is_found():
