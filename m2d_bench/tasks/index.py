@@ -31,6 +31,8 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             if not (rows := [row for row in rows if any(row)]):
                 raise ValueError("it is empty")
             header, *lines = rows
+            while not header[-1]:
+                header.pop()
             if len({*header}) < len(header):
                 raise ValueError("a column stands twice in its header")
             for row in lines:

@@ -3,15 +3,17 @@
 import csv
 import json
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 
-from m2d_bench import tasks
+from m2d_bench import linear, runs, tasks
 from m2d_bench.errors import DataError
 from m2d_bench.settings import Storage
 from m2d_bench.tasks import dataset, index
+from tests.conftest import small_encoder
 from tests.tasks.test_hear import FOLDS, OFFICIAL, write_hear
 
 NFC, NFD = (unicodedata.normalize(form, "Stör") for form in ("NFC", "NFD"))
@@ -72,7 +74,7 @@ def test_a_fold_is_one_however_a_spreadsheet_wrote_it(tmp_path, splits, folds):
 
 def test_blanks_after_commas_and_lines_of_commas_are_nothing(tmp_path):
     name = evar(
-        tmp_path, header="\ufefffile_name, label, split", labels=[f" {x}" for x in LABELS], lines=[("", "", "")]
+        tmp_path, header="\ufefffile_name, label, split,,", labels=[f" {x}" for x in LABELS], lines=[("", "", "")]
     )
     assert load(name).classes == ("owl", "wren")
 
@@ -137,6 +139,16 @@ def test_what_makes_scores_doubtful_is_one_line_and_in_the_record(tmp_path, chan
     pattern = says.replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(DataError, match=f"^evar:birds: {pattern}$"):
         raise DataError(warning)
+
+
+def test_a_record_holds_the_warnings_and_is_the_same_without(tmp_path):
+    settings = {"seeds": 1, "epochs": 1, "runs": tmp_path / "runs", "device": "cpu"}
+    (run,) = linear(small_encoder(), evar(tmp_path, contents=[*range(11), 0]), **settings)
+    (path,) = (tmp_path / "runs").rglob("*.json")
+    stored = runs.load(path)
+    assert "0.wav = 11.wav (train, test)" in stored.task["warnings"][0]
+    older = {name: value for name, value in stored.task.items() if name != "warnings"}
+    assert replace(stored, task=older).key == run.key
 
 
 def test_a_copy_in_another_fold_of_a_hear_task_is_found(tmp_path):
