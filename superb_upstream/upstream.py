@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from m2d_bench.encoders import variants, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.protocol import check_waveform
 from m2d_bench.errors import AudioError, UsageError
 from m2d_bench.settings import Compute
 from m2d_bench.superb_upstream import norm_stats
@@ -81,7 +82,8 @@ class CalcNorm(nn.Module):
 
     def forward(self, wavs: Sequence[Tensor]) -> Features:
         """Args and Returns: as for Upstream, with one layer [B, frames, 80]."""
-        log_mels = [self.front_end(wav[None].float())[0, 0].T for wav in wavs]
+        batch, lengths = check_waveform(*_padded(wavs), wavs[0].device)
+        log_mels = [self.front_end(wav[None, :n])[0, 0].T for wav, n in zip(batch, lengths.tolist(), strict=True)]
         for log_mel in log_mels:
             self.statistics.add(log_mel)
             if self.statistics.clips & (self.statistics.clips - 1) == 0:
@@ -118,9 +120,9 @@ class Statistics:
 
 
 def _padded(wavs: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    if not len(wavs) or any(wav.ndim != 1 or not len(wav) for wav in wavs):
-        shapes = [list(wav.shape) for wav in wavs]
-        raise AudioError(f"wavs is a list of 1-D waveforms that are not empty, got shapes {shapes}.")
+    if not len(wavs) or any(not isinstance(wav, Tensor) or wav.ndim != 1 or not len(wav) for wav in wavs):
+        received = [list(wav.shape) if isinstance(wav, Tensor) else type(wav).__name__ for wav in wavs]
+        raise AudioError(f"wavs is a list of 1-D waveforms (tensors) that are not empty, got {received}.")
     return pad_sequence(list(wavs), batch_first=True), [len(wav) for wav in wavs]
 
 

@@ -106,5 +106,5 @@ def _padding(encoder: Encoder) -> Iterator[Finding]:
 
 def _same(rule: str, first: Tensor, second: Tensor, precision: str) -> Finding:
     difference = ((first - second).abs().max() / second.abs().max()).item()
-    allowed = TOLERANCE[precision]
+    allowed = TOLERANCE.get(precision, max(TOLERANCE.values()))
     return Finding(rule, f"the same to {allowed:.2g}", f"the same to {difference:.1g}", difference <= allowed)

@@ -6,9 +6,11 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +30,9 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2**-6}
 In float32 it is rounding. bfloat16 has 8 significant bits, and kernels that sum in another order for another batch size
 round differently in each layer: four units in the last place (4 × 2⁻⁸).
 """
+
+_CHANNELS = 64
+"""Rows that are more than their samples, and hold no more than so many, are samples by channels."""
 
 
 class SceneEncoder(Protocol):
@@ -118,8 +123,8 @@ class Encoder:
 
     def __init__(self, encoder: SceneEncoder) -> None:
         kind = type(encoder).__name__
-        rate = getattr(encoder, "sample_rate", None)
-        if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
+        rate: Any = getattr(encoder, "sample_rate", None)
+        if not _is_positive(rate, Integral):
             raise UsageError(
                 f"{kind} is no encoder: sample_rate is {rate!r}. Add an attribute sample_rate, the Hz of the "
                 "waveforms it takes, such as sample_rate = 16000."
@@ -132,9 +137,10 @@ class Encoder:
         if isinstance(encoder, nn.Module) and encoder.training and next(encoder.parameters(), None) is not None:
             logger.warning("%s is in training mode; call .eval() unless it is meant to be.", kind)
         self.encoder = encoder
-        self.sample_rate = rate
+        self.sample_rate = int(rate)
         self.config = getattr(encoder, "config", None)
-        self.name: str = getattr(self.config, "name", kind)
+        name = getattr(self.config, "name", None)
+        self.name = name if isinstance(name, str) and name else kind
         self.precision: str = getattr(encoder, "precision", "fp32")
 
     @cached_property
@@ -144,7 +150,7 @@ class Encoder:
         Raises:
             UsageError: No module and no digest, so that nothing tells whether its weights have changed.
         """
-        if isinstance(own := getattr(self.encoder, "digest", None), str):
+        if isinstance(own := getattr(self.encoder, "digest", None), str) and own:
             return own
         if not isinstance(self.encoder, nn.Module):
             raise UsageError(
@@ -158,30 +164,38 @@ class Encoder:
     @cached_property
     def scene_embedding_size(self) -> int:
         """D as the encoder declares it, else that of its embedding of a second of noise."""
-        declared = getattr(self.encoder, "scene_embedding_size", None)
-        if declared is not None:
-            return int(declared)
-        return self._checked(self._embed(noise(1, self.sample_rate)), ("a second of noise",)).shape[1]
+        if getattr(self.encoder, "scene_embedding_size", None) is not None:
+            return int(self._own_number("scene_embedding_size", Integral))
+        return self._scenes(noise(1, self.sample_rate), ("a second of noise",)).shape[1]
 
     @property
     def hop_ms(self) -> float:
         """Milliseconds between timestamps; a UsageError where the encoder gives none."""
-        return float(self._own("hop_ms"))
+        return float(self._own_number("hop_ms", Real))
 
     @property
     def timestamp_embedding_size(self) -> int:
         """D of timestamp embeddings; a UsageError where the encoder gives none."""
-        return int(self._own("timestamp_embedding_size"))
+        return int(self._own_number("timestamp_embedding_size", Integral))
 
     def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
         """[B, S] → the output of every layer, [B, T, D] each; a UsageError where the encoder gives none."""
-        layers: list[Tensor] = self._own("hidden_states")(waveform, *_if_given(lengths))
-        return layers
+        batch, given, clips = self._batch(waveform, lengths)
+        layers = self._call("hidden_states", batch, **given)
+        if not isinstance(layers, list | tuple) or not layers:
+            raise UsageError(f"hidden_states of {self.name} must return a list of layers; it returned {_said(layers)}.")
+        return [self._checked("hidden_states", layer, (len(clips), "T", "D"), clips) for layer in layers]
 
     def timestamp_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
         """[B, S] → embeddings [B, T, D], timestamps [B, T] in ms; a UsageError where the encoder gives none."""
-        found: tuple[Tensor, Tensor] = self._own("timestamp_embeddings")(waveform, *_if_given(lengths))
-        return found
+        batch, given, clips = self._batch(waveform, lengths)
+        both = self._call("timestamp_embeddings", batch, **given)
+        if not isinstance(both, list | tuple) or len(both) != 2:
+            raise UsageError(
+                f"timestamp_embeddings of {self.name} must return embeddings and timestamps; it returned {_said(both)}."
+            )
+        embeddings = self._checked("timestamp_embeddings", both[0], (len(clips), "T", "D"), clips)
+        return embeddings, self._checked("timestamp_embeddings' timestamps", both[1], embeddings.shape[:2], clips)
 
     def scene_embeddings(
         self, waveform: Waveform, lengths: Lengths | None = None, *, clips: Sequence[str] = ()
@@ -206,12 +220,12 @@ class Encoder:
         batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
         clips = clips or [f"row {row}" for row in range(len(batch))]
         if bool((counts == batch.shape[1]).all()):
-            output = self._checked(self._embed(batch), clips)
+            output = self._scenes(batch, clips)
         elif self._takes_lengths:
-            output = self._checked(self._embed(batch, lengths=counts.tolist()), clips)
+            output = self._scenes(batch, clips, lengths=counts.tolist())
         else:
             rows = zip(batch, counts.tolist(), clips, strict=True)
-            output = torch.cat([self._checked(self._embed(row[None, :n]), (clip,)) for row, n, clip in rows])
+            output = torch.cat([self._scenes(row[None, :n], (clip,)) for row, n, clip in rows])
         if output.shape[1] != self.scene_embedding_size:
             raise UsageError(
                 f"{self.name} returned embeddings of {output.shape[1]} numbers for {clips[0]}, "
@@ -222,31 +236,63 @@ class Encoder:
     @cached_property
     def _takes_lengths(self) -> bool:
         """Whether the encoder takes `lengths`; says once what it means if not."""
-        takes = "lengths" in inspect.signature(self.encoder.scene_embeddings).parameters
+        try:
+            takes = "lengths" in inspect.signature(self.encoder.scene_embeddings).parameters
+        except ValueError:  # compiled code has no signature
+            takes = False
         if not takes:
             logger.warning("%s takes no lengths: clips of different lengths are encoded one at a time.", self.name)
         return takes
 
-    def _embed(self, batch: Tensor, **lengths: list[int]) -> Any:
-        """What the encoder returns for waveforms, on its own device if it is a module."""
+    def _batch(self, waveform: Waveform, lengths: Lengths | None) -> tuple[Tensor, dict[str, list[int]], Sequence[str]]:
+        """Waveforms [B, S], their lengths where there are any, and names of the rows."""
+        batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
+        given = {} if lengths is None else {"lengths": counts.tolist()}
+        return batch, given, [f"row {row}" for row in range(len(batch))]
+
+    def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
+        """What a method of the encoder returns for waveforms, on its own device if it is a module."""
         weights = next(self.encoder.parameters(), batch) if isinstance(self.encoder, nn.Module) else batch
         with torch.inference_mode():
-            return self.encoder.scene_embeddings(batch.to(weights.device), **lengths)
+            return self._own(method)(batch.to(weights.device), **lengths)
 
-    def _checked(self, output: Any, clips: Sequence[str]) -> Tensor:
-        """What the encoder returned, as [B, D] float32 on the CPU, or an error that says what is wrong with it."""
-        embeddings = torch.from_numpy(output) if isinstance(output, np.ndarray) else output
-        expected = f"scene_embeddings of {self.name} must return floats [{len(clips)}, D], one row a clip"
-        if not isinstance(embeddings, Tensor):
-            raise UsageError(f"{expected}, a tensor or an array; it returned {type(output).__name__} for {clips[0]}.")
-        shape = list(embeddings.shape)
-        if len(shape) != 2 or shape[0] != len(clips) or not shape[1] or not embeddings.is_floating_point():
-            raise UsageError(f"{expected}; it returned {embeddings.dtype} {shape} for {clips[0]} …")
-        embeddings = embeddings.detach().to("cpu", torch.float32)
-        if broken := [clip for clip, row in zip(clips, embeddings.isfinite().all(1), strict=True) if not row]:
+    def _scenes(self, batch: Tensor, clips: Sequence[str], **lengths: list[int]) -> Tensor:
+        """Scene embeddings, checked, as [B, D] float32 on the CPU."""
+        output = self._call("scene_embeddings", batch, **lengths)
+        return self._checked("scene_embeddings", output, (len(clips), "D"), clips).to("cpu", torch.float32)
+
+    def _checked(self, method: str, output: Any, expected: Sequence[int | str], clips: Sequence[str]) -> Tensor:
+        """What the encoder returned, as a tensor of the expected shape (a letter is any size), or an error."""
+        try:
+            embeddings: Any = torch.from_numpy(_native(output)) if isinstance(output, np.ndarray) else output
+        except TypeError:  # an array of objects
+            embeddings = None
+        if (
+            not isinstance(embeddings, Tensor)
+            or embeddings.layout != torch.strided
+            or embeddings.is_meta
+            or not embeddings.is_floating_point()
+            or not embeddings.numel()
+            or embeddings.ndim != len(expected)
+            or any(isinstance(n, int) and n != size for n, size in zip(expected, embeddings.shape, strict=True))
+        ):
+            shape = ", ".join(map(str, expected))
+            raise UsageError(
+                f"{method} of {self.name} must return a tensor or an array of floats [{shape}], one row a clip; "
+                f"it returned {_said(output)} for {clips[0]}{' …' if len(clips) > 1 else ''}."
+            )
+        finite = embeddings.float().isfinite().flatten(1).all(1).tolist()
+        if broken := [clip for clip, row in zip(clips, finite, strict=True) if not row]:
             advice = "" if self.precision == "fp32" else "; try --precision fp32"
             raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}{advice}.")
-        return embeddings
+        return embeddings.detach()
+
+    def _own_number(self, name: str, kind: type) -> Any:
+        """A number above 0 that the encoder declares."""
+        if not _is_positive(value := self._own(name), kind):
+            what = "a whole number" if kind is Integral else "a number"
+            raise UsageError(f"{name} of {self.name} is {value!r}; it must be {what} above 0.")
+        return value
 
     def _own(self, name: str) -> Any:
         try:
@@ -274,8 +320,14 @@ def _settings(config: Any) -> dict[str, Any]:
     return asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
 
 
-def _if_given(lengths: Lengths | None) -> tuple[Lengths, ...]:
-    return () if lengths is None else (lengths,)
+def _is_positive(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < math.inf  # type: ignore[operator]
+
+
+def _said(output: Any) -> str:
+    """What an encoder returned, for messages."""
+    shape = f" {output.dtype} {list(output.shape)}" if isinstance(output, Tensor | np.ndarray) else ""
+    return f"{type(output).__name__}{shape}"
 
 
 def noise(rows: int, samples: int) -> Tensor:
@@ -318,11 +370,24 @@ def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device)
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
         raise AudioError(f"The waveform holds NaN or infinite values in row(s) {rows[:10]} of {len(batch)}.")
-    samples = batch.shape[1]
-    counts = torch.full((len(batch),), samples) if lengths is None else torch.as_tensor(lengths).cpu().long()
-    if counts.shape != (len(batch),) or bool((counts < 1).any()) or bool((counts > samples).any()):
+    n_rows, samples = batch.shape
+    if samples < n_rows and samples <= _CHANNELS:
         raise AudioError(
-            f"lengths must be {len(batch)} numbers of samples between 1 and {samples}, got {counts.tolist()[:10]}."
+            f"A batch is [clips, samples], got shape [{n_rows}, {samples}]: {n_rows} clips of {samples} samples. "
+            "If these are samples and channels of one clip, mix it down to mono: waveform.mean(1)."
+        )
+    if lengths is None:
+        return batch, torch.full((n_rows,), samples)
+    try:
+        given = torch.as_tensor(lengths).cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise AudioError(f"lengths must be {n_rows} whole numbers of samples, got {lengths!r}: {error}") from error
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    counts = given.long()
+    if not whole or counts.shape != (n_rows,) or bool((counts < 1).any()) or bool((counts > samples).any()):
+        raise AudioError(
+            f"lengths must be {n_rows} whole numbers of samples between 1 and {samples}, got "
+            f"{str(given.dtype).removeprefix('torch.')} {given.flatten().tolist()[:10]}."
         )
     return batch, counts
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +16,6 @@ from string import Formatter
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import soundfile
 from filelock import FileLock
 
@@ -24,7 +25,10 @@ from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
 from m2d_bench.registry import resolve
 from m2d_bench.settings import Storage
+from m2d_bench.tasks import index, leaks
 from m2d_bench.tasks.task import Entry, Layout, Task
+
+logger = logging.getLogger(__name__)
 
 CROP_TOLERANCE = 0.01
 """Seconds by which a clip may exceed the unit duration and still count as one of it: a frame of the spectrogram."""
@@ -81,7 +85,36 @@ class Dataset:
             "n_clips": task.n_clips,
             "n_folds": task.folds.count if task.folds else 1,
             "fingerprint": self.fingerprint,
+            "warnings": list(self.warnings),
         }
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes scores doubtful, in a line each that names the first few clips or classes."""
+        splits = self.splits.tolist()
+        copies = [
+            f"{_first([*dict.fromkeys(self.files[clip] for clip in group)], ' = ', 3)} "
+            f"({', '.join(dict.fromkeys(splits[clip] for clip in group))})"
+            for group in leaks.across_splits(self.root, self.files, splits)
+        ]
+        lines = Counter(zip(self.files, splits, strict=True))
+        untrained = [
+            f"{name} ({test})"
+            for test, _, trains in self.task.roles(splits)
+            for name in sorted(_borne(self, [test]) - _borne(self, trains))
+        ]
+        unlabelled = np.flatnonzero(~self.labels.any(1)).tolist() if self.labels.ndim == 2 else []
+        capitals = Counter(name.casefold() for name in self.classes)
+        found = {
+            "sounds in several splits, by name or with the same content; scores say too much": copies,
+            "clips listed several times in one split": [file for (file, _), count in lines.items() if count > 1],
+            "classes tested where no clip of theirs trains": untrained,
+            "clips without a label": [self.files[clip] for clip in unlabelled],
+            "classes that differ in capitals alone": [name for name in self.classes if capitals[name.casefold()] > 1],
+        }
+        return tuple(
+            f"{self.task.name}: {len(names)} {what}: {_first(names)}." for what, names in found.items() if names
+        )
 
     def labels_of(self, clip: int) -> tuple[str, ...]:
         """Names of a clip's classes."""
@@ -151,7 +184,7 @@ def _sampled(path: Path) -> bytes:
 
 
 def load(task: Task, storage: Storage, sample_rate: int = 16000) -> Dataset:
-    """Finds a task's clips, or generates them, and checks that all are there.
+    """Finds a task's clips, or generates them, checks that all are there, and warns of what makes scores doubtful.
 
     Args:
         task: The task.
@@ -170,9 +203,11 @@ def load(task: Task, storage: Storage, sample_rate: int = 16000) -> Dataset:
         root, layout = _find(task, storage.data_root)
         entries = _read_entries(task, root, layout)
     files, cells, splits = zip(*entries, strict=True) if entries else ((), (), ())
-    classes, labels = _labels(task, cells)
+    classes, labels = _labels(task, files, cells)
     dataset = Dataset(task=task, root=root, files=files, classes=classes, labels=labels, splits=np.array(splits, str))
     _check(dataset)
+    for warning in dataset.warnings:
+        logger.warning("%s", warning)
     return dataset
 
 
@@ -180,29 +215,17 @@ def _read_entries(task: Task, root: Path, layout: Layout) -> list[Entry]:
     """The lines of an index that belong to the task."""
     split = task.folds.column if task.folds else "split"
     named = [name for _, name, _, _ in Formatter().parse(layout.file) if name]
-    index = _read_index(root / layout.index, [task.label, split, *named, *(layout.where or ())[:1]])
+    table = index.read_columns(root / layout.index, [task.label, split, *named, *(layout.where or ())[:1]])
     if layout.where:
-        index = index[index[layout.where[0]] == layout.where[1]]
-
-    def labels(cell: str) -> tuple[str, ...]:
-        return tuple(label.strip() for label in cell.split(",")) if task.multilabel else (cell,)
-
+        table = table[table[layout.where[0]] == layout.where[1]]
     return [
-        Entry(layout.file.format_map(row), labels(str(row[task.label])), str(row[split]))
-        for row in index.to_dict("records")
+        index.entry(
+            layout.file.format_map(row),
+            row[task.label].split(",") if task.multilabel else [row[task.label]],
+            row[split],
+        )
+        for row in table.to_dict("records")
     ]
-
-
-def _read_index(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """An index as text, with the columns that are needed."""
-    try:
-        index = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # empty, ragged, or not UTF-8
-        raise DataError(f"{path}: not a CSV file in UTF-8 with one line a clip: {error}") from error
-    for column in columns:
-        if column not in index.columns:
-            raise DataError(f"{path}: no column {column!r}; it has {', '.join(index.columns)}.")
-    return index
 
 
 GENERATED = Layout(folders=(), index="index.csv", file="audio/{filename}")
@@ -256,7 +279,7 @@ def _find(task: Task, data: Path | None) -> tuple[Path, Layout]:
     )
 
 
-def _labels(task: Task, cells: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], np.ndarray]:
+def _labels(task: Task, files: Sequence[str], cells: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names and [N] numbers, or [N, C] multi-hot where a clip may have several labels."""
     found = sorted({label for cell in cells for label in cell})
     classes = task.classes or tuple(found)
@@ -264,6 +287,10 @@ def _labels(task: Task, cells: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ..
         raise DataError(f"{task.name}: labels that are no class of the task: {', '.join(unknown[:10])}.")
     number = {label: i for i, label in enumerate(classes)}
     if not task.multilabel:
+        if wrong := [file for file, cell in zip(files, cells, strict=True) if len(cell) != 1]:
+            raise DataError(
+                f"{task.name}: {len(wrong)} clips have not one label: {_first(wrong)}. Give each one, or leave it out."
+            )
         return classes, np.array([number[label] for (label,) in cells], dtype=np.int64)
     labels = np.zeros((len(cells), len(classes)), dtype=np.float32)
     for i, cell in enumerate(cells):
@@ -272,11 +299,15 @@ def _labels(task: Task, cells: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ..
 
 
 def _check(dataset: Dataset) -> None:
-    """The task's numbers hold and every file is there."""
+    """The task's numbers hold, its splits can be trained and tested, and every file is there."""
     task = dataset.task
     found = {"clips": len(dataset.files), "classes": len(dataset.classes)}
     wanted = {"clips": task.n_clips, "classes": task.n_classes}
     splits = set(dataset.splits.tolist())
+    if blank := [file for file, split in zip(dataset.files, dataset.splits, strict=True) if not split]:
+        raise DataError(
+            f"{task.name}: {len(blank)} clips have no fold or split: {_first(blank)}. Give each one, or leave it out."
+        )
     if task.folds:
         found["folds"], wanted["folds"] = len(splits), task.folds.count
     elif not {"train", "test"} <= splits <= _SPLITS:
@@ -287,9 +318,27 @@ def _check(dataset: Dataset) -> None:
                 f"{task.name}: {dataset.root} holds {found[what]} {what}, the task has {number}. The copy is "
                 f"incomplete or another edition; get it from {task.source or 'the cache anew: remove that folder'}."
             )
+    for test, _, trains in task.roles(dataset.splits.tolist()):
+        trained = _borne(dataset, trains)
+        if not trains or (not task.multilabel and len(trained) < 2):
+            raise DataError(
+                f"{task.name}: to test {test!r}, the clips of {', '.join(trains) or 'no other fold'} train, with the "
+                f"classes {', '.join(sorted(trained)) or 'none'}; it takes clips of two classes or more."
+            )
     missing = [file for file in dataset.files if not (dataset.root / file).is_file()]
     if missing:
         raise DataError(
             f"{task.name}: {len(missing)} of {len(dataset.files)} files of the index are missing from {dataset.root}: "
-            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}."
+            f"{_first(missing)}."
         )
+
+
+def _borne(dataset: Dataset, splits: Sequence[str]) -> set[str]:
+    """Classes that the clips of some splits bear."""
+    labels = dataset.labels[np.isin(dataset.splits, splits)]
+    numbers = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(0))
+    return {dataset.classes[number] for number in numbers}
+
+
+def _first(names: Sequence[str], separator: str = ", ", count: int = 5) -> str:
+    return separator.join(names[:count]) + (" …" if len(names) > count else "")

@@ -13,10 +13,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import pandas as pd
-
-from m2d_bench import audio
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.tasks import index
 from m2d_bench.tasks.task import Entry, Folds, Task
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,6 @@ UNIT_SECONDS = {
 """Unit durations of the papers; of other tasks it is the mean of the clips. Source: M2D-X (2024), Table I."""
 
 _FOLDERS = {16000: "16k", 22000: "22k", 32000: "32k", 44100: "44k", 48000: "48k"}
-_SPLITS = {"train", "valid", "test"}
 
 
 def read(path: str) -> Task:
@@ -53,19 +50,17 @@ def read(path: str) -> Task:
         DataError: Not a metadata file, or its sound files are missing.
     """
     file = Path(path).expanduser().resolve()
-    index = _index(file)
-    labels = index["label"]
-    multilabel = bool(labels.str.contains(",").any())
-    classes = {label for cell in labels for label in (cell.split(",") if multilabel else [cell])}
+    column, clips = _clips(file)
+    multilabel = any(len(clip.labels) > 1 for clip in clips)
     return Task(
         name=f"evar:{file.stem}",
         domain="other",
         metric="mAP" if multilabel else "accuracy",
         multilabel=multilabel,
         clip_seconds=UNIT_SECONDS.get(file.stem) or _mean_seconds(file),
-        n_classes=len(classes),
-        n_clips=len(index),
-        folds=None if "split" in index else Folds(column="fold", count=index["fold"].nunique()),
+        n_classes=len({label for clip in clips for label in clip.labels}),
+        n_clips=len(clips),
+        folds=None if column == "split" else Folds(column=column, count=len({clip.split for clip in clips})),
         lister=f"{__name__}:entries",
         folder=str(file),
         source=str(file),
@@ -82,7 +77,7 @@ def entries(file: Path, sample_rate: int) -> tuple[Path, list[Entry]]:
     Raises:
         DataError: No sound files.
     """
-    index, work = _index(file), file.parent.parent.parent / "work"
+    work = file.parent.parent.parent / "work"
     copies = {rate: work / name / file.stem for rate, name in _FOLDERS.items() if (work / name / file.stem).is_dir()}
     if not copies:
         raise DataError(
@@ -92,32 +87,23 @@ def entries(file: Path, sample_rate: int) -> tuple[Path, list[Entry]]:
     rate = next((rate for rate in copies if rate >= sample_rate), max(copies))
     if rate != sample_rate:
         logger.warning("%s: no copy at %s Hz; the one at %s Hz is resampled.", file.stem, sample_rate, rate)
-    multilabel = index["label"].str.contains(",").any()
-    return copies[rate], [
-        Entry(name, tuple(label.split(",")) if multilabel else (label,), split)
-        for name, label, split in zip(
-            index["file_name"], index["label"], index["split" if "split" in index else "fold"], strict=True
-        )
-    ]
+    return copies[rate], _clips(file)[1]
 
 
-def _index(file: Path) -> pd.DataFrame:
+def _clips(file: Path) -> tuple[str, list[Entry]]:
+    """The column that says fold or split, and the clips."""
     if not file.is_file():
         raise UsageError(f"{file}: no such file; name a metadata file of EVAR, such as CLONE/evar/metadata/esc50.csv.")
-    try:
-        index = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise DataError(f"{file}: not a CSV file in UTF-8: {error}") from error
-    if missing := [name for name in ("file_name", "label") if name not in index]:
-        raise DataError(f"{file}: no column {', '.join(missing)}; it has {', '.join(index.columns)}.")
-    if "split" not in index and "fold" not in index:
-        raise DataError(f"{file}: neither a column split nor a column fold; it has {', '.join(index.columns)}.")
-    if "split" in index and not {"train", "test"} <= set(index["split"]) <= _SPLITS:
-        raise DataError(f"{file}: the column split holds {sorted(set(index['split']))}; allowed are {sorted(_SPLITS)}.")
-    return index
+    table = index.read_columns(file, ["file_name", "label"])
+    column = next((name for name in ("split", "fold") if name in table), None)
+    if column is None:
+        raise DataError(f"{file}: neither a column split nor a column fold; it has {', '.join(table.columns)}.")
+    cells = zip(table["file_name"], table["label"], table[column], strict=True)
+    return column, [index.entry(name, cell.split(","), split) for name, cell, split in cells]
 
 
 def _mean_seconds(file: Path) -> float:
-    """Mean duration of the clips in seconds."""
-    root, found = entries(file, 16000)
-    return sum(audio.duration(root / entry.file) for entry in found) / len(found)
+    """Mean duration in seconds of the clips that can be opened."""
+    root, clips = entries(file, 16000)
+    durations = index.durations(root / clip.file for clip in clips)
+    return sum(durations) / len(durations)

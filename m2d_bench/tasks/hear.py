@@ -17,8 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from m2d_bench import audio
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.tasks import index
 from m2d_bench.tasks.task import Entry, Folds, Metric, Task
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def read(path: str) -> Task:
 def _longest(folder: Path, splits: tuple[str, ...]) -> float:
     """Seconds of the longest clip, for tasks such as FSD50K whose clips were left as long as they are."""
     files = (folder / entry.file for entry in _entries(folder, splits, _rates(folder)[0]))
-    return max(audio.duration(file) for file in files)
+    return max(index.durations(files))
 
 
 def entries(folder: Path, sample_rate: int) -> tuple[Path, list[Entry]]:
@@ -93,19 +93,13 @@ def entries(folder: Path, sample_rate: int) -> tuple[Path, list[Entry]]:
         sample_rate: Hz wanted: the copy at this rate is taken, else the next higher, else the highest.
 
     Raises:
-        DataError: No sound files, or a clip with another number of labels than one in a task with one label a clip.
+        DataError: No sound files.
     """
     rates = _rates(folder)
     rate = next((each for each in rates if each >= sample_rate), rates[-1])
     if rate != sample_rate:
         logger.warning("%s: no copy at %s Hz; the one at %s Hz is resampled.", folder.name, sample_rate, rate)
-    metadata = _metadata(folder)
-    found = _entries(folder, _splits(folder, metadata), rate)
-    if metadata["prediction_type"] == "multiclass":
-        wrong = [entry.file for entry in found if len(entry.labels) != 1]
-        if wrong:
-            raise DataError(f"{folder}: multiclass, yet {len(wrong)} clips have not one label: {', '.join(wrong[:5])}.")
-    return folder, found
+    return folder, _entries(folder, _splits(folder, _metadata(folder)), rate)
 
 
 def _rates(folder: Path) -> list[int]:
@@ -118,7 +112,7 @@ def _rates(folder: Path) -> list[int]:
 
 def _entries(folder: Path, splits: tuple[str, ...], rate: int) -> list[Entry]:
     return [
-        Entry(f"{rate}/{split}/{file}", labels, split)
+        index.entry(f"{rate}/{split}/{file}", labels, split)
         for split in splits
         for file, labels in _labels(folder, split).items()
     ]
@@ -150,6 +144,8 @@ def _splits(folder: Path, metadata: dict[str, Any]) -> tuple[str, ...]:
             f"{folder}: split_mode is {mode!r}; known are trainvaltest, presplit_kfold and new_split_kfold."
         )
     folds = metadata["splits"]
+    if not isinstance(folds, list) or not all(isinstance(fold, str) for fold in folds):
+        raise DataError(f"{folder}: splits is {folds!r}; expected a list of names.")
     if len(set(folds)) < 3:
         raise DataError(f"{folder}: {len(set(folds))} folds; it takes three to train, choose and test.")
     return tuple(sorted(set(folds)))
@@ -157,14 +153,14 @@ def _splits(folder: Path, metadata: dict[str, Any]) -> tuple[str, ...]:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     path = folder / "labelvocabulary.csv"
-    try:
-        vocabulary = pd.read_csv(path, dtype={"label": str}, keep_default_na=False).sort_values("idx")
-        numbers, labels = vocabulary["idx"].tolist(), tuple(vocabulary["label"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a table with the columns idx and label: {error}") from error
-    if numbers != list(range(len(numbers))):
-        raise DataError(f"{path}: idx must be 0, 1, 2, …, each once; got {', '.join(map(str, numbers[:10]))}.")
-    return labels
+    table = index.read_columns(path, ["idx", "label"])
+    numbers = pd.to_numeric(table["idx"], errors="coerce").sort_values()
+    if numbers.tolist() != list(range(len(table))):
+        raise DataError(f"{path}: idx must be 0, 1, 2, …, each once; got {', '.join(table['idx'][:10])}.")
+    classes = index.labels(table["label"][numbers.index])
+    if len(classes) != len(table):
+        raise DataError(f"{path}: {len(table)} lines, {len(classes)} different labels; each takes a name of its own.")
+    return classes
 
 
 def _labels(folder: Path, split: str) -> dict[str, tuple[str, ...]]:

@@ -55,7 +55,7 @@ def splits(dataset: Dataset, seed: int, *, draw: bool = True) -> Iterator[Split]
     def clips(names: Sequence[str]) -> Tensor:
         return torch.from_numpy(np.isin(dataset.splits, names)).nonzero().flatten()
 
-    for fold, chooses, trains in _roles(dataset):
+    for fold, chooses, trains in dataset.task.roles(dataset.splits):
         train, valid = clips(trains), clips([] if drawn else [chooses])
         if drawn and draw:
             train, valid = draw_validation(labels, train, VALIDATION_FRACTION, generator_of(seed, fold, "validation"))
@@ -64,19 +64,12 @@ def splits(dataset: Dataset, seed: int, *, draw: bool = True) -> Iterator[Split]
 
 def folds(dataset: Dataset) -> list[str]:
     """Names of the folds; of an official split, "test"."""
-    return [fold for fold, _, _ in _roles(dataset)]
+    return [fold for fold, _, _ in dataset.task.roles(dataset.splits)]
 
 
-def _roles(dataset: Dataset) -> Iterator[tuple[str, str, list[str]]]:
-    """For each fold, or the official split: what tests, what chooses (if it is not drawn), what trains."""
-    own = dataset.task.folds
-    if own is None:
-        yield "test", "valid", ["train"]
-        return
-    names = sorted(set(dataset.splits.tolist()))
-    for test, following in zip(names, names[1:] + names[:1], strict=True):
-        held = {test, following} if own.valid == "next" else {test}
-        yield test, following, [name for name in names if name not in held]
+def count_classes(labels: Tensor) -> int:
+    """Number of classes by class indices [N], or multi-hot [N, C]."""
+    return labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
 
 
 def draw_validation(labels: Tensor, rows: Tensor, fraction: float, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -105,7 +98,7 @@ def draw_validation(labels: Tensor, rows: Tensor, fraction: float, generator: Ge
     order = torch.randperm(n, generator=generator)
     shuffled = labels[rows[order]]
     place, label = shuffled.nonzero().unbind(1) if labels.ndim == 2 else (torch.arange(n), shuffled)
-    n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    n_classes = count_classes(labels)
     first = torch.full((n_classes,), n).scatter_reduce(0, label, place, "amin")
     last = torch.full((n_classes,), -1).scatter_reduce(0, label, place, "amax")
     needed = torch.zeros(n, dtype=torch.bool)

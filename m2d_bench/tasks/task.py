@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -102,3 +103,18 @@ class Task:
     def synthetic(self) -> bool:
         """Whether the clips are generated rather than recorded; tables say so."""
         return self.generator is not None
+
+    def roles(self, splits: Iterable[str]) -> list[tuple[str, str, list[str]]]:
+        """For each fold, or the official split: what tests, what chooses (if it is not drawn), what trains.
+
+        Args:
+            splits: Fold or split of each clip.
+        """
+        if self.folds is None:
+            return [("test", "valid", ["train"])]
+        names = sorted(set(splits))
+        roles = []
+        for test, following in zip(names, names[1:] + names[:1], strict=True):
+            held = {test, following} if self.folds.valid == "next" else {test}
+            roles.append((test, following, [name for name in names if name not in held]))
+        return roles

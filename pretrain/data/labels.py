@@ -1,29 +1,19 @@
-"""Columns of CSV files about clips, and their labels."""
+"""Labels of the clips of a source."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_array
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from m2d_bench.errors import DataError
+from m2d_bench.tasks import index
 
-
-def read_columns(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Reads columns of a CSV file as text.
-
-    Raises:
-        DataError: It is no CSV file in UTF-8, or lacks a column.
-    """
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, usecols=columns)
-    except (ValueError, OSError) as error:  # ragged, empty, not UTF-8, or without a column
-        named = " and ".join(columns)
-        raise DataError(f"{path}: not a CSV file with a column {named} ({error}).") from error
+logger = logging.getLogger(__name__)
 
 
 def read_labels(path: Path, clips: Iterable[str]) -> tuple[tuple[str, ...], csr_array]:
@@ -40,12 +30,21 @@ def read_labels(path: Path, clips: Iterable[str]) -> tuple[tuple[str, ...], csr_
     Raises:
         DataError: It is no such file, or a clip is not in it.
     """
-    table = read_columns(path, ["file_name", "label"])
+    table = index.read_columns(path, ["file_name", "label"])[["file_name", "label"]].drop_duplicates()
+    if twice := table["file_name"][table["file_name"].duplicated()].tolist():
+        raise DataError(
+            f"{path}: {len(twice)} clips have two lines of different labels: {', '.join(twice[:5])}. "
+            "Give each one line, its labels separated by commas."
+        )
     cells = dict(zip(table["file_name"], table["label"], strict=True))
     try:
-        names = [[name.strip() for name in cells[clip].split(",") if name.strip()] for clip in clips]
+        names = [index.labels(cells[clip].split(",")) for clip in clips]
     except KeyError as error:
         raise DataError(f"{path}: has no row for the clip {error}. Every clip takes one.") from None
+    if unlabelled := names.count(()):
+        logger.warning("%s: %s of %s clips have no label.", path, unlabelled, len(names))
+    if not any(names):
+        raise DataError(f"{path}: none of the clips has a label.")
     binarizer = MultiLabelBinarizer(sparse_output=True)
     labels = csr_array(binarizer.fit_transform(names), dtype=np.float32)
     return tuple(map(str, binarizer.classes_)), labels

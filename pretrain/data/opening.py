@@ -10,10 +10,11 @@ from m2d_bench.encoders.frontend import SAMPLE_RATES
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.files import kinds
 from m2d_bench.pretrain.data import images, parts, shards
-from m2d_bench.pretrain.data.labels import read_columns, read_labels
+from m2d_bench.pretrain.data.labels import read_labels
 from m2d_bench.pretrain.data.listing import Paths
 from m2d_bench.pretrain.data.source import Source
 from m2d_bench.pretrain.data.sources import ArraySource, AudioSource, PreparedSource
+from m2d_bench.tasks import index
 
 _ALLOWED = (
     "Allowed are a folder that m2d-bench prepare wrote, a CSV file with the column file_name that lists .npy log-mels, "
@@ -78,9 +79,7 @@ def open_source(
 
 def _read_list(path: Path) -> list[str]:
     """The column file_name of a CSV file of `.npy` files."""
-    names: list[str] = read_columns(path, ["file_name"])["file_name"].tolist()
-    if not names:
-        raise DataError(f"{path}: lists no files.")
+    names: list[str] = index.read_columns(path, ["file_name"])["file_name"].tolist()
     if other := next((name for name in names if not name.lower().endswith(".npy")), None):
         raise DataError(f"{path}: lists {other!r}, which is no .npy file. {_ALLOWED}")
     return names

@@ -9,7 +9,7 @@ import torch
 from m2d_bench import linear
 from m2d_bench.encoders.check import check_encoder
 from m2d_bench.encoders.protocol import AudioEncoder, digest_of, facts_of, wrap
-from m2d_bench.errors import DataError, UsageError
+from m2d_bench.errors import AudioError, DataError, UsageError
 from tests.conftest import small_encoder
 
 
@@ -74,7 +74,7 @@ def test_what_a_module_lacks_is_said(attributes, says):
         (lambda n: torch.ones(n, 2, 4), UsageError, r"\[3, 2, 4\]"),
         (lambda n: torch.ones(n, 4, dtype=torch.int64), UsageError, "int64"),
         (lambda n: [[1.0]] * n, UsageError, "list"),
-        (lambda n: torch.tensor([[1.0], [float("nan")], [1.0]])[:n], DataError, r"NaN or infinity for b\.wav;"),
+        (lambda n: torch.tensor([[1.0], [float("nan")], [1.0]])[:n], DataError, r"NaN or infinity for b\.wav\.$"),
         (lambda n: torch.ones(n, n), UsageError, "3 numbers for a.wav, 1 before"),
     ],
 )
@@ -162,6 +162,20 @@ def test_an_encoder_that_is_no_module_says_its_digest():
         wrap(Plain()).digest  # noqa: B018
 
 
+@pytest.mark.parametrize("config", [{"name": "x"}, type("Config", (), {"name": None})])
+def test_an_encoder_whose_configuration_has_no_name_is_called_by_its_class(config):
+    encoder = Statistics()
+    encoder.config = config
+    assert wrap(encoder).name == "Statistics"
+
+
+def test_fp32_is_advised_only_to_whom_it_may_help():
+    encoder = Returning(lambda n: torch.full((n, 4), torch.inf))
+    encoder.precision = "bf16"
+    with pytest.raises(DataError, match=r"infinity for row 0; try --precision fp32\.$"):
+        wrap(encoder).scene_embeddings(torch.rand(8000))
+
+
 def test_every_broken_rule_of_an_encoder_is_found():
     class Leaky(Statistics):
         def scene_embeddings(self, waveform, lengths=None):
@@ -177,3 +191,112 @@ def test_every_broken_rule_of_an_encoder_is_found():
     }
     (finding,) = [f for f in check_encoder(Returning(lambda n: torch.ones(1, 4))) if f.rule == "scene embeddings"]
     assert "one row a clip" in finding.received
+
+
+@pytest.mark.parametrize("shape", [(4000, 2), (100, 1), (9000, 6)])
+def test_samples_by_channels_are_no_batch(shape):
+    for embed in (small_encoder().scene_embeddings, small_encoder().hidden_states, wrap(Statistics()).scene_embeddings):
+        with pytest.raises(AudioError, match=rf"got shape \[{shape[0]}, {shape[1]}\]: .*waveform\.mean\(1\)"):
+            embed(np.zeros(shape, dtype=np.float32))
+
+
+def test_many_short_clips_are_a_batch():
+    assert wrap(Statistics()).scene_embeddings(torch.rand(300, 200)).shape == (300, 2)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ([1.0, 0.5], r"float32 \[1\.0, 0\.5\]"),
+        (torch.tensor([799.7, 800.0]), "float32"),
+        (np.array([800.0, 400.0]), "float64"),
+        (torch.tensor([True, True]), r"bool \[True, True\]"),
+        ([[800, 800]], r"int64 \[800, 800\]"),
+        (800, r"int64 \[800\]"),
+        ([], r"float32 \[\]"),
+        ([800, None], "NoneType"),
+        (["800", "400"], "got"),
+        ([2**70, 1], "got"),
+    ],
+)
+def test_lengths_are_whole_samples(lengths, says):
+    for embed in (small_encoder().scene_embeddings, wrap(Statistics()).scene_embeddings):
+        with pytest.raises(AudioError, match=rf"lengths must be 2 whole numbers of samples.*{says}"):
+            embed(torch.rand(2, 800), lengths)
+
+
+def test_lengths_of_any_whole_type_are_taken():
+    waveform, encoder = torch.rand(2, 8000), wrap(Statistics())
+    expected = encoder.scene_embeddings(waveform, [8000, 400])
+    for lengths in (
+        np.array([8000, 400], dtype=np.int16),
+        torch.tensor([8000, 400]).int(),
+        torch.tensor([8000, 400]),
+        (8000, 400),
+    ):
+        assert torch.equal(encoder.scene_embeddings(waveform, lengths), expected)
+
+
+class Frames(Returning):
+    """Returns what it is told as hidden states and as timestamp embeddings."""
+
+    def hidden_states(self, waveform, lengths=None):
+        return self.output(len(waveform))
+
+    timestamp_embeddings = hidden_states
+
+
+@pytest.mark.parametrize(
+    ("method", "output", "error", "says"),
+    [
+        ("hidden_states", lambda n: None, UsageError, "a list of layers; it returned NoneType"),
+        ("hidden_states", lambda n: [], UsageError, "a list of layers; it returned list"),
+        ("hidden_states", lambda n: [torch.ones(n, 5)], UsageError, r"floats \[2, T, D\].* Tensor .*\[2, 5\]"),
+        ("hidden_states", lambda n: [torch.ones(1, 5, 4)], UsageError, r"\[1, 5, 4\] for row 0"),
+        ("hidden_states", lambda n: [torch.ones(n, 5, 4) / 0], DataError, "infinity for row 0, row 1"),
+        ("timestamp_embeddings", lambda n: torch.ones(n, 5, 4), UsageError, "must return embeddings and timestamps"),
+        ("timestamp_embeddings", lambda n: (torch.ones(n, 5, 4), torch.ones(5)), UsageError, r"\[2, 5\].* \[5\]"),
+        ("timestamp_embeddings", lambda n: (torch.ones(n, 5, 4), torch.ones(n, 4)), UsageError, r"\[2, 4\] for row 0"),
+    ],
+)
+def test_frames_an_encoder_returns_are_checked(method, output, error, says):
+    with pytest.raises(error, match=says):
+        getattr(wrap(Frames(output)), method)(torch.rand(2, 8000))
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (lambda n: np.array([["x"]] * n, dtype=object), "ndarray object"),
+        (lambda n: np.ones((n, 4), dtype=complex), "complex128"),
+        (lambda n: torch.ones(n, 4).to_sparse(), "Tensor"),
+        (lambda n: torch.ones(n, 4, device="meta"), "Tensor"),
+        (lambda n: torch.ones(()), r"float32 \[\]"),
+        (lambda n: (torch.ones(n, 4), None), "tuple"),
+    ],
+)
+def test_an_embedding_is_a_plain_tensor_or_array(output, says):
+    with pytest.raises(UsageError, match=rf"scene_embeddings of Returning must return .*floats \[2, D\].*{says}"):
+        wrap(Returning(output)).scene_embeddings(torch.rand(2, 8000))
+
+
+def test_an_embedding_too_large_for_float32_is_not_finite():
+    with pytest.raises(DataError, match="infinity for row 0"):
+        wrap(Returning(lambda n: torch.full((n, 4), 1e300, dtype=torch.float64))).scene_embeddings(torch.rand(1, 8000))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("scene_embedding_size", "many", "is 'many'; it must be a whole number above 0"),
+        ("scene_embedding_size", 0, "is 0"),
+        ("timestamp_embedding_size", 8.5, r"is 8\.5; it must be a whole number"),
+        ("hop_ms", float("nan"), "is nan; it must be a number above 0"),
+        ("hop_ms", True, "is True"),
+    ],
+)
+def test_a_number_an_encoder_declares_is_checked(name, value, says):
+    encoder = Returning(lambda n: torch.ones(n, 4))
+    setattr(encoder, name, value)
+    with pytest.raises(UsageError, match=f"{name} of Returning {says}"):
+        getattr(wrap(encoder), name)

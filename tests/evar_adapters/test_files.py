@@ -76,7 +76,7 @@ def test_a_file_that_is_no_metadata_is_refused(tmp_path, header, rows, error, sa
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     with pytest.raises(error, match=says):
-        tasks.get(f"evar:{path}")
+        dataset.load(tasks.get(f"evar:{path}"), Storage())
 
 
 def test_missing_files_are_named(tmp_path):

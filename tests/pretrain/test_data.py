@@ -11,6 +11,7 @@ import torch
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.pretrain.data import Crop, CropLoader, EpochSampler, Source, measure_norm_stats, open_source, shards
+from m2d_bench.pretrain.data.labels import read_labels
 from m2d_bench.pretrain.data.loader import CHUNK
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
@@ -233,13 +234,13 @@ def test_what_a_path_may_hold_is_said_where_it_holds_something_else(tmp_path):
     with pytest.raises(DataError, match=r"holds files: 1 \.npy, 1 without suffix\. Allowed are"):
         open_source(tmp_path, FRAMES)
     write_list(tmp_path / "other.csv", ["a.npy"], column="path")
-    with pytest.raises(DataError, match="not a CSV file with a column file_name"):
+    with pytest.raises(DataError, match="no column file_name; it has"):
         open_source(tmp_path / "other.csv", FRAMES)
     write_list(tmp_path / "wav.csv", ["a.wav"])
     with pytest.raises(DataError, match=r"lists 'a.wav', which is no \.npy file"):
         open_source(tmp_path / "wav.csv", FRAMES)
     write_list(tmp_path / "none.csv", [])
-    with pytest.raises(DataError, match="lists no files"):
+    with pytest.raises(DataError, match="nothing below"):
         open_source(tmp_path / "none.csv", FRAMES)
 
 
@@ -488,8 +489,39 @@ def test_a_clip_without_labels_is_named(arrays, tmp_path):
     with pytest.raises(DataError, match=r"labels\.csv: has no row for the clip 'lms/1\.npy'"):
         open_source(arrays / "files.csv", FRAMES, labels=tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("file_name\nlms/0.npy\n")
-    with pytest.raises(DataError, match="column file_name and label"):
+    with pytest.raises(DataError, match="no column label; it has file_name"):
         open_source(arrays / "files.csv", FRAMES, labels=tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes", "says"),
+    [
+        (["Stör ", "owl,, Sto\u0308r", "owl"], ("Stör", "owl"), ""),
+        (["owl", " , ", "wren"], ("owl", "wren"), "1 of 3 clips have no label"),
+    ],
+)
+def test_labels_are_read_as_those_of_tasks_are(tmp_path, caplog, cells, classes, says):
+    path = tmp_path / "labels.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["file_name", "label"], *([f"{i}.wav", cell] for i, cell in enumerate(cells))])
+    found, rows = read_labels(path, ["0.wav", "1.wav", "2.wav"])
+    assert (found, rows.shape) == (classes, (3, 2))
+    assert says in caplog.text
+    assert bool(says) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["0.wav,owl", "0.wav,wren"], r"1 clips have two lines of different labels: 0\.wav"),
+        (['0.wav,","'], "none of the clips has a label"),
+        ([], "nothing below"),
+    ],
+)
+def test_labels_that_contradict_or_are_not_there_are_refused(tmp_path, lines, says):
+    (tmp_path / "labels.csv").write_text("\n".join(["file_name,label", *lines]))
+    with pytest.raises(DataError, match=says):
+        read_labels(tmp_path / "labels.csv", ["0.wav"])
 
 
 def test_clips_without_labels_carry_none(arrays):

@@ -1,5 +1,7 @@
 """The upstreams under s3prl's contract, and how users name weights and statistics."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -183,10 +185,20 @@ def test_weights_are_found_without_k(tmp_path, monkeypatch):
     assert ENTRIES["m2d_s"](ckpt=f"{weights},ks").encoder.config.norm_stats == (-11.50626, 4.31486)
 
 
-@pytest.mark.parametrize("wavs", [[], [torch.zeros(0)], [torch.zeros(2, 16000)]])
+@pytest.mark.parametrize(
+    "wavs", [[], [torch.zeros(0)], [torch.zeros(2, 16000)], [torch.zeros(16000, 2)], [np.zeros(16000)]]
+)
 def test_what_is_no_list_of_waveforms_is_refused(wavs):
-    with pytest.raises(AudioError, match="1-D waveforms"):
-        upstream()(wavs)
+    for model in (upstream(), CalcNorm()):
+        with pytest.raises(AudioError, match="1-D waveforms"):
+            model(wavs)
+
+
+@pytest.mark.parametrize("wavs", [torch.zeros(4000, 2), [torch.zeros(16000), torch.tensor([0.1, math.nan])]])
+def test_what_is_surely_no_sound_is_refused(wavs):
+    for model in (upstream(), CalcNorm()):
+        with pytest.raises(AudioError, match=r"\[4000, 2\]|NaN .* row\(s\) \[1\]"):
+            model(wavs)
 
 
 def test_statistics_are_numpys_whatever_the_order_and_lengths():

@@ -114,7 +114,7 @@ def test_incomplete_data_is_refused(tmp_path, tones):
     (tmp_path / "tiny" / "c.wav").unlink()
     with pytest.raises(DataError, match=r"1 of 4 files.*c\.wav"):
         dataset.load(tiny_task(), storage)
-    with pytest.raises(DataError, match="no column 'fold'"):
+    with pytest.raises(DataError, match="no column fold"):
         dataset.load(tiny_task(folds=Folds(column="fold", count=2)), storage)
 
 

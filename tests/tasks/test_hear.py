@@ -207,7 +207,7 @@ def test_a_folder_that_is_none_says_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("labelvocabulary.csv", "idx,name\n0,tone0\n", "columns idx and label"),
+        ("labelvocabulary.csv", "idx,name\n0,tone0\n", "no column label; it has idx, name"),
         ("labelvocabulary.csv", "idx,label\n0,tone0\n0,tone1\n5,tone2\n5,tone3\n", "each once; got 0, 0, 5, 5"),
         ("valid.json", "{}", "names no clip"),
         ("labelvocabulary.csv", "idx,label\n0,tone0\n", "no class of the task: tone1, tone2"),
