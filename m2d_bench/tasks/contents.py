@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from m2d_bench import __version__, audio
+from m2d_bench import audio, runs
 from m2d_bench.errors import AudioError
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
 from m2d_bench.settings import read_checked, write_checked
 
 logger = logging.getLogger(__name__)
-
-_READER = f"{__version__} {soundfile.__libsndfile_version__}"
-"""What decoded the files: another version may find other faults, or none."""
 
 _SETTLED = 2 * 10**9
 """Nanoseconds after which a change of a file shows in its times, whatever their resolution."""
@@ -87,7 +83,7 @@ class Contents:
             for file in settled:
                 remembered[file] = {"mark": marks[file], "content": asdict(self._known[file])}
             try:
-                write_checked(self._path, json.dumps({"reader": _READER, "files": remembered}).encode())
+                write_checked(self._path, json.dumps({"reader": _reader(), "files": remembered}).encode())
             except OSError as error:  # the cache is read-only or full: they are read again
                 logger.info("%s: not written (%s).", self._path, error)
 
@@ -95,7 +91,13 @@ class Contents:
         """Marks and contents of files by an earlier call with the same reader."""
         stored = self._path and read_checked(self._path)
         facts = json.loads(stored) if stored else {}
-        return facts["files"] if facts.get("reader") == _READER else {}
+        return facts["files"] if facts.get("reader") == _reader() else {}
+
+
+def _reader() -> list[str]:
+    """What decodes files: another version may find other faults in them, or none."""
+    versions = runs.environment("")["versions"]
+    return [versions["m2d-bench"], versions["soundfile"]]
 
 
 def _mark(path: Path) -> list[int]:

@@ -1,10 +1,9 @@
 """Clips are embedded once, shard by shard, whatever breaks on the way."""
 
 import errno
+import multiprocessing
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -159,29 +158,45 @@ def test_embeddings_that_are_not_finite_are_not_stored(storage):
     assert not list(storage.cache_root.rglob("*.npy"))
 
 
+class Slow(Counting):
+    """Takes its time, as encoders do."""
+
+    seconds = 0.05
+
+    def scene_embeddings(self, waveform):
+        time.sleep(self.seconds)
+        return super().scene_embeddings(waveform)
+
+
+def counted(storage, results):
+    encoder = Slow()
+    embeddings.encode(encoder, dataset.load(tasks.get("esc10"), storage), COMPUTE, storage)
+    results.put(encoder.clips)
+
+
 def test_processes_that_share_a_cache_encode_each_shard_once(storage):
-    data = dataset.load(tasks.get("esc10"), storage)
-    code = (
-        "from tests.evaluation.test_embeddings import *; import time\n"
-        "class Slow(Counting):\n"
-        "    def scene_embeddings(self, waveform):\n"
-        "        time.sleep(0.05)\n"
-        "        return super().scene_embeddings(waveform)\n"
-        f"storage = Storage(data={str(storage.data)!r}, cache={str(storage.cache)!r})\n"
-        "encoder, data = Slow(), dataset.load(tasks.get('esc10'), storage)\n"
-        "while not (storage.cache_root / 'go').exists(): time.sleep(0.01)\n"
-        "embeddings.encode(encoder, data, COMPUTE, storage)\n"
-        "print(encoder.clips)"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    time.sleep(1)
-    (storage.cache_root / "go").touch()
-    counts = [int(process.communicate()[0]) for process in processes]
+    context = multiprocessing.get_context("fork")
+    results, encoder = context.Queue(), Counting()
+    processes = [context.Process(target=counted, args=(storage, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    counts = [results.get(timeout=60) for _ in processes]
     assert sum(counts) == 400
-    assert min(counts) > 0
-    encoder = Counting()
-    embeddings.encode(encoder, data, COMPUTE, storage)
+    assert sorted(counts)[1] > 0
+    embeddings.encode(encoder, dataset.load(tasks.get("esc10"), storage), COMPUTE, storage)
     assert encoder.clips == 0
+
+
+def test_a_killed_process_blocks_no_other(storage, monkeypatch):
+    monkeypatch.setattr(Slow, "seconds", 600)
+    process = multiprocessing.get_context("fork").Process(target=counted, args=(storage, None))
+    process.start()
+    while not list(storage.cache_root.rglob("00000.lock")):
+        time.sleep(0.01)
+    process.kill()
+    encoder = Counting()
+    embeddings.encode(encoder, dataset.load(tasks.get("esc10"), storage), COMPUTE, storage)
+    assert encoder.clips == 400
 
 
 def test_a_shard_that_another_process_is_encoding_is_left_for_last(storage, monkeypatch):
