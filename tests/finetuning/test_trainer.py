@@ -502,6 +502,9 @@ def test_files_that_cannot_be_opened_are_named_before_training(place, tmp_path):
         (tmp_path / "broken" / "work" / "16k" / "spcv2" / name).write_bytes(b"no sound")
     with pytest.raises(TasksFailed, match=r"(?s)2 of 45 clips cannot be read.*3\.wav.*5\.wav"):
         train({**place, "splits": task})
+    run = train({**place, "splits": task}, values={"epochs": 1}, on_bad_file="skip")
+    assert list(run.settings["left_out"]) == ["3.wav", "5.wav"]
+    assert run.task["n_clips"] == 43
 
 
 # Records, and what is left
