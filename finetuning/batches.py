@@ -138,22 +138,12 @@ class ClipCache:
         sample_rate: Hz.
         jobs: Threads; 0 means one a core.
         memory: Bytes of waveforms to keep.
-
-    Raises:
-        DataError: Files that cannot be opened; all are named.
     """
 
     def __init__(self, dataset: Dataset, sample_rate: int, jobs: int, memory: float) -> None:
         self.dataset, self.sample_rate, self.jobs = dataset, sample_rate, jobs
         self._free, self._cached = memory, dict[int, np.ndarray]()
-        durations, failures = dataset.durations(jobs)
-        if failures:
-            more = " …" if len(failures) > 10 else ""
-            raise DataError(
-                f"{dataset.task.name}: {len(failures)} of {len(dataset.files)} files cannot be opened. Repair or "
-                f"replace: {'; '.join(failures[:10])}{more}"
-            )
-        self._longer = dataset.longer(durations)
+        self._longer = dataset.longer
 
     def read(self, clip: int, offset: float = 0.0) -> np.ndarray:
         """A clip's waveform, see `Dataset.waveform`, [S] float32."""

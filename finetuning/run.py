@@ -118,7 +118,8 @@ class _Job:
         command: str,
     ) -> None:
         self.fabric, self.pretrained, self.recipe, self.settings = fabric, pretrained, recipe, settings
-        self.dataset = datasets.load(task, settings, pretrained.config.sample_rate)
+        dataset = datasets.load(task, settings, pretrained.config.sample_rate, settings.jobs)
+        self.dataset = dataset.readable(settings.on_bad_file)
         self.best_by = _best_by(self.dataset, settings)
         self.record = replace(self._blank_run(), command=command)
 
@@ -278,6 +279,7 @@ class _Job:
                 "best_by": self.best_by,
                 "precision": _PRECISIONS[self.fabric.strategy.precision.precision],
                 "validation_fraction": VALIDATION_FRACTION if drawn else None,
+                **({"left_out": self.dataset.left_out} if self.dataset.left_out else {}),
             },
             repeated=tuple(repeated),
             environment=runs.environment(f"{self.fabric.device}{devices}"),

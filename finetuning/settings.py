@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from m2d_bench.output import Names
-from m2d_bench.settings import Storage
+from m2d_bench.settings import OnBadFile, Storage
 from m2d_bench.training.launch import Precision
 
 BestBy = Literal["auto", "valid", "test", "last"]
@@ -37,6 +37,8 @@ class FinetuneSettings(Storage):
         resume: Go on where an unfinished training stopped.
         force: Train finished seeds and folds anew.
         keep_predictions: Also keep what each test clip scored, beside the record.
+        on_bad_file: Sound files that cannot be read make their task fail (stop), or are left out of it (skip), which
+            the record tells.
         resume_minutes: Minutes between files to go on from.
         log_steps: Steps between records of the log.
     """
@@ -55,5 +57,6 @@ class FinetuneSettings(Storage):
     resume: bool = False
     force: bool = False
     keep_predictions: bool = False
+    on_bad_file: OnBadFile = "stop"
     resume_minutes: NonNegativeFloat = 5.0
     log_steps: PositiveInt = 20

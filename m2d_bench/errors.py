@@ -23,6 +23,10 @@ class DataError(M2DBenchError):
     """A data set is missing, incomplete or not laid out as its authors publish it."""
 
 
+class StorageError(M2DBenchError):
+    """A folder is full or cannot be written to."""
+
+
 class RunError(M2DBenchError):
     """A run record cannot be read or written."""
 

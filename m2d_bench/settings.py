@@ -2,9 +2,12 @@
 
 # No postponed annotations here: the command line reads the types of these fields from other modules' subclasses.
 
+import errno
+import hashlib
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,13 +17,22 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import platformdirs
 from pydantic import NonNegativeInt, PositiveInt
 
-from m2d_bench.errors import UsageError
+from m2d_bench.errors import StorageError, UsageError
 from m2d_bench.values import Checked
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+OnBadFile = Literal["stop", "skip"]
+"""What becomes of a task with sound files that cannot be read: it fails and names all, or is scored without them."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+_CHECKSUM = 32
+"""Bytes of a SHA-256 digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +138,55 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # of what is written the system does not say where
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Writes a file of the cache with its SHA-256 behind the content, whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+        file.write(hashlib.sha256(content).digest())
+
+
+def read_checked(path: Path) -> bytes | None:
+    """The content of a file of the cache; None where it is missing, or is not what `write_checked` wrote."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    content, checksum = stored[:-_CHECKSUM], stored[-_CHECKSUM:]
+    return content if hashlib.sha256(content).digest() == checksum else None
+
+
+@contextmanager
+def writing(folder: Path, needed: int, option: str) -> Iterator[None]:
+    """Explains why the system refuses to write into a folder.
+
+    Args:
+        folder: The folder that the user named.
+        needed: Bytes that are going to be written.
+        option: What names another folder.
+
+    Raises:
+        StorageError: It is full, or cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL | _REFUSED:
+            raise
+        reason, remedy = f"cannot be written to ({error.strerror})", "Name"
+        if error.errno in _FULL:
+            free = shutil.disk_usage(folder).free
+            reason, remedy = f"the disk is full, {free / 2**20:.1f} MiB are free", "Make room, or name"
+        raise StorageError(
+            f"{folder}: {reason}; {needed / 2**20:.1f} MiB are to be written. {remedy} another folder with {option}."
+        ) from error
 
 
 def make_folder(folder: Path) -> None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from m2d_bench import audio
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
-from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.errors import AudioError, UsageError
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
-from m2d_bench.settings import Compute, Storage, file_name, make_folder, replacing
+from m2d_bench.settings import Compute, Storage, file_name, make_folder, read_checked, replacing, write_checked, writing
 from m2d_bench.tasks.dataset import Dataset
+
+logger = logging.getLogger(__name__)
 
 _SHARD = 64
 """Clips a file of the cache; a killed run loses at most one shard."""
@@ -46,6 +52,8 @@ class Embeddings:
 def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage) -> Embeddings:
     """Embeds every clip of a data set, or reads what an earlier call left in the cache.
 
+    Processes that share a cache share the work: each shard is encoded by one of them.
+
     Args:
         encoder: Any encoder.
         dataset: The clips.
@@ -54,30 +62,33 @@ def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: S
 
     Raises:
         UsageError: The encoder does not keep the contract.
-        DataError: Clips that cannot be decoded or embedded; all are named, and the work on the others is kept.
+        DataError: Clips that cannot be decoded, all named, before any is embedded; or that cannot be embedded.
+        StorageError: The cache lacks embeddings and cannot be written to.
     """
-    encoder = wrap(encoder)
-    durations, _ = dataset.durations(compute.jobs)  # what is wrong with a file is said when it is read
-    longer = np.flatnonzero(dataset.longer(durations))
-    views = [(clip, False) for clip in range(len(dataset.files))] + [(int(clip), True) for clip in longer]
-    folder = storage.cache_root / "embeddings" / encoder.digest / _key(encoder, dataset)
-    folder.mkdir(parents=True, exist_ok=True)
-    failures: list[str] = []
-    shards = [views[i : i + _SHARD] for i in range(0, len(views), _SHARD)]
-    with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops") as advance:
-        for number, shard in enumerate(shards):
-            path = folder / f"{number:05d}.npy"
-            if not _is_whole(path, len(shard), encoder.scene_embedding_size):
-                _encode_shard(encoder, dataset, shard, path, compute, failures)
-            advance(len(shard))
-    if failures:
-        raise DataError(
-            f"{dataset.task.name}: {len(failures)} of {len(dataset.files)} clips cannot be used; the work on "
-            f"the others is kept. Repair or replace: {'; '.join(failures[:10])}{' …' if len(failures) > 10 else ''}"
-        )
+    encoder, dataset = wrap(encoder), dataset.readable()
+    views = [(clip, False) for clip in range(len(dataset.files))]
+    views += [(int(clip), True) for clip in np.flatnonzero(dataset.longer)]
     features = np.empty((len(views), encoder.scene_embedding_size), dtype=np.float32)
-    for number, shard in enumerate(shards):
-        features[number * _SHARD :][: len(shard)] = np.load(folder / f"{number:05d}.npy")
+    folder = storage.cache_root / "embeddings" / encoder.digest / _key(encoder, dataset)
+    shards = [
+        _Shard(folder / f"{number:05d}.npy", views[start : start + _SHARD], features[start : start + _SHARD])
+        for number, start in enumerate(range(0, len(views), _SHARD))
+    ]
+    with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops") as advance:
+
+        def filled(shard: _Shard, fill: Callable[[_Shard], bool]) -> bool:
+            if done := fill(shard):
+                advance(len(shard.views))
+            return done
+
+        missing = [shard for shard in shards if not filled(shard, _Shard.read)]
+        if damaged := sum(shard.path.exists() for shard in missing):
+            logger.warning("%s: the cache was damaged: %d shards are remade.", folder, damaged)
+        needed = sum(shard.rows.nbytes for shard in missing)
+        with writing(storage.cache_root, needed, "--cache"):
+            for wait in (False, True):  # at first for none that another process is encoding
+                make = partial(_make, encoder=encoder, dataset=dataset, compute=compute, wait=wait)
+                missing = [shard for shard in missing if not filled(shard, make)]
     clips = torch.tensor([clip for clip, _ in views])
     crop_rows = torch.arange(len(dataset.files))
     crop_rows[clips[len(dataset.files) :]] = torch.arange(len(dataset.files), len(views))
@@ -91,37 +102,62 @@ def _key(encoder: Encoder, dataset: Dataset) -> str:
     return f"{file_name(task.name)}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
-def _is_whole(path: Path, rows: int, size: int) -> bool:
-    """Whether a shard is there and complete; one that a crash cut short is made again."""
+@dataclass(frozen=True)
+class _Shard:
+    """A file of the cache: an array in NumPy's format, and its checksum.
+
+    Args:
+        path: The file.
+        views: Clips, and whether each is cropped.
+        rows: Where their embeddings are wanted, [n, D].
+    """
+
+    path: Path
+    views: Sequence[tuple[int, bool]]
+    rows: np.ndarray
+
+    def read(self) -> bool:
+        """Fills the rows, where the file is there and whole."""
+        content = read_checked(self.path)
+        if content is None:
+            return False
+        stored = np.load(BytesIO(content), allow_pickle=False)
+        whole = stored.dtype == self.rows.dtype and stored.shape == self.rows.shape and np.isfinite(stored).all()
+        if whole:
+            self.rows[:] = stored
+        return bool(whole)
+
+    def write(self) -> None:
+        """Writes the rows."""
+        file = BytesIO()
+        np.save(file, self.rows)
+        write_checked(self.path, file.getvalue())
+
+
+def _make(shard: _Shard, *, encoder: Encoder, dataset: Dataset, compute: Compute, wait: bool) -> bool:
+    """Encodes a shard unless another process did so meanwhile; False where one is doing so and is not waited for."""
+    shard.path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return bool(np.load(path, mmap_mode="r").shape == (rows, size))
-    except (OSError, ValueError, EOFError):
+        with FileLock(shard.path.with_suffix(".lock"), timeout=-1 if wait else 0):
+            if not shard.read():
+                _encode_shard(encoder, dataset, shard, compute)
+                shard.write()
+    except Timeout:
         return False
+    return True
 
 
-def _encode_shard(
-    encoder: Encoder,
-    dataset: Dataset,
-    views: Sequence[tuple[int, bool]],
-    path: Path,
-    compute: Compute,
-    failures: list[str],
-) -> None:
-    """Writes the embeddings of one shard's clips; with a clip that cannot be read, adds to the failures instead."""
+def _encode_shard(encoder: Encoder, dataset: Dataset, shard: _Shard, compute: Compute) -> None:
+    """Fills the rows of a shard."""
 
-    def read(view: tuple[int, bool]) -> np.ndarray | AudioError:
+    def read(view: tuple[int, bool]) -> np.ndarray:
         clip, crop = view
-        try:
-            return dataset.waveform(clip, encoder.sample_rate, place=dataset.crop_place(clip) if crop else 0.0)
-        except AudioError as error:
-            return error
+        return dataset.waveform(clip, encoder.sample_rate, place=dataset.crop_place(clip) if crop else 0.0)
 
-    names = [dataset.files[clip] for clip, _ in views]
-    waveforms = map_ahead(read, views, compute.jobs, 2 * compute.batch_size)
-    embeddings = _embed(encoder, names, waveforms, compute.batch_size, failures)
-    if len(embeddings) == len(views):
-        with replacing(path) as file:
-            np.save(file, np.stack(list(embeddings.values())))
+    names = [dataset.files[clip] for clip, _ in shard.views]
+    waveforms = map_ahead(read, shard.views, compute.jobs, 2 * compute.batch_size)
+    for row, embedding in _embed(encoder, names, waveforms, compute.batch_size, []).items():
+        shard.rows[row] = embedding
 
 
 def _embed(

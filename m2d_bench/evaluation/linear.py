@@ -64,7 +64,6 @@ def linear(
     settings = replace(settings, **changes)
     chosen = tasks.get_all(task_names)
     make_folder(settings.runs_root)
-    make_folder(settings.cache_root)
     loaded = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
     encoder = wrap(loaded)
     done: list[Run] = []
@@ -83,7 +82,7 @@ def linear(
 
 def _evaluate(encoder: Encoder, task: Task, settings: LinearSettings, command: str) -> Run:
     """One task: its record with the scores of all seeds asked for."""
-    dataset = datasets.load(task, settings, encoder.sample_rate)
+    dataset = datasets.load(task, settings, encoder.sample_rate, settings.jobs).readable(settings.on_bad_file)
     run = replace(_blank_run(encoder, dataset, settings), command=command)
     n_folds = run.task["n_folds"]
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
@@ -201,6 +200,7 @@ def _blank_run(encoder: Encoder, dataset: Dataset, settings: LinearSettings) -> 
             "encoder_precision": encoder.precision,
             "validation_fraction": VALIDATION_FRACTION if drawn else None,
             "train_fraction": settings.train_fraction,
+            **({"left_out": dataset.left_out} if dataset.left_out else {}),
         },
         repeated=repeated,
         environment=runs.environment(str(settings.torch_device())),

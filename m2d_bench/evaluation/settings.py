@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from m2d_bench.settings import Compute, Storage
+from m2d_bench.settings import Compute, OnBadFile, Storage
 from m2d_bench.values import Checked
 
 
@@ -44,6 +44,8 @@ class LinearSettings(ProbeSettings, Compute, Storage):
         force: Compute finished seeds anew.
         train_fraction: Share of the training clips to train on, drawn anew for each seed and fold.
         keep_predictions: Also keep what each test clip scored, and the validation scores, beside the record.
+        on_bad_file: Sound files that cannot be read make their task fail (stop), or are left out of it (skip), which
+            the record tells.
     """
 
     seeds: PositiveInt = 6
@@ -51,3 +53,4 @@ class LinearSettings(ProbeSettings, Compute, Storage):
     force: bool = False
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     keep_predictions: bool = False
+    on_bad_file: OnBadFile = "stop"

@@ -9,8 +9,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -20,12 +21,12 @@ import soundfile
 from filelock import FileLock
 
 from m2d_bench import audio
-from m2d_bench.errors import AudioError, DataError
-from m2d_bench.parallel import map_ahead
+from m2d_bench.errors import DataError
 from m2d_bench.progress import track
 from m2d_bench.registry import resolve
-from m2d_bench.settings import Storage
-from m2d_bench.tasks import index, leaks
+from m2d_bench.settings import OnBadFile, Storage, writing
+from m2d_bench.tasks import index
+from m2d_bench.tasks.contents import Content, Contents
 from m2d_bench.tasks.task import Entry, Layout, Task
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Dataset:
         classes: Class names in order, [C].
         labels: [N] int64 class numbers, or [N, C] float32 multi-hot.
         splits: Fold of each clip, or its split (train, valid, test), [N] strings.
+        contents: What is in the clips' files.
+        left_out: Clips of the index that are left out because they cannot be read.
     """
 
     task: Task
@@ -55,17 +58,15 @@ class Dataset:
     classes: tuple[str, ...]
     labels: np.ndarray
     splits: np.ndarray
+    contents: Contents
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the clips: names, content, labels and splits, 16 hexadecimal digits.
-
-        The content counts by its size and three samples of it, so that large data sets are not read twice.
-        """
+        """Identity of the clips: names, content, labels and splits, 16 hexadecimal digits."""
         sha = hashlib.sha256()
-        for file, split in zip(self.files, self.splits, strict=True):
-            sha.update(f"{file}\0{split}\0".encode())
-            sha.update(_sampled(self.root / file))
+        for file, split, content in zip(self.files, self.splits, self._contents, strict=True):
+            sha.update(f"{file}\0{split}\0{content.digest}\0".encode(errors="surrogateescape"))
         sha.update("\0".join(self.classes).encode())
         sha.update(self.labels.tobytes())
         return sha.hexdigest()[:16]
@@ -82,7 +83,7 @@ class Dataset:
             "domain": task.domain,
             "synthetic": task.synthetic,
             "n_classes": task.n_classes,
-            "n_clips": task.n_clips,
+            "n_clips": len(self.files),
             "n_folds": task.folds.count if task.folds else 1,
             "fingerprint": self.fingerprint,
             "warnings": list(self.warnings),
@@ -92,10 +93,14 @@ class Dataset:
     def warnings(self) -> tuple[str, ...]:
         """What makes scores doubtful, in a line each that names the first few clips or classes."""
         splits = self.splits.tolist()
+        alike: dict[str, list[int]] = {}
+        for clip, content in enumerate(self._contents):
+            alike.setdefault(content.digest, []).append(clip)
         copies = [
             f"{_first([*dict.fromkeys(self.files[clip] for clip in group)], ' = ', 3)} "
             f"({', '.join(dict.fromkeys(splits[clip] for clip in group))})"
-            for group in leaks.across_splits(self.root, self.files, splits)
+            for digest, group in alike.items()
+            if digest and len({splits[clip] for clip in group}) > 1
         ]
         lines = Counter(zip(self.files, splits, strict=True))
         untrained = [
@@ -122,31 +127,42 @@ class Dataset:
         numbers = [int(found)] if found.ndim == 0 else np.flatnonzero(found).tolist()
         return tuple(self.classes[number] for number in numbers)
 
-    def durations(self, jobs: int = 0) -> tuple[np.ndarray, list[str]]:
-        """Durations of the clips in seconds by their headers, NaN where one cannot be opened, and what is wrong there.
+    @property
+    def _contents(self) -> list[Content]:
+        return self.contents.of(self.files, self.task.name)
+
+    def readable(self, on_bad_file: OnBadFile = "stop") -> Dataset:
+        """The clips, once all were decoded; without those that cannot be where these are to be skipped.
 
         Args:
-            jobs: Threads; 0 means one a core.
+            on_bad_file: stop or skip.
+
+        Raises:
+            DataError: Clips that cannot be decoded, all named, where they are not to be skipped; or none is left.
         """
-        failures = []
+        faults = {clip: content.fault for clip, content in enumerate(self._contents) if content.fault}
+        if not faults:
+            return self
+        kept = [clip for clip in range(len(self.files)) if clip not in faults]
+        what = f"{self.task.name}: {len(faults)} of {len(self.files)} clips cannot be read"
+        if on_bad_file == "stop" or not kept:
+            raise DataError(
+                f"{what}: {'; '.join(faults.values())} Repair or replace them, or leave them out with "
+                "--on-bad-file skip, which the record tells."
+            )
+        logger.warning("%s and are left out of the score: %s", what, "; ".join(faults.values()))
+        return replace(
+            self,
+            files=tuple(self.files[clip] for clip in kept),
+            labels=self.labels[kept],
+            splits=self.splits[kept],
+            left_out=tuple(self.files[clip] for clip in faults),
+        )
 
-        def duration(file: str) -> float | AudioError:
-            try:
-                return audio.duration(self.root / file)
-            except AudioError as error:
-                return error
-
-        found = np.full(len(self.files), np.nan)
-        headers = map_ahead(duration, self.files, jobs, ahead=256)
-        for clip, each in enumerate(track(headers, f"Opening {self.task.name}", len(self.files), "files")):
-            if isinstance(each, AudioError):
-                failures.append(str(each))
-            else:
-                found[clip] = each
-        return found, failures
-
-    def longer(self, durations: np.ndarray) -> np.ndarray:
+    @property
+    def longer(self) -> np.ndarray:
         """Whether each clip is longer than the unit duration, so that its training view is a random crop, [N]."""
+        durations = np.array([content.seconds for content in self._contents])
         return durations > self.task.clip_seconds + CROP_TOLERANCE
 
     def crop_place(self, clip: int) -> float:
@@ -172,24 +188,14 @@ class Dataset:
         return np.pad(waveform, (0, samples - len(waveform)))
 
 
-def _sampled(path: Path) -> bytes:
-    """Size of a file, and 4 KiB each of its start, middle and end."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        parts = [size.to_bytes(8, "little")]
-        for start in (0, size // 2, max(0, size - 4096)):
-            file.seek(start)
-            parts.append(file.read(4096))
-    return b"".join(parts)
-
-
-def load(task: Task, storage: Storage, sample_rate: int = 16000) -> Dataset:
+def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) -> Dataset:
     """Finds a task's clips, or generates them, checks that all are there, and warns of what makes scores doubtful.
 
     Args:
         task: The task.
         storage: Data folder for published data sets, cache folder for generated ones.
         sample_rate: Hz that will be asked for; chooses among copies of the clips at several rates.
+        jobs: Threads that read the clips; 0 means one a core.
 
     Raises:
         DataError: Not found, files missing, or other numbers of clips, classes or folds than the task has.
@@ -204,7 +210,15 @@ def load(task: Task, storage: Storage, sample_rate: int = 16000) -> Dataset:
         entries = _read_entries(task, root, layout)
     files, cells, splits = zip(*entries, strict=True) if entries else ((), (), ())
     classes, labels = _labels(task, files, cells)
-    dataset = Dataset(task=task, root=root, files=files, classes=classes, labels=labels, splits=np.array(splits, str))
+    dataset = Dataset(
+        task=task,
+        root=root,
+        files=files,
+        classes=classes,
+        labels=labels,
+        splits=np.array(splits, str),
+        contents=Contents(root, storage.cache_root, jobs),
+    )
     _check(dataset)
     for warning in dataset.warnings:
         logger.warning("%s", warning)
@@ -233,28 +247,32 @@ GENERATED = Layout(folders=(), index="index.csv", file="audio/{filename}")
 
 def generated(task: Task, cache: Path) -> Path:
     """Folder of a synthetic task in the cache; generated there once, whole or not at all."""
+    from m2d_bench.tasks.synthetic.scene import SAMPLE_RATE
+
     root = cache / "tasks" / f"{task.name}-v{task.version}"
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{root}.lock"):
-        if not root.exists():
-            partial = Path(f"{root}.part")
-            shutil.rmtree(partial, ignore_errors=True)
-            (partial / "audio").mkdir(parents=True)
-            _write_clips(task, partial)
-            os.replace(partial, root)
+    if root.exists():  # nothing to write, so that the cache may be read-only
+        return root
+    with writing(cache, round(task.n_clips * task.clip_seconds * SAMPLE_RATE * 2), "--cache"):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{root}.lock"):
+            if not root.exists():
+                partial = Path(f"{root}.part")
+                shutil.rmtree(partial, ignore_errors=True)
+                (partial / "audio").mkdir(parents=True)
+                _write_clips(task, partial, SAMPLE_RATE)
+                os.replace(partial, root)
     return root
 
 
-def _write_clips(task: Task, folder: Path) -> None:
-    from m2d_bench.tasks.synthetic.scene import SAMPLE_RATE
-
+def _write_clips(task: Task, folder: Path, sample_rate: int) -> None:
     clips = resolve(str(task.generator))()
     with (folder / GENERATED.index).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "label", "fold"])
         for number, clip in enumerate(track(clips, f"Generating {task.name}", task.n_clips, "clips")):
-            name = f"{number:05d}.wav"
-            soundfile.write(folder / "audio" / name, clip.waveform, SAMPLE_RATE, subtype="PCM_16")
+            name, encoded = f"{number:05d}.wav", BytesIO()  # libsndfile itself does not say that a disk is full
+            soundfile.write(encoded, clip.waveform, sample_rate, subtype="PCM_16", format="WAV")
+            (folder / "audio" / name).write_bytes(encoded.getvalue())
             writer.writerow([name, clip.label, clip.fold])
 
 

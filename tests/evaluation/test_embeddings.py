@@ -1,5 +1,10 @@
 """Clips are embedded once, shard by shard, whatever breaks on the way."""
 
+import errno
+import multiprocessing
+import os
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +12,10 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 
 from m2d_bench import tasks
-from m2d_bench.errors import DataError, UsageError
+from m2d_bench.errors import DataError, StorageError, UsageError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.settings import Compute, Storage
 from m2d_bench.tasks import dataset
@@ -84,8 +90,7 @@ def test_long_clips_have_a_second_view_for_training(tmp_path):
     assert not torch.equal(found.features[7], found.features[400])
 
 
-def test_broken_clips_are_all_named_and_the_others_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "_SHARD", 100)
+def test_broken_clips_are_all_named_before_any_is_embedded(tmp_path):
     write_tones(tmp_path / "esc10")
     storage, encoder = Storage(data=tmp_path, cache=tmp_path / "cache"), Counting()
     data = dataset.load(tasks.get("esc10"), storage)
@@ -93,18 +98,141 @@ def test_broken_clips_are_all_named_and_the_others_kept(tmp_path, monkeypatch):
         (tmp_path / f"esc10/audio/{clip}.wav").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"2 of 400 clips.*/5\.wav.*/350\.wav"):
         embeddings.encode(encoder, data, COMPUTE, storage)
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+    assert encoder.clips == 0
 
 
-def test_a_shard_that_a_crash_cut_short_is_made_again(storage):
+def shuffled(path):
+    np.save(path, np.load(path)[::-1])
+
+
+def retyped(path):
+    np.save(path, np.load(path).astype(np.float64))
+
+
+def infinite(path):
+    array = np.load(path)
+    array[0] = np.inf
+    np.save(path, array)
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def pickled(path):
+    np.save(path, np.array([{"a": 1}], dtype=object))
+
+
+@pytest.mark.parametrize("damage", [shuffled, retyped, infinite, flipped, cut, emptied, pickled])
+def test_damaged_shards_are_remade_and_said_once(storage, damage, caplog):
     data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
     whole = embeddings.encode(encoder, data, COMPUTE, storage).features
+    assert not caplog.records
     first, second, *_ = sorted(storage.cache_root.rglob("*.npy"))
-    first.write_bytes(b"")
-    second.write_bytes(second.read_bytes()[:200])
+    assert np.array_equal(np.load(first), whole[:64])
+    damage(first)
+    damage(second)
     encoder.clips = 0
     assert torch.equal(embeddings.encode(encoder, data, COMPUTE, storage).features, whole)
     assert encoder.clips == 128
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["2 shards are remade."]
+    assert torch.equal(embeddings.encode(encoder, data, COMPUTE, storage).features, whole)
+    assert encoder.clips == 128
+
+
+def test_embeddings_that_are_not_finite_are_not_stored(storage):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    encoder.scene_embeddings = lambda waveform: torch.full((len(waveform), 2), torch.nan)
+    with pytest.raises(DataError, match=r"NaN or infinity for .*audio/0\.wav"):
+        embeddings.encode(encoder, data, COMPUTE, storage)
+    assert not list(storage.cache_root.rglob("*.npy"))
+
+
+class Slow(Counting):
+    """Takes its time, as encoders do."""
+
+    seconds = 0.05
+
+    def scene_embeddings(self, waveform):
+        time.sleep(self.seconds)
+        return super().scene_embeddings(waveform)
+
+
+def counted(storage, results):
+    encoder = Slow()
+    embeddings.encode(encoder, dataset.load(tasks.get("esc10"), storage), COMPUTE, storage)
+    results.put(encoder.clips)
+
+
+def test_processes_that_share_a_cache_encode_each_shard_once(storage):
+    context = multiprocessing.get_context("fork")
+    results, encoder = context.Queue(), Counting()
+    processes = [context.Process(target=counted, args=(storage, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    counts = [results.get(timeout=60) for _ in processes]
+    assert sum(counts) == 400
+    assert sorted(counts)[1] > 0
+    embeddings.encode(encoder, dataset.load(tasks.get("esc10"), storage), COMPUTE, storage)
+    assert encoder.clips == 0
+
+
+def test_a_killed_process_blocks_no_other(storage, monkeypatch):
+    monkeypatch.setattr(Slow, "seconds", 600)
+    process = multiprocessing.get_context("fork").Process(target=counted, args=(storage, None))
+    process.start()
+    while not list(storage.cache_root.rglob("00000.lock")):
+        time.sleep(0.01)
+    process.kill()
+    encoder = Counting()
+    embeddings.encode(encoder, dataset.load(tasks.get("esc10"), storage), COMPUTE, storage)
+    assert encoder.clips == 400
+
+
+def test_a_shard_that_another_process_is_encoding_is_left_for_last(storage, monkeypatch):
+    data, encoder, order = dataset.load(tasks.get("esc10"), storage), Counting(), []
+    folder = storage.cache_root / "embeddings" / encoder.digest / embeddings._key(embeddings.wrap(encoder), data)
+    folder.mkdir(parents=True)
+    other = FileLock(folder / "00001.lock", thread_local=False)
+    other.acquire()
+    encode_shard = embeddings._encode_shard
+
+    def watched(*arguments):
+        order.append(arguments[2].path.stem)
+        if len(order) == 6:  # all but the one that is locked
+            other.release()
+        encode_shard(*arguments)
+
+    monkeypatch.setattr(embeddings, "_encode_shard", watched)
+    embeddings.encode(encoder, data, COMPUTE, storage)
+    assert order == ["00000", "00002", "00003", "00004", "00005", "00006", "00001"]
+
+
+@pytest.mark.parametrize("refusal", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_cache_that_cannot_be_written_serves_what_it_has(storage, monkeypatch, refusal):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    whole = embeddings.encode(encoder, data, COMPUTE, storage).features
+
+    def refused(*_, **__):
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    monkeypatch.setattr("m2d_bench.settings.replacing", refused)
+    data = dataset.load(tasks.get("esc10"), storage)
+    assert torch.equal(embeddings.encode(encoder, data, COMPUTE, storage).features, whole)
+    encoder.digest = "another"
+    with pytest.raises(StorageError, match=f"{re.escape(str(storage.cache_root))}: .*MiB.*--cache"):
+        embeddings.encode(encoder, data, COMPUTE, storage)
 
 
 def test_other_precision_is_other_cache(storage):

@@ -153,6 +153,30 @@ def test_a_failing_task_is_named_last_and_the_others_are_done(settings):
     assert list(error.value.failures) == ["us8k"]
 
 
+def test_clips_that_cannot_be_read_fail_their_task_or_are_left_out_and_told(settings, tmp_path):
+    write_tones(tmp_path / "esc10", clips=400)
+    settings |= {"data": tmp_path, "seeds": 1, "epochs": 2}
+    encoder = small_encoder()
+    (whole,) = linear(encoder, "esc10", **settings)
+    for clip in (3, 171):
+        (tmp_path / f"esc10/audio/{clip}.wav").write_bytes(b"RIFF")
+    with pytest.raises(TasksFailed, match=r"2 of 400 clips cannot be read.*/3\.wav.*/171\.wav"):
+        linear(encoder, "esc10", **settings)
+    (rest,) = linear(encoder, "esc10", on_bad_file="skip", **settings)
+    assert list(rest.settings["left_out"]) == ["audio/3.wav", "audio/171.wav"]
+    assert [score.n_test for score in rest.scores] == [79, 80, 79, 80, 80]
+    assert rest.task["n_clips"] == 398
+    assert "left_out" not in whole.settings
+    assert rest.key != whole.key
+
+
+def test_a_record_is_the_same_whether_or_not_clips_could_have_been_left_out(settings, monkeypatch):
+    settings |= {"seeds": 1, "epochs": 2}
+    first = linear(small_encoder(), "esc10", **settings)[0]
+    monkeypatch.setattr(evaluation, "run_probes", None)
+    assert linear(small_encoder(), "esc10", on_bad_file="skip", **settings)[0].key == first.key
+
+
 def test_bad_input_is_said_before_any_work(settings):
     for wrong, message in (
         ({"task_names": "ecs10"}, "Did you mean esc10"),

@@ -500,8 +500,11 @@ def test_files_that_cannot_be_opened_are_named_before_training(place, tmp_path):
     task = splits_task(tmp_path / "broken", "spcv2")
     for name in ("3.wav", "5.wav"):
         (tmp_path / "broken" / "work" / "16k" / "spcv2" / name).write_bytes(b"no sound")
-    with pytest.raises(TasksFailed, match=r"(?s)2 of 45 files cannot be opened.*3\.wav.*5\.wav"):
+    with pytest.raises(TasksFailed, match=r"(?s)2 of 45 clips cannot be read.*3\.wav.*5\.wav"):
         train({**place, "splits": task})
+    run = train({**place, "splits": task}, values={"epochs": 1}, on_bad_file="skip")
+    assert list(run.settings["left_out"]) == ["3.wav", "5.wav"]
+    assert run.task["n_clips"] == 43
 
 
 # Records, and what is left

@@ -157,11 +157,3 @@ def test_a_copy_in_another_fold_of_a_hear_task_is_found(tmp_path):
     (clips / "fold03" / "fold03-1.wav").write_bytes((clips / "fold01" / "fold01-1.wav").read_bytes())
     (warning,) = load(f"hear:{folder}").warnings
     assert warning.endswith(": 16000/fold01/fold01-1.wav = 16000/fold03/fold03-1.wav (fold01, fold03).")
-
-
-def test_only_clips_of_one_size_in_several_splits_are_opened(tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr("m2d_bench.tasks.leaks._sha256", opened.append)
-    assert load(evar(tmp_path)).warnings == ()
-    assert load(evar(tmp_path, contents=[*range(5), 0, *range(6, 12)])).warnings == ()
-    assert not opened

@@ -1,0 +1,126 @@
+"""What is in a data set's files: their digests and durations, and what is wrong with them; found once, remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2d_bench import audio, runs
+from m2d_bench.errors import AudioError
+from m2d_bench.parallel import map_ahead
+from m2d_bench.progress import track
+from m2d_bench.settings import read_checked, write_checked
+
+logger = logging.getLogger(__name__)
+
+_SETTLED = 2 * 10**9
+"""Nanoseconds after which a change of a file shows in its times, whatever their resolution."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is in a sound file.
+
+    Args:
+        digest: SHA-256 of its bytes.
+        seconds: Duration by its header, NaN where it cannot be opened.
+        fault: What is wrong with it, empty where it can be decoded to its end.
+    """
+
+    digest: str
+    seconds: float
+    fault: str = ""
+
+
+class Contents:
+    """Contents of the files of a folder; the cache remembers those that can be decoded by their size and times.
+
+    Args:
+        root: Folder of the files.
+        cache: Folder that remembers them, or None.
+        jobs: Threads; 0 means one a core.
+    """
+
+    def __init__(self, root: Path, cache: Path | None = None, jobs: int = 0) -> None:
+        self.root, self.jobs = root, jobs
+        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+        self._path = cache / "contents" / name if cache else None
+        self._known: dict[str, Content] = {}
+
+    def of(self, files: Sequence[str], title: str = "") -> list[Content]:
+        """Contents of files.
+
+        Args:
+            files: Paths relative to the folder.
+            title: What a progress bar calls them.
+        """
+        if any(file not in self._known for file in files):
+            self._look(files, title)
+        return [self._known[file] for file in files]
+
+    def _look(self, files: Sequence[str], title: str) -> None:
+        """Reads what the cache does not know of the files, and adds it there."""
+        remembered = self._remembered()
+        marks = {file: _mark(self.root / file) for file in files}
+        fresh = [file for file in marks if remembered.get(file, {}).get("mark") != marks[file]]
+        for file in marks.keys() - set(fresh):
+            self._known[file] = Content(**remembered[file]["content"])
+        contents = map_ahead(partial(_read, self.root), fresh, self.jobs, ahead=256)
+        self._known |= zip(fresh, track(contents, f"Reading {title}", len(fresh), "files"), strict=True)
+        latest = time.time_ns() - _SETTLED
+        settled = [file for file in fresh if max(marks[file][1:]) < latest and not self._known[file].fault]
+        if settled and self._path:
+            for file in settled:
+                remembered[file] = {"mark": marks[file], "content": asdict(self._known[file])}
+            try:
+                write_checked(self._path, json.dumps({"reader": _reader(), "files": remembered}).encode())
+            except OSError as error:  # the cache is read-only or full: they are read again
+                logger.info("%s: not written (%s).", self._path, error)
+
+    def _remembered(self) -> dict[str, Any]:
+        """Marks and contents of files by an earlier call with the same reader."""
+        stored = self._path and read_checked(self._path)
+        facts = json.loads(stored) if stored else {}
+        return facts["files"] if facts.get("reader") == _reader() else {}
+
+
+def _reader() -> list[str]:
+    """What decodes files: another version may find other faults in them, or none."""
+    versions = runs.environment("")["versions"]
+    return [versions["m2d-bench"], versions["soundfile"]]
+
+
+def _mark(path: Path) -> list[int]:
+    """Size and times of a file, which change with its content."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _read(root: Path, file: str) -> Content:
+    """Reads a file to its end, twice: as bytes and as sound."""
+    path, digest, seconds = root / file, "", np.nan
+    try:
+        digest = _digest(path)
+        seconds = audio.duration(path)
+        audio.read(path, 16000)
+    except (AudioError, OSError) as error:
+        return Content(digest, seconds, str(error))
+    return Content(digest, seconds)
+
+
+def _digest(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            sha.update(part)
+    return sha.hexdigest()
