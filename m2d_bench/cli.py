@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError, CycloptsPanel, ValidationError
 
 from m2d_bench import __version__
-from m2d_bench.errors import M2DBenchError, UsageError
+from m2d_bench.errors import UsageError, describe
 from m2d_bench.registry import resolve
+from m2d_bench.settings import naming
+from m2d_bench.terminal import close_streams, open_streams, say
 
 VERBS = {
     "linear": ("m2d_bench.verbs:linear", "Evaluate an encoder: a linear probe, kNN or logistic regression per task."),
@@ -35,8 +39,13 @@ VERBS = {
     "tasks": ("m2d_bench.verbs:list_tasks", "List the tasks."),
 }
 
-RESUMING = ("linear", "finetune", "superb", "prepare", "pretrain")
-"""Verbs that keep what they have finished when they are interrupted; the others start anew."""
+KEPT = {
+    **dict.fromkeys(("linear", "prepare"), "What was finished is kept; the same command goes on from there."),
+    **dict.fromkeys(("finetune", "pretrain"), "What was finished is kept; the same command with --resume goes on."),
+}
+"""What an interruption leaves, of the verbs that keep it."""
+
+VERBOSE = "--verbose"
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -48,7 +57,8 @@ def build() -> App:
     """The command line; rooms are reached by name, so that --help imports none of them."""
     app = App(
         name="m2d-bench",
-        help="Evaluate audio encoders of the Masked Modeling Duo family.",
+        help="Evaluate audio encoders of the Masked Modeling Duo family.\n\n"
+        f"{VERBOSE} after any command shows where an error comes from.",
         version=__version__,
         error_formatter=_panel,
     )
@@ -73,30 +83,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # read by OpenMP when torch is imported, after this
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    open_streams()
+    given = sys.argv[1:] if arguments is None else arguments
+    words, verbose = [word for word in given if word != VERBOSE], VERBOSE in given
+    logging.getLogger("m2d_bench").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     try:
-        output = build()(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+        code = _run(words)
     except CycloptsError:
-        return BAD_USAGE
-    except (M2DBenchError, OSError) as error:
-        print(f"ERROR: {error}", file=sys.stderr)
-        return BAD_USAGE if isinstance(error, UsageError) else FAILED
+        code = BAD_USAGE
     except KeyboardInterrupt:
-        verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-        kept = "What was finished is kept; the same command goes on from there, a training with --resume."
-        print(f"Interrupted. {kept if verb in RESUMING else 'Start the same command anew.'}", file=sys.stderr)
-        return INTERRUPTED
+        say(" ".join(["Interrupted.", *(KEPT[word] for word in words[:1] if word in KEPT)]))
+        code = INTERRUPTED
+    except Exception as error:  # the last to see it
+        if verbose:
+            say("".join(traceback.format_exception(error)))
+        say(f"ERROR: {describe(error)}")
+        code = BAD_USAGE if isinstance(error, UsageError) else FAILED
+    return code if close_streams() else code or FAILED
+
+
+def _run(words: Sequence[str]) -> int:
+    """Runs one verb and prints what it returns; the exit code."""
+    output = build()(words, exit_on_error=False, print_error=True, result_action="return_value")
     if output is None:  # --help and --version
         return DONE
     if isinstance(output, int):  # another tool's exit code
         return output
     if output.text:
         try:
-            print(output.text, flush=True)
+            with naming(Path("stdout")):
+                say(output.text, sys.stdout)
         except BrokenPipeError:  # by head, or a pager that was left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            pass
     for failure in output.failures:
-        print(f"ERROR: {failure}", file=sys.stderr)
+        say(f"ERROR: {failure}")
     return FAILED if output.failures else DONE
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class M2DBenchError(Exception):
     """Root of every error this package raises on bad input or a broken environment."""
@@ -33,3 +35,18 @@ class RunError(M2DBenchError):
 
 class TrainingError(M2DBenchError):
     """A training cannot go on."""
+
+
+def describe(error: BaseException) -> str:
+    """What an error says to the person who meets it: one of this package in its own words, others in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, M2DBenchError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        return f"Out of memory: {text or 'nothing left to allocate'}. Lower --batch-size, or close other programs."
+    if not isinstance(error, OSError):
+        return f"{type(error).__name__}: {text}. This is a bug of m2d-bench; run it again with --verbose and report it."
+    if error.strerror:
+        text = f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}."
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{text} Free some space there, or name another folder." if full else text

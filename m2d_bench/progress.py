@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from m2d_bench.terminal import printable
+
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ class Advance:
 
     def describe(self, text: str) -> None:
         """Says where it stands, in the title's place."""
-        self._progress.update(self._task, description=text)
+        self._progress.update(self._task, description=printable(text))
 
 
 @contextmanager
@@ -53,10 +55,10 @@ def bar(title: str, total: int | None, unit: str = "", *, done: int = 0, shown: 
         shown: Whether this process is the one that shows it.
     """
     counter = [DownloadColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
-    columns = (TextColumn("{task.description}"), BarColumn(), *counter, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counter, TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not (shown and sys.stderr.isatty())) as progress:
-        task = progress.add_task(title, total=total, completed=done)
+        task = progress.add_task(printable(title), total=total, completed=done)
         yield Advance(progress, task)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +22,14 @@ from functools import cache, reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
-from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock
-from pydantic import ConfigDict, GetPydanticSchema, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, GetPydanticSchema, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from pydantic.config import with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
-from m2d_bench.errors import M2DBenchError, RunError, UsageError
+from m2d_bench.errors import M2DBenchError, RunError, UsageError, describe
 from m2d_bench.settings import file_name, replacing
 from m2d_bench.values import explain
 
@@ -45,19 +45,43 @@ _PACKAGES = (
 )
 
 
-@with_config(ConfigDict(extra="allow", strict=True))
+Number = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+"""A score or a time, within what sums and squares of many can hold."""
+
+Name = Annotated[str, Field(pattern=r"^[^\W_]", max_length=200)]
+"""A part of a record's path, once `file_name` has made it one; it cannot lead out of the folder."""
+
+_STRICT = ConfigDict(extra="allow", strict=True)
+
+
+@with_config(_STRICT)
 class _Encoder(TypedDict):
     """What every reader needs of a record's encoder."""
 
     name: str
-    digest: str
+    digest: Name
+    aliases: NotRequired[list[str]]
 
 
-@with_config(ConfigDict(extra="allow", strict=True))
+@with_config(_STRICT)
+class _Settings(TypedDict):
+    """What readers need of a record's settings."""
+
+    train_fraction: NotRequired[Annotated[float, Field(gt=0, le=1)]]
+
+
+@with_config(_STRICT)
+class _Environment(TypedDict):
+    """What merging needs of a record's environment."""
+
+    also: NotRequired[list[dict[str, Any]]]
+
+
+@with_config(_STRICT)
 class _Task(TypedDict):
     """What every reader needs of a record's task."""
 
-    name: str
+    name: Name
     version: int
     metric: str
     other_metrics: list[str]
@@ -65,6 +89,11 @@ class _Task(TypedDict):
     fingerprint: str
     synthetic: bool
     n_folds: PositiveInt
+
+
+def _checked_as(form: type) -> GetPydanticSchema:
+    """The check of a mapping by a typed dictionary."""
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(form))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,14 +111,16 @@ class Score:
         others: Scores in the task's other metrics.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
     seed: int
     fold: str
-    score: float
+    score: Number
     n_test: NonNegativeInt
-    seconds: float = 0.0
-    valid_score: float | None = None
+    seconds: Number = 0.0
+    valid_score: Number | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    others: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, Number] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +144,14 @@ class Run:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    encoder: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(_Encoder))]
-    task: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(_Task))]
-    protocol: str
-    settings: Mapping[str, Any]
+    encoder: Annotated[Mapping[str, Any], _checked_as(_Encoder)]
+    task: Annotated[Mapping[str, Any], _checked_as(_Task)]
+    protocol: Annotated[str, Field(pattern=r"^[^\W_][\w.=-]*$", max_length=100)]
+    settings: Annotated[Mapping[str, Any], _checked_as(_Settings)]
     repeated: tuple[str, ...] = ()
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    environment: Annotated[Mapping[str, Any], _checked_as(_Environment)] = field(default_factory=dict)
     scores: tuple[Score, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, Number] = field(default_factory=dict)
     command: str = ""
     created: str = ""
     schema: int = SCHEMA
@@ -202,8 +233,10 @@ class TasksFailed(M2DBenchError):
     """
 
     def __init__(self, failures: Mapping[str, Exception], runs: Sequence[Run]) -> None:
-        self.messages = tuple(f"{task} failed: {error}" for task, error in failures.items())
+        self.messages = tuple(f"{task} failed: {describe(error)}" for task, error in failures.items())
         super().__init__("\n".join(self.messages))
+        for task, error in failures.items():
+            logger.debug("%s failed", task, exc_info=error)
         self.failures = failures
         self.runs = runs
 
@@ -237,17 +270,44 @@ def load(path: Path) -> Run:
         RunError: Not a run record, or one of a newer schema.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["schema"] > SCHEMA:
-            raise RunError(f"{path}: schema {values['schema']}, this version reads up to {SCHEMA}. Update m2d-bench.")
+        if not path.is_file():  # reading a pipe would wait
+            raise OSError("no file")
+        return _parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, _NoRecord) as error:
+        raise RunError(f"{path}: not a run record ({error}). Move it away to go on.") from error
+
+
+class _NoRecord(Exception):
+    """What is wrong with a record's text."""
+
+
+def _parse(text: str) -> Run:
+    """The record of a JSON text.
+
+    Raises:
+        _NoRecord: It is none.
+    """
+    try:
+        values = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_number)
+        if values["schema"] not in range(1, SCHEMA + 1):
+            raise ValueError(f"schema {values['schema']!r}; this version reads 1 to {SCHEMA}. Update m2d-bench")
         run = _adapter().validate_json(json.dumps(_upgraded(values)))
         for score, metric in ((score, metric) for score in run.scores for metric in run.task["other_metrics"]):
             if metric not in score.others:
-                raise KeyError(f"{metric} of seed {score.seed}, fold {score.fold}")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        fault = explain(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        raise RunError(f"{path}: not a run record ({fault}). Move it away to go on.") from error
+                raise ValueError(f"no {metric} of seed {score.seed}, fold {score.fold}")
+    except ValidationError as error:
+        raise _NoRecord(explain(error)) from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _NoRecord(f"{type(error).__name__}: {error}") from error
     return run
+
+
+def _number(text: str) -> int | float:
+    """A number of a record; NaN, infinities and what is beyond the machine's numbers are refused."""
+    number = int(text) if text.lstrip("-").isdigit() else float(text)
+    if not math.isfinite(number) or (isinstance(number, int) and number.bit_length() > 64):
+        raise ValueError(f"the number {text[:40]}, which is not finite or too large")
+    return number
 
 
 def _upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -332,6 +392,9 @@ def add(run: Run, folder: Path, *, replacing_scores: bool = True) -> Run:
         run: The run with the new scores.
         folder: Root of the records.
         replacing_scores: Whether scores of the same seed and fold are replaced, with their predictions; else they stay.
+
+    Raises:
+        RunError: A file in the record's path is none, or the new record would be none; then nothing is written.
     """
     path = run.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -339,10 +402,15 @@ def add(run: Run, folder: Path, *, replacing_scores: bool = True) -> Run:
         stored = {place: load(place) for place in paths(path) if place.exists()}
         earlier = _union(list(stored.values())) if stored else replace(run, scores=(), created=run.created or _now())
         record = _merged(run, earlier, replacing_scores)
+        text = json.dumps(asdict(record), indent=1)
+        try:
+            _parse(text)
+        except _NoRecord as error:
+            raise RunError(f"{path}: not written, for it would be no run record ({error}).") from error
         for place, old in stored.items():
             copy_predictions(place, path, [score for score in old.scores if score in earlier.scores])
         with replacing(path) as file:
-            file.write(json.dumps(asdict(record), indent=1).encode())
+            file.write(text.encode())
         for seed, fold in _by_fold(earlier).keys() & _by_fold(run).keys() if replacing_scores else ():
             (path.with_suffix("") / predictions_name(seed, fold)).unlink(missing_ok=True)
         for place in stored.keys() - {path}:
@@ -432,9 +500,26 @@ def _read_predictions(file: Path) -> Predictions:
     try:
         with np.load(file) as arrays:
             values = {name: arrays[name] for name in arrays.files}
-        return Predictions(**{**values, "seed": int(values["seed"]), "fold": str(values["fold"])})
-    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+        found = Predictions(**{**values, "seed": int(values["seed"]), "fold": str(values["fold"])})
+        _check_predictions(found)
+    except Exception as error:  # whatever a broken zip raises
         raise RunError(f"{file}: no predictions ({error}). Remove it, and run again with --force.") from error
+    return found
+
+
+def _check_predictions(found: Predictions) -> None:
+    """Raises a ValueError where shapes, types or values are not those of predictions."""
+    n_clips, n_classes = found.scores.shape
+    shapes = {"clips": (n_clips,), "classes": (n_classes,), "valid_scores": found.valid_scores.shape[:1]}
+    shapes["labels"] = (n_clips,) if found.labels.ndim == 1 else (n_clips, n_classes)
+    for name, shape in shapes.items():
+        if getattr(found, name).shape != shape:
+            raise ValueError(f"{name} {list(getattr(found, name).shape)}, scores [{n_clips}, {n_classes}]")
+    for name in ("clips", "labels", "scores", "valid_scores"):
+        if not np.isfinite(getattr(found, name)).all():
+            raise ValueError(f"{name} are not finite")
+    if found.labels.ndim == 1 and not np.isin(found.labels, np.arange(n_classes)).all():
+        raise ValueError(f"labels beyond {n_classes} classes")
 
 
 def _now() -> str:

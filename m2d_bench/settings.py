@@ -133,7 +133,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -187,6 +187,27 @@ def writing(folder: Path, needed: int, option: str) -> Iterator[None]:
         raise StorageError(
             f"{folder}: {reason}; {needed / 2**20:.1f} MiB are to be written. {remedy} another folder with {option}."
         ) from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names the path in the error of a write into it that fails, which the system does not, as on a full disk.
+
+    Args:
+        path: The file that is written.
+
+    Raises:
+        OSError: With the path; also where torch.save raised another error on top of it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None or cause.errno is None or cause.filename is not None:
+            raise
+        raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
 
 
 def make_folder(folder: Path) -> None:

@@ -49,7 +49,9 @@ def explain(error: ValidationError) -> str:
     if not fault["loc"]:
         return fault["msg"].replace("Input", "It", 1) + "."
     field = ".".join(map(str, fault["loc"]))
-    return f"{field} is {fault['input']!r}; {fault['msg'].replace('Input', 'it', 1)}."
+    received = repr(fault["input"])
+    received = received if len(received) <= 200 else f"{received[:200]}…"
+    return f"{field} is {received}; {fault['msg'].replace('Input', 'it', 1)}."
 
 
 def _usage_error(error: ValidationError) -> UsageError:

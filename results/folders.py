@@ -12,7 +12,8 @@ from pathlib import Path
 from m2d_bench import runs
 from m2d_bench.errors import RunError, UsageError
 from m2d_bench.results.filter import ALL, Filter, chosen
-from m2d_bench.runs import Run, Score
+from m2d_bench.results.render import as_csv
+from m2d_bench.runs import Predictions, Run, Score
 from m2d_bench.settings import make_folder, replacing
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,17 @@ def read_all(folders: Sequence[Path], shown: Filter = ALL) -> tuple[dict[Path, R
     return {path: run for key, (path, run) in records.items() if key in kept}, failures
 
 
+def read_predictions(records: Mapping[Path, Run]) -> tuple[list[tuple[Run, list[Predictions]]], list[str]]:
+    """Each record with the predictions beside it, and a message for each whose predictions cannot be read."""
+    found, failures = [], []
+    for path, run in records.items():
+        try:
+            found.append((run, runs.load_predictions(path)))
+        except RunError as error:
+            failures.append(str(error))
+    return found, failures
+
+
 def check_export(output: Path) -> None:
     """Raises a UsageError, before anything is read, unless the file can be written."""
     if output.suffix not in (".csv", ".parquet"):
@@ -67,8 +79,6 @@ def export(records: Iterable[Run], output: Path) -> int:
     Returns:
         Number of scores.
     """
-    import pandas  # slow to import, and all other verbs do without
-
     rows = [
         {
             "key": run.key,
@@ -93,10 +103,14 @@ def export(records: Iterable[Run], output: Path) -> int:
         for score in run.scores
         for metric, value in {run.task["metric"]: score.score, **score.others}.items()
     ]
-    frame = pandas.DataFrame(rows)
     with replacing(output) as file:
-        frame.to_csv(file, index=False) if output.suffix == ".csv" else frame.to_parquet(file, index=False)
-    return len(frame)
+        if output.suffix == ".csv":
+            file.write(f"{as_csv(rows)}\n".encode())
+        else:
+            import pandas  # slow to import, and all else does without
+
+            pandas.DataFrame(rows).to_parquet(file, index=False)
+    return len(rows)
 
 
 def merge(sources: Sequence[Path], target: Path) -> tuple[int, list[str]]:

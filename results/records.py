@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -218,8 +217,6 @@ def _usable(run: Run, metric: str) -> dict[int, float]:
         logger.warning("%s on %s has no finished seed: left out.", name, task)
     elif run.task["metric"].lower() != metric:
         logger.warning("%s on %s counts %s, the table %s: left out.", name, task, run.task["metric"], metric)
-    elif not all(map(math.isfinite, scores.values())):
-        logger.warning("%s on %s has scores that are no numbers: left out.", name, task)
     else:
         return scores
     return {}

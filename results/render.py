@@ -7,9 +7,7 @@ everything known about it.
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +17,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from m2d_bench.output import csv_text
 from m2d_bench.registry import unknown
 from m2d_bench.results.table import Column, Comparison, Mark, Row, Value
+from m2d_bench.terminal import printable
 
 FORMATS = ("text", "md", "csv", "json", "latex", "html")
 MISSING = "–"
@@ -48,9 +48,14 @@ class _Markup:
     line: str
 
 
+def _text(value: object) -> str:
+    """On one line, and without what steers a terminal."""
+    return printable(str(value).replace("\n", " "))
+
+
 def _markdown(text: str) -> str:
     """As it reads: nothing becomes a tag, a cell, emphasis or a line."""
-    text = " ".join(html.escape(text, quote=False).split())
+    text = printable(" ".join(html.escape(text, quote=False).split()))
     return re.sub(r"([\\|*`])", r"\\\1", text)
 
 
@@ -67,7 +72,7 @@ _LATEX = {
 }
 
 _MARKUP = {
-    "text": _Markup(str, "{} ¹", "{} ²", "\n"),
+    "text": _Markup(_text, "{} ¹", "{} ²", "\n"),
     "md": _Markup(_markdown, "**{}**", "<u>{}</u>", "<br>"),
     "latex": _Markup(_latex, r"\textbf{{{}}}", r"\underline{{{}}}", r" \\ "),
     "html": _Markup(html.escape, "<b>{}</b>", "<u>{}</u>", "<br>"),
@@ -111,11 +116,7 @@ def render_rows(header: Sequence[str], rows: Sequence[Sequence[object]], style: 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Rows that have the same keys as CSV."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue().rstrip("\n")
+    return csv_text(list(rows[0]) if rows else [], (row.values() for row in rows))
 
 
 def cells(comparison: Comparison) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("values", "compat"),
     ("registry", "files"),
     ("errors", "progress", "parallel", "randomness", "output"),
+    ("terminal",),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 ONLY_IN = {

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from m2d_bench import audio
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
-from m2d_bench.errors import AudioError, UsageError
+from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
 from m2d_bench.settings import Compute, Storage, file_name, make_folder, read_checked, replacing, write_checked, writing

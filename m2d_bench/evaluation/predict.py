@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ from tabulate import tabulate
 from m2d_bench.encoders.classifier import Classifier
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation.embeddings import embed_files
+from m2d_bench.output import csv_text
 from m2d_bench.registry import unknown
 from m2d_bench.settings import Compute
 
@@ -120,8 +119,6 @@ def render(predictions: Iterable[Prediction], style: str = "text") -> str:
     ]
     names = ("file", "rank", "class", "probability")
     if style == "csv":
-        file = io.StringIO()
-        csv.writer(file, lineterminator="\n").writerows([names, *rows])
-        return file.getvalue().rstrip("\n")
+        return csv_text(names, rows)
     cells = [("" if rank > 1 else name, label, f"{probability:.3f}") for name, rank, label, probability in rows]
     return tabulate(cells, ("file", "class", "probability"), tablefmt="simple", disable_numparse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -59,8 +58,7 @@ def build(records: Sequence[Run], *, created: str, failures: Sequence[str] = (),
     """The report as one HTML page. The same arguments give the same text.
 
     Args:
-        records: What is shown. Those without a finished seed, or with a score that is no number, are named above the
-            table instead.
+        records: What is shown. Those without a finished seed are named above the table instead.
         created: Time to print under the title.
         failures: Messages about files that could not be read, to be shown as well.
         extra_html: Fragment to stand before the table of runs, taken as it is.
@@ -100,8 +98,6 @@ def _rows(records: Sequence[Run]) -> list[dict[str, Any]]:
         repeated = ", ".join(run.repeated)
         about = {"model": model, "key": run.key, "created": run.created, "repeated": repeated, "record": number}
         for row in summary([run]):
-            if not math.isfinite(row["mean"]):
-                continue
             scores: dict[Hashable, float] = {
                 seed: scale(row["metric"]) * score for seed, score in seed_means(run, row["metric"]).items()
             }
@@ -125,10 +121,6 @@ def _ranked_row(row: Mapping[str, Any], scores: Mapping[Hashable, float], fracti
     )
     value = Value(estimate=Estimate(row["mean"], row["ci95"], row["n"]), scores=scores)
     return Row(model=row["model"], source=OURS, values={column: value}, train_fraction=fraction)
-
-
-def _is_finite(run: Run) -> bool:
-    return all(math.isfinite(score) for each in run.scores for score in (each.score, *each.others.values()))
 
 
 def _table_row(row: Mapping[str, Any]) -> str:
@@ -164,19 +156,7 @@ def _data(records: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _json(value: Any) -> str:
-    try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=str)
-    except ValueError:  # JSON knows neither nan nor inf
-        return json.dumps(_finite(value), separators=(",", ":"), default=str)
-
-
-def _finite(value: Any) -> Any:
-    """The same with texts in the place of nan and inf."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, default=str)
 
 
 def _title(records: Sequence[Run]) -> str:
@@ -194,7 +174,6 @@ def _notices(records: Sequence[Run], failures: Sequence[str]) -> str:
     return (
         _notice("Files that could not be read", failures)
         + _notice("Records without a finished seed", [_named(run) for run in records if not seed_means(run)])
-        + _notice("Records with a score that is no number", [_named(run) for run in records if not _is_finite(run)])
         + _notice("Tasks whose version or clips differ between records, or are not known", mixed)
     )
 

@@ -12,7 +12,7 @@ from m2d_bench import runs
 from m2d_bench.errors import UsageError
 from m2d_bench.output import Flat, Output
 from m2d_bench.results.filter import ALL, Filter
-from m2d_bench.results.folders import read_all
+from m2d_bench.results.folders import read_all, read_predictions
 from m2d_bench.results.plots import clips, curves, scores
 from m2d_bench.results.plots.clips import Method
 from m2d_bench.results.plots.figures import check_output, save
@@ -76,8 +76,9 @@ def learning(folders: Places = RUNS, /, *, output: File, shown: Shown = ALL) -> 
     """
     check_output(output)
     records, failures = read_all(folders, shown)
-    save(curves.learning([(run, runs.load_predictions(path)) for path, run in records.items()]), output)
-    return Output(str(output), tuple(failures))
+    predicted, unread = read_predictions(records)
+    save(curves.learning(predicted), output)
+    return Output(str(output), (*failures, *unread))
 
 
 @PLOT.command

@@ -179,13 +179,6 @@ def test_two_tasks_of_ours_that_are_one_of_the_papers_stay_apart():
     assert values["a (evar:esc50)", "esc50"]["value"] == pytest.approx(80)
 
 
-def test_scores_that_are_no_numbers_are_left_out_and_named(caplog):
-    run = record("a", "us8k", float("nan"))
-    with caplog.at_level(logging.WARNING):
-        assert set(found([run, record("b", "us8k", 0.5)])) == {("b", "us8k")}
-    assert "a on us8k has scores that are no numbers" in caplog.text
-
-
 def test_weights_or_settings_that_differ_between_tasks_are_never_averaged():
     values = found([record("a", "us8k", 0.8, digest="1" * 16), record("a", "esc50", 0.7, digest="2" * 16)])
     assert {model for model, _ in values} == {"a (weights=11111111)", "a (weights=22222222)"}

@@ -155,16 +155,6 @@ def test_the_title_counts_and_the_extra_fragment_stands_before_the_table():
     assert page.index("<p>beside published numbers</p>") < page.index('<table id="table"')
 
 
-def test_a_record_with_a_score_that_is_no_number_is_named_and_spoils_no_other():
-    first, *others = record().scores
-    broken = replace(record("m2d_half"), scores=(replace(first, score=float("nan"), valid_score=float("inf")), *others))
-    page = build([record(), broken], created=CREATED)
-    assert "Records with a score that is no number: 1" in page
-    data = data_of(page)
-    assert [row["model"] for row in data["rows"]] == ["m2d_tiny"]
-    assert data["records"][1][7][0][2:5] == ["nan", 40, "inf"]
-
-
 def test_unfinished_records_and_tasks_of_several_versions_are_pointed_out():
     newer = replace(record(), task={**RUN.task, "version": 2})
     page = build([record(), newer, replace(record("m2d_half"), scores=scored(1, "1").scores)], created=CREATED)
