@@ -117,8 +117,8 @@ def test_clips_that_cannot_be_read_are_left_out_and_told(storage, caplog):
     assert rest.splits.tolist() == ["train", "valid", "test"]
     assert rest.facts["n_clips"] == 3
     assert rest.fingerprint != loaded(storage).fingerprint
-    assert len(caplog.records) == 1
-    assert "a.wav" in caplog.text
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert "a.wav" in line
 
 
 @pytest.mark.parametrize(("broken", "left"), [("d", "test"), ("cd", "test, valid"), ("abcd", "test, train, valid")])
@@ -148,7 +148,7 @@ def test_a_generated_task_says_where_there_is_no_room_for_it(tmp_path, monkeypat
 
 
 def test_a_generated_task_is_read_from_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    clips = [scene.Clip(np.full(8000, i / 9, np.float32), "xy"[i % 2], i % 2) for i in range(4)]
+    clips = [scene.Clip(np.full(8000, i / 9, np.float32), "xxyy"[i], i % 2) for i in range(4)]
     monkeypatch.setattr(scene, "four", lambda: clips, raising=False)
     task = tiny_task(layouts=(), generator="m2d_bench.tasks.synthetic.scene:four", folds=Folds(column="fold", count=2))
     before = dataset.load(task, Storage(cache=tmp_path))
