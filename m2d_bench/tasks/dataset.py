@@ -138,18 +138,19 @@ class Dataset:
             on_bad_file: stop or skip.
 
         Raises:
-            DataError: Clips that cannot be decoded, all named, where they are not to be skipped; or none is left.
+            DataError: Clips that cannot be decoded, all named, where they are not to be skipped, or are a whole split.
         """
         faults = {clip: content.fault for clip, content in enumerate(self._contents) if content.fault}
         if not faults:
             return self
         kept = [clip for clip in range(len(self.files)) if clip not in faults]
         what = f"{self.task.name}: {len(faults)} of {len(self.files)} clips cannot be read"
-        if on_bad_file == "stop" or not kept:
-            raise DataError(
-                f"{what}: {'; '.join(faults.values())} Repair or replace them, or leave them out with "
-                "--on-bad-file skip, which the record tells."
-            )
+        emptied = sorted({*self.splits.tolist()} - {*self.splits[kept].tolist()})
+        if on_bad_file == "stop" or emptied:
+            remedy = "Repair or replace them, or leave them out with --on-bad-file skip, which the record tells."
+            if emptied:
+                remedy = f"Repair or replace them; without them, none is left of {', '.join(emptied)}."
+            raise DataError(f"{what}: {'; '.join(faults.values())} {remedy}")
         logger.warning("%s and are left out of the score: %s", what, "; ".join(faults.values()))
         return replace(
             self,
