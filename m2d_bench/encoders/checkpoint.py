@@ -139,7 +139,8 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     path = _file(Path(path))
     stated = next((c for c in map(parse_name, (path.parent.name, path.stem)) if c), None)
     with _malformed(path):
-        return _interpret(path, stated, changes)
+        found = _interpret(path, stated, changes)
+    return replace(found, config=change(found.config, changes))
 
 
 def read_state(path: str | os.PathLike[str]) -> State:
@@ -166,6 +167,8 @@ def _malformed(path: Path) -> Iterator[None]:
     """What goes wrong on the way from tensors to an encoder is the file's fault."""
     try:
         yield
+    except UsageError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         reason = tensor_file.brief(error)
         raise CheckpointError(f"{path}: malformed, no checkpoint of the family looks like this: {reason}.") from error
@@ -188,22 +191,18 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
     encoder, head = ({key: value.float() for key, value in state.items()} for state in (encoder, head))
     _rename_keys_of_2022(encoder)
     norm_stats, patch_size = extras.pop("norm_stats", None), changes.pop("patch_size", None)
-    try:
-        labels = _labels(written)
-        if config is None:
-            vit = _shape(path, encoder, stated, patch_size)
-            config = EncoderConfig(
-                name=path.parent.name if parse_name(path.parent.name) else path.stem,
-                vit=vit,
-                sample_rate=_sample_rate(path, stated),
-                norm_stats=_norm_stats(path, norm_stats) if "norm_stats" not in changes else DEFAULT_NORM_STATS,
-                features=_features(path, head, vit),
-            )
-        _check_shapes(path, encoder, head, config)
-    except UsageError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    if config is None:
+        vit = _shape(path, encoder, stated, patch_size)
+        config = EncoderConfig(
+            name=path.parent.name if parse_name(path.parent.name) else path.stem,
+            vit=vit,
+            sample_rate=_sample_rate(path, stated),
+            norm_stats=_norm_stats(path, norm_stats) if "norm_stats" not in changes else DEFAULT_NORM_STATS,
+            features=_features(path, head, vit),
+        )
+    _check_shapes(path, encoder, head, config)
     return Checkpoint(
-        config=change(config, changes), encoder=encoder, extras=extras, head=head, labels=labels, ignored=ignored
+        config=config, encoder=encoder, extras=extras, head=head, labels=_labels(written), ignored=ignored
     )
 
 
@@ -259,7 +258,7 @@ def _labels(found: Any) -> Labels | None:
     """Labels as `save` writes them; what others keep under this name is not read."""
     if not isinstance(found, Mapping) or set(found) != {each.name for each in fields(Labels)}:
         return None
-    return Labels(**{**found, "classes": tuple(found["classes"])})
+    return Labels(**found)
 
 
 def _written_configuration(
@@ -272,6 +271,8 @@ def _written_configuration(
         raise CheckpointError(f"{path}: damaged, its checksum does not match. Get or make the file anew.")
     values = json.loads(metadata["m2d_bench"])
     labels = values.pop(_LABELS, None)
+    if beside := set(values) - {each.name for each in fields(EncoderConfig)}:
+        raise CheckpointError(f"{path}: the configuration inside has unknown settings: {listing(sorted(beside))}.")
     try:
         return TypeAdapter(EncoderConfig).validate_python(values), labels
     except ValidationError as error:
@@ -285,7 +286,9 @@ def _unwrap(path: Path, content: Any) -> State:
     if chosen is None and len(states) == 1:
         chosen = next(iter(states.values()))
     if chosen is None:
-        keys = listing(list(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
+        keys = (
+            (listing(list(map(str, content))) or "nothing") if isinstance(content, Mapping) else type(content).__name__
+        )
         fault = f"several ({listing(list(states))}); save the one you mean alone" if states else f"none; found {keys}"
         raise CheckpointError(f"{path}: one encoder of the M2D family is expected (…{_ANCHOR}), it holds {fault}.")
     return {
@@ -428,9 +431,9 @@ def _norm_stats(path: Path, stored: Tensor | None) -> tuple[float, float]:
 
 def _features(path: Path, head: State, vit: ViTConfig) -> Literal["stacked", "flat"]:
     """Stacked, unless a fine-tuned head takes fewer inputs."""
-    if not head:
+    if "weight" not in head:
         return "stacked"
-    inputs = head["weight"].shape[1] if "weight" in head else None
+    inputs = head["weight"].shape[1]
     stacked = vit.width * vit.grid_size[0]
     if inputs not in (vit.width, stacked):
         raise CheckpointError(
@@ -440,8 +443,8 @@ def _features(path: Path, head: State, vit: ViTConfig) -> Literal["stacked", "fl
 
 
 def _depth(encoder: State) -> int:
-    """Number of blocks, whatever they are called."""
-    return len({key.split(".")[1] for key in encoder if key.startswith("blocks.")})
+    """Number of blocks, whatever they are called; an encoder has at least one."""
+    return max(1, len({key.split(".")[1] for key in encoder if key.startswith("blocks.")}))
 
 
 def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig) -> None:
@@ -457,6 +460,7 @@ def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig
     }
     if "weight" in head:
         n_classes, inputs = head["weight"].shape
+        n_classes = max(1, n_classes)
         sizes = {"weight": (n_classes, inputs), "bias": (n_classes,)}
         sizes |= {"running_mean": (inputs,), "running_var": (inputs,)}
         expected |= {f"head.{key}": torch.Size(size) for key, size in sizes.items() if key in head}
@@ -464,8 +468,8 @@ def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig
     tensor_file.refuse(
         path,
         {
-            "missing": [key for key in expected if key not in tensors],
             "unexpected": [key for key in encoder if key not in expected],
+            "missing": [key for key in expected if key not in tensors],
             "of another shape": [
                 f"{key} {list(tensors[key].shape)} instead of {list(shape)}"
                 for key, shape in expected.items()

@@ -165,8 +165,12 @@ def _check_sums(path: Path) -> None:
 def _cause(error: Exception) -> str:
     """What torch found, without its advice to switch the safety off."""
     found = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    if name := re.search(r"GLOBAL ([\w.]+)", found):
-        return f"it asks for the Python object {name[1]}"
+    if name := re.search(r"GLOBAL ([\w.]+)|<class '([\w.]+)'>", found):
+        return f"it asks for the Python object {name[1] or name[2]}"
+    if "operand" in found:
+        return f"not a pickle as torch.save writes it ({brief(found).lower()})"
+    if "weights_only" in found:
+        return "it is of another format of torch (TorchScript or .tar)"
     return brief(found or error)
 
 
