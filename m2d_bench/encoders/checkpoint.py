@@ -1,4 +1,4 @@
-"""What the keys of a checkpoint mean: files of every released format ↔ encoders, read strictly, and written back.
+"""Checkpoint files ↔ encoders: every released format, read strictly, and written back.
 
 Source: the formats are those of the releases of github.com/nttcslab/m2d and of EVAR's fine-tuning.
 """
@@ -24,6 +24,7 @@ from m2d_bench.encoders import tensor_file
 from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS
 from m2d_bench.encoders.m2d import EncoderConfig, M2DEncoder
 from m2d_bench.encoders.protocol import digest_of
+from m2d_bench.encoders.state_dict import ANCHOR, HEAD, State, rename_keys_of_2022, sort_keys, unwrap
 from m2d_bench.encoders.tensor_file import SUFFIXES, listing
 from m2d_bench.encoders.vit import SIZES, ViTConfig
 from m2d_bench.errors import CheckpointError, UsageError
@@ -33,26 +34,8 @@ from m2d_bench.values import Checked, explain
 
 logger = logging.getLogger(__name__)
 
-State = dict[str, Tensor]
-
-_ANCHOR = "patch_embed.proj.weight"
 _LABELS = "labels"
 _SHA256 = "sha256"
-_HOLDERS = ("model", "state_dict", "model_state_dict")
-"""Where training tools keep the weights; the first of these counts where several hold an encoder."""
-_WRAPPER = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What parallel, compiled and checkpointed modules put before a part of a key."""
-_ENCODER_KEY = re.compile(r"(cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)")
-_EXTRA_KEY = re.compile(
-    r"(norm_stats$|mask_token$|decoder_|target_|offline_predictor\.|audio_proj\.|text_proj\.|logit_scale$|head\.)"
-)
-_HEAD = {
-    "norm.running_mean": "running_mean",
-    "norm.running_var": "running_var",
-    "mlp.mlp.0.weight": "weight",
-    "mlp.mlp.0.bias": "bias",
-}
-_HEAD_KEY = re.compile(r".*\bhead\.((?:norm|mlp)\..+)")
 _NAME = re.compile(
     r"(?:(?P<family>m2d_clap|m2d_as|m2d_s|m2d_x|m2d_d2v|m2d|msm_mae)_vit_(?P<size>tiny|small|base|large)-)?"
     r"(?P<freq>\d+)x(?P<time>\d+)p(?P<patch_freq>\d+)x(?P<patch_time>\d+)(?:p(?P<khz>16|32)k)?"
@@ -139,7 +122,8 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     path = _file(Path(path))
     stated = next((c for c in map(parse_name, (path.parent.name, path.stem)) if c), None)
     with _malformed(path):
-        return _interpret(path, stated, changes)
+        found = _interpret(path, stated, changes)
+    return replace(found, config=change(found.config, changes))
 
 
 def read_state(path: str | os.PathLike[str]) -> State:
@@ -150,7 +134,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
     """
     path = _file(Path(path))
     with _malformed(path):
-        state = _unwrap(path, tensor_file.read_pickle(path))
+        state = unwrap(path, tensor_file.read_pickle(path))
         tensor_file.check(path, state)
         return state
 
@@ -166,6 +150,8 @@ def _malformed(path: Path) -> Iterator[None]:
     """What goes wrong on the way from tensors to an encoder is the file's fault."""
     try:
         yield
+    except UsageError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         reason = tensor_file.brief(error)
         raise CheckpointError(f"{path}: malformed, no checkpoint of the family looks like this: {reason}.") from error
@@ -181,29 +167,25 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
     else:
         content = tensor_file.read_pickle(path)
         written = content.get(_LABELS) if isinstance(content, Mapping) else None
-    encoder, extras, head, ignored = _sort_keys(path, _unwrap(path, content))
+    encoder, extras, head, ignored = sort_keys(path, unwrap(path, content))
     if "norm_stats" in changes:
         extras.pop("norm_stats", None)
     tensor_file.check(path, {**encoder, **extras, **{f"head.{key}": value for key, value in head.items()}})
     encoder, head = ({key: value.float() for key, value in state.items()} for state in (encoder, head))
-    _rename_keys_of_2022(encoder)
+    rename_keys_of_2022(encoder)
     norm_stats, patch_size = extras.pop("norm_stats", None), changes.pop("patch_size", None)
-    try:
-        labels = _labels(written)
-        if config is None:
-            vit = _shape(path, encoder, stated, patch_size)
-            config = EncoderConfig(
-                name=path.parent.name if parse_name(path.parent.name) else path.stem,
-                vit=vit,
-                sample_rate=_sample_rate(path, stated),
-                norm_stats=_norm_stats(path, norm_stats) if "norm_stats" not in changes else DEFAULT_NORM_STATS,
-                features=_features(path, head, vit),
-            )
-        _check_shapes(path, encoder, head, config)
-    except UsageError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    if config is None:
+        vit = _shape(path, encoder, stated, patch_size)
+        config = EncoderConfig(
+            name=path.parent.name if parse_name(path.parent.name) else path.stem,
+            vit=vit,
+            sample_rate=_sample_rate(path, stated),
+            norm_stats=_norm_stats(path, norm_stats) if "norm_stats" not in changes else DEFAULT_NORM_STATS,
+            features=_features(path, head, vit),
+        )
+    _check_shapes(path, encoder, head, config)
     return Checkpoint(
-        config=change(config, changes), encoder=encoder, extras=extras, head=head, labels=labels, ignored=ignored
+        config=config, encoder=encoder, extras=extras, head=head, labels=_labels(written), ignored=ignored
     )
 
 
@@ -226,7 +208,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     mean_std = torch.tensor(checkpoint.config.norm_stats)
-    places = {key: place for place, key in _HEAD.items()}
+    places = {key: place for place, key in HEAD.items()}
     head = {f"head.{places.get(key, key)}": value for key, value in checkpoint.head.items()}
     state = {**checkpoint.encoder, **checkpoint.extras, **head, "norm_stats": mean_std}
     if path.suffix not in SUFFIXES:
@@ -259,7 +241,7 @@ def _labels(found: Any) -> Labels | None:
     """Labels as `save` writes them; what others keep under this name is not read."""
     if not isinstance(found, Mapping) or set(found) != {each.name for each in fields(Labels)}:
         return None
-    return Labels(**{**found, "classes": tuple(found["classes"])})
+    return Labels(**found)
 
 
 def _written_configuration(
@@ -268,111 +250,34 @@ def _written_configuration(
     """Configuration and labels as `save` writes them beside the tensors, which have to be the same as then."""
     if "m2d_bench" not in metadata:
         return None, None
-    if metadata.get(_SHA256, sum_now := digest_of(metadata["m2d_bench"], state)) != sum_now:
+    if _SHA256 in metadata and metadata[_SHA256] != digest_of(metadata["m2d_bench"], state):
         raise CheckpointError(f"{path}: damaged, its checksum does not match. Get or make the file anew.")
     values = json.loads(metadata["m2d_bench"])
     labels = values.pop(_LABELS, None)
+    if beside := set(values) - {each.name for each in fields(EncoderConfig)}:
+        raise CheckpointError(f"{path}: the configuration inside has unknown settings: {listing(sorted(beside))}.")
     try:
         return TypeAdapter(EncoderConfig).validate_python(values), labels
     except ValidationError as error:
         raise CheckpointError(f"{path}: the configuration inside is none: {explain(error)}") from error
 
 
-def _unwrap(path: Path, content: Any) -> State:
-    """The state dict inside, with the predictor's blocks numbered as today."""
-    states = _states(content)
-    chosen = next((states[holder] for holder in ("", *_HOLDERS) if holder in states), None)
-    if chosen is None and len(states) == 1:
-        chosen = next(iter(states.values()))
-    if chosen is None:
-        keys = listing(list(map(str, content))) if isinstance(content, Mapping) else type(content).__name__
-        fault = f"several ({listing(list(states))}); save the one you mean alone" if states else f"none; found {keys}"
-        raise CheckpointError(f"{path}: one encoder of the M2D family is expected (…{_ANCHOR}), it holds {fault}.")
-    return {
-        str(key).replace("decoder_blocks.layers.", "decoder_blocks."): (
-            value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float32)
-        )
-        for key, value in chosen.items()
-        if isinstance(value, Tensor) or str(key).endswith("norm_stats")
-    }
-
-
-def _states(content: Any, levels: int = 2) -> dict[str, Mapping[Any, Any]]:
-    """The state dicts that hold an encoder, by the keys that lead to them."""
-    if not isinstance(content, Mapping):
-        return {}
-    if any(_plain(str(key)).endswith(_ANCHOR) for key in content):
-        return {"": content}
-    return {
-        f"{key}.{inner}".removesuffix("."): state
-        for key, value in (content.items() if levels else ())
-        for inner, state in _states(value, levels - 1).items()
-    }
-
-
-def _plain(key: str) -> str:
-    return _WRAPPER.sub("", key)
-
-
-def _sort_keys(path: Path, state: State) -> tuple[State, State, State, tuple[str, ...]]:
-    """Splits a state dict into encoder, extras, head and ignored keys, without their common prefix."""
-    keys = {_plain(key): key for key in state}
-    anchors = [key for key in keys if key.endswith(_ANCHOR)]
-    if len(anchors) != 1 or len(keys) != len(state):
-        twice = [key for key in state if key not in keys.values()]
-        raise CheckpointError(
-            f"{path}: holds {len(anchors)} encoders ({listing(anchors)}), {len(twice)} keys twice ({listing(twice)}); "
-            "expected one, and each key once. Save the one you mean alone."
-        )
-    prefix = anchors[0].removesuffix(_ANCHOR)
-    encoder: State = {}
-    extras: State = {}
-    head: State = {}
-    ignored, unexpected = [], []
-    for plain, key in keys.items():
-        inner, value = plain.removeprefix(prefix), state[key]
-        if plain.endswith("norm_stats"):
-            extras["norm_stats"] = value
-        elif match := _HEAD_KEY.match(plain):
-            head[_HEAD.get(match[1], match[1])] = value
-        elif not plain.startswith(prefix) or inner.startswith("text_encoder."):
-            ignored.append(key)
-        elif _ENCODER_KEY.match(inner):
-            encoder[inner] = value
-        elif _EXTRA_KEY.match(inner):
-            extras[inner] = value
-        else:
-            unexpected.append(inner)
-    head.pop("norm.num_batches_tracked", None)
-    if unexpected:
-        raise CheckpointError(f"{path}: unexpected keys that no model of the family has: {listing(unexpected)}.")
-    return encoder, extras, head, tuple(ignored)
-
-
-def _rename_keys_of_2022(encoder: State) -> None:
-    """Gives an encoder of MSM-MAE's own repository today's keys: one bias for q, k and v, an empty class token."""
-    for key in [key for key in encoder if key.endswith("attn.q_bias")]:
-        query, value = encoder.pop(key), encoder.pop(key.replace("q_bias", "v_bias"))
-        encoder[key.replace("q_bias", "qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
-        encoder.setdefault("cls_token", torch.empty(1, 0, len(query)))
-
-
 def _shape(path: Path, encoder: State, stated: EncoderConfig | None, patch_size: Any) -> ViTConfig:
     """Shape of the encoder from its tensors; a name that states another patch or input size is an error."""
-    projection = encoder[_ANCHOR]
+    projection = encoder[ANCHOR]
     shape = list(projection.shape)
     if len(shape) != 4 or 0 in shape or N_MELS % shape[2]:
         raise CheckpointError(
-            f"{path}: its {_ANCHOR} is {shape}; [width, channels, frequency, time] is expected, all above 0 and the "
+            f"{path}: its {ANCHOR} is {shape}; [width, channels, frequency, time] is expected, all above 0 and the "
             f"frequency a divisor of {N_MELS} mel bins."
         )
     width, channels, *kernel = shape
     patch = (kernel[0], kernel[1])
     if patch_size is not None and tuple(patch_size) != patch:
-        raise CheckpointError(f"{path}: patch_size={tuple(patch_size)} was asked for, its {_ANCHOR} says {patch}.")
+        raise CheckpointError(f"{path}: patch_size={tuple(patch_size)} was asked for, its {ANCHOR} says {patch}.")
     if stated and patch_size is None and stated.vit.patch_size != patch:
         raise CheckpointError(
-            f"{path}: its name says patches of {stated.vit.patch_size[0]}×{stated.vit.patch_size[1]}, its {_ANCHOR} "
+            f"{path}: its name says patches of {stated.vit.patch_size[0]}×{stated.vit.patch_size[1]}, its {ANCHOR} "
             f"{shape} says {patch[0]}×{patch[1]}. Rename the folder or pass patch_size={patch}."
         )
     positions = encoder.get("pos_embed", torch.empty(0, 0))
@@ -428,9 +333,9 @@ def _norm_stats(path: Path, stored: Tensor | None) -> tuple[float, float]:
 
 def _features(path: Path, head: State, vit: ViTConfig) -> Literal["stacked", "flat"]:
     """Stacked, unless a fine-tuned head takes fewer inputs."""
-    if not head:
+    if "weight" not in head:
         return "stacked"
-    inputs = head["weight"].shape[1] if "weight" in head else None
+    inputs = head["weight"].shape[1]
     stacked = vit.width * vit.grid_size[0]
     if inputs not in (vit.width, stacked):
         raise CheckpointError(
@@ -440,8 +345,8 @@ def _features(path: Path, head: State, vit: ViTConfig) -> Literal["stacked", "fl
 
 
 def _depth(encoder: State) -> int:
-    """Number of blocks, whatever they are called."""
-    return len({key.split(".")[1] for key in encoder if key.startswith("blocks.")})
+    """Number of blocks, whatever they are called; an encoder has at least one."""
+    return max(1, len({key.split(".")[1] for key in encoder if key.startswith("blocks.")}))
 
 
 def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig) -> None:
@@ -457,6 +362,7 @@ def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig
     }
     if "weight" in head:
         n_classes, inputs = head["weight"].shape
+        n_classes = max(1, n_classes)
         sizes = {"weight": (n_classes, inputs), "bias": (n_classes,)}
         sizes |= {"running_mean": (inputs,), "running_var": (inputs,)}
         expected |= {f"head.{key}": torch.Size(size) for key, size in sizes.items() if key in head}
@@ -464,8 +370,8 @@ def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig
     tensor_file.refuse(
         path,
         {
-            "missing": [key for key in expected if key not in tensors],
             "unexpected": [key for key in encoder if key not in expected],
+            "missing": [key for key in expected if key not in tensors],
             "of another shape": [
                 f"{key} {list(tensors[key].shape)} instead of {list(shape)}"
                 for key, shape in expected.items()

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,13 @@ _UNREAD = [
     *(f"{module}.{path}" for module in ("pathlib", "pathlib._local") for path in _PATHS),
     *("argparse.Namespace", "datetime.date", "datetime.datetime", "datetime.timedelta"),
 ]
-_MULTIARRAY = (np._core if hasattr(np, "_core") else np.core).multiarray
+_NUMPY: list[tuple[str, Any]] = [
+    ("scalar", np.float64().__reduce__()[0]),
+    ("_reconstruct", np.zeros(0).__reduce__()[0]),
+]
 _ALLOWED: list[Any] = [
     *((_Unread, name) for name in _UNREAD),
-    *(
-        (getattr(_MULTIARRAY, name), f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
+    *((call, f"numpy.{core}.multiarray.{name}") for name, call in _NUMPY for core in ("core", "_core")),
     *(np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}),
 ]
 """What trainers keep beside the tensors; of NumPy numbers only, for its texts believe the size that a file states."""
@@ -118,17 +117,13 @@ def check(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: Lists those that have not, by fault.
     """
-    faults: dict[str, list[str]] = {}
-    for fault in (_type_fault, _value_fault):
-        for key, tensor in tensors.items():
-            if found := fault(key, tensor):
-                faults.setdefault(found, []).append(key)
-        refuse(path, faults)
-        storages = [tensor.untyped_storage() for tensor in tensors.values()]
-        stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-        claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if claimed > _ALIASED * stored:
-            raise CheckpointError(f"{path}: its tensors claim {claimed} bytes of {stored} stored. Get the file anew.")
+    refuse(path, _by_fault(_type_fault, tensors))
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > _ALIASED * stored:
+        raise CheckpointError(f"{path}: its tensors claim {claimed} bytes of {stored} stored. Get the file anew.")
+    refuse(path, _by_fault(_value_fault, tensors))
 
 
 def refuse(path: Path, faults: Mapping[str, Sequence[str]]) -> None:
@@ -165,9 +160,21 @@ def _check_sums(path: Path) -> None:
 def _cause(error: Exception) -> str:
     """What torch found, without its advice to switch the safety off."""
     found = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    if name := re.search(r"GLOBAL ([\w.]+)", found):
-        return f"it asks for the Python object {name[1]}"
+    if name := re.search(r"GLOBAL ([\w.]+)|<class '([\w.]+)'>", found):
+        return f"it asks for the Python object {name[1] or name[2]}"
+    if "operand" in found:
+        return f"not a pickle as torch.save writes it ({brief(found).lower()})"
+    if "weights_only" in found:
+        return "it is of another format of torch (TorchScript or .tar)"
     return brief(found or error)
+
+
+def _by_fault(find: Callable[[str, Tensor], str | None], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    faults: dict[str, list[str]] = {}
+    for key, tensor in tensors.items():
+        if fault := find(key, tensor):
+            faults.setdefault(fault, []).append(key)
+    return faults
 
 
 def _type_fault(key: str, tensor: Tensor) -> str | None:

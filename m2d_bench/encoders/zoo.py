@@ -185,13 +185,12 @@ def _unpack(archive: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with tensor_file.open_zip(archive) as file:
-            members = {member.filename: member for member in file.infolist() if _is_checkpoint(member.filename)}
+            members = [member for member in file.infolist() if _is_checkpoint(member.filename)]
             if len(members) != 1:
-                names = tensor_file.listing(list(members)) or "none"
+                names = tensor_file.listing([member.filename for member in members]) or "none"
                 raise CheckpointError(f"{archive}: holds {len(members)} .pth files ({names}), expected one.")
-            [member] = members.values()
-            member.filename = Path(member.filename).name
-            weights = Path(file.extract(member, partial))
+            members[0].filename = Path(members[0].filename).name
+            weights = Path(file.extract(members[0], partial))
         tensor_file.read_pickle(weights)
         target.mkdir(exist_ok=True)
         os.replace(weights, target / weights.name)

@@ -1,17 +1,20 @@
 """A name gives the same encoder everywhere, or a message that says what to do."""
 
+import hashlib
 import http.server
 import io
+import shutil
 import threading
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
 
-from m2d_bench.encoders import download, zoo
+from m2d_bench.encoders import download, variants, zoo
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.settings import Compute, Storage
-from tests.conftest import random_checkpoint
+from tests.conftest import random_checkpoint, small_encoder
 
 CPU = Compute(device="cpu", precision="fp32")
 
@@ -87,19 +90,23 @@ def test_unusable_device_and_precision_get_a_message():
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves one file, with ranges, and breaks off after `limit` bytes if set."""
+    """Serves one file of a version, with ranges, and breaks off after `limit` bytes if set; `blind` to If-Range."""
 
-    content, limit, ranges = b"", None, []
+    content, limit, ranges, version, blind = b"", None, [], None, False
 
     def do_GET(self):
         wanted = self.headers.get("Range")
-        start = int(wanted.split("=")[1].rstrip("-")) if wanted else 0
         type(self).ranges.append(wanted)
+        if not self.blind and self.headers.get("If-Range", self.version) != self.version:
+            wanted = None
+        start = int(wanted.split("=")[1].rstrip("-")) if wanted else 0
         if start >= len(self.content):
             self.send_error(416)
             return
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(self.content) - start))
+        if self.version:
+            self.send_header("ETag", self.version)
         self.end_headers()
         self.wfile.write(self.content[start:][: self.limit])
 
@@ -109,7 +116,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    Server.limit, Server.ranges = None, []
+    Server.limit, Server.ranges, Server.version, Server.blind = None, [], None, False
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         monkeypatch.setattr(zoo, "_RELEASES", f"http://127.0.0.1:{httpd.server_port}")
@@ -117,16 +124,25 @@ def server(monkeypatch):
         httpd.shutdown()
 
 
-def released_zip(name):
-    weights, archive = io.BytesIO(), io.BytesIO()
-    torch.save({"model": random_checkpoint(name.replace("base", "tiny")).encoder}, weights)
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(f"{name}/checkpoint-300.pth", weights.getvalue())
-        file.writestr(f"{name}/README.txt", "words")
+NAME = "m2d_vit_base-80x200p16x4-230529"
+
+
+def weights_file():
+    weights = io.BytesIO()
+    torch.save({"model": small_encoder((16, 4), 200).vit.state_dict()}, weights)
+    return weights.getvalue()
+
+
+def zip_of(entries, **how):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", **how) as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
     return archive.getvalue()
 
 
-NAME = "m2d_vit_base-80x200p16x4-230529"
+def released_zip(name, note="words"):
+    return zip_of({f"{name}/checkpoint-300.pth": weights_file(), f"{name}/README.txt": note})
 
 
 def test_released_weights_are_downloaded_once(server, tmp_path):
@@ -175,3 +191,107 @@ def test_a_file_that_is_there_is_not_fetched(tmp_path):
     (tmp_path / "file").write_text("x")
     download.fetch("http://127.0.0.1:9/file", tmp_path / "file", manual="")
     assert (tmp_path / "file").read_text() == "x"
+
+
+def with_flag(archive, offsets, value):
+    """An archive whose headers, local and central, say something else."""
+    archive = bytearray(archive)
+    for magic, offset in zip((b"PK\3\4", b"PK\1\2"), offsets, strict=True):
+        start = archive.index(magic) + offset
+        archive[start : start + 2] = value.to_bytes(2, "little")
+    return bytes(archive)
+
+
+PLAIN = zip_of({f"{NAME}/c.pth": b"not read"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (with_flag(PLAIN, (6, 8), 1), "encrypted"),
+        (with_flag(PLAIN, (8, 10), 99), "compression"),
+        (PLAIN.replace(b"not read", b"not real"), "CRC"),
+        (PLAIN[:-30], "not a whole zip"),
+        (PLAIN, "cannot be loaded safely"),
+        (zip_of({"README.txt": "", f"__MACOSX/{NAME}/c.pth": b"", f"{NAME}/._c.pth": b""}), "holds 0 .pth files"),
+        (zip_of({f"{NAME}/a.pth": b"", f"{NAME}/b.pth": b""}), f"holds 2 .pth files ({NAME}/a.pth, {NAME}/b.pth)"),
+    ],
+)
+def test_what_an_archive_must_not_be_is_said_and_the_next_try_starts_clean(server, tmp_path, content, words):
+    server.content, storage = content, Storage(cache=tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        zoo.load(NAME, compute=CPU, storage=storage)
+    assert words in str(error.value)
+    assert f"{NAME}.zip" in str(error.value)
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [f"{NAME}.lock"]
+    server.content = released_zip(NAME)
+    assert zoo.load(NAME, compute=CPU, storage=storage).config.name == NAME
+
+
+def test_what_macos_adds_is_passed_over_and_no_entry_leaves_the_cache(server, tmp_path):
+    server.content = zip_of({"__MACOSX/._c.pth": b"twin", "../../../c.pth": weights_file()})
+    assert zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path / "cache")).config.name == NAME
+    assert [path.name for path in tmp_path.rglob("*.pth")] == ["c.pth"]
+    assert (tmp_path / "cache" / "weights" / NAME / "c.pth").is_file()
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_part_of_a_file_that_has_changed_since_is_not_continued(server, tmp_path, blind):
+    server.content, server.limit, server.version = released_zip(NAME, "old"), 50_000, '"1"'
+    with pytest.raises(CheckpointError, match=r"run again|cannot be downloaded"):
+        zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))
+    server.content, server.limit, server.version, server.blind = released_zip(NAME, "new"), None, '"2"', blind
+    assert zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path)).config.name == NAME
+    assert server.ranges == [None, "bytes=50000-", *([None] if blind else [])]
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [NAME, f"{NAME}.lock"]
+
+
+def test_a_release_that_has_changed_since_its_first_download_is_refused(server, tmp_path):
+    server.content, storage = released_zip(NAME), Storage(cache=tmp_path)
+    zoo.load(NAME, compute=CPU, storage=storage)
+    sums = tmp_path / "weights.sha256"
+    assert sums.read_text() == f"{hashlib.sha256(server.content).hexdigest()}  {NAME}.zip\n"
+    shutil.rmtree(tmp_path / "weights" / NAME)
+    zoo.load(NAME, compute=CPU, storage=storage)
+    shutil.rmtree(tmp_path / "weights" / NAME)
+    server.content = released_zip(NAME, "other words")
+    with pytest.raises(
+        CheckpointError, match=r"expected is \w+, as at its first download.*remove its line from .*sha256"
+    ):
+        zoo.load(NAME, compute=CPU, storage=storage)
+    sums.unlink()
+    zoo.load(NAME, compute=CPU, storage=storage)
+
+
+def test_a_release_whose_sum_is_known_is_compared_with_it(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo.RELEASED, NAME, replace(zoo.RELEASED[NAME], sha256="0" * 64))
+    server.content = released_zip(NAME)
+    with pytest.raises(CheckpointError, match="expected is 0000"):
+        zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))
+    assert not (tmp_path / "weights" / NAME).exists()
+
+
+def test_weights_in_a_cache_that_is_only_read_need_no_lock(tmp_path):
+    folder = tmp_path / "weights" / NAME
+    folder.mkdir(parents=True)
+    (folder / "checkpoint-300.pth").write_bytes(weights_file())
+    zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [NAME]
+
+
+def test_every_released_name_says_its_configuration():
+    for name in zoo.RELEASED:
+        assert zoo.checkpoint.parse_name(name) is not None
+    config = zoo.checkpoint.parse_name("m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025")
+    assert (config.vit.input_size, config.sample_rate) == ((80, 1001), 16000)
+
+
+def test_a_twin_of_the_weights_of_a_variant_is_no_second_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2D_BENCH_CACHE", str(tmp_path))
+    folder = tmp_path / "weights" / NAME
+    folder.mkdir(parents=True)
+    (folder / "._checkpoint-300.pth").write_bytes(b"twin")
+    with pytest.raises(CheckpointError, match="holds no folder"):
+        variants.find("m2d")
+    (folder / "checkpoint-300.pth").write_bytes(weights_file())
+    assert variants.find("m2d") == str(folder)
