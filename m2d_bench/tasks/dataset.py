@@ -23,7 +23,7 @@ from m2d_bench.errors import AudioError, DataError
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
 from m2d_bench.registry import resolve
-from m2d_bench.settings import Storage
+from m2d_bench.settings import Storage, naming
 from m2d_bench.tasks.task import Entry, Layout, Task
 
 CROP_TOLERANCE = 0.01
@@ -226,7 +226,7 @@ def _write_clips(task: Task, folder: Path) -> None:
     from m2d_bench.tasks.synthetic.scene import SAMPLE_RATE
 
     clips = resolve(str(task.generator))()
-    with (folder / GENERATED.index).open("w", newline="") as file:
+    with naming(folder), (folder / GENERATED.index).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "label", "fold"])
         for number, clip in enumerate(track(clips, f"Generating {task.name}", task.n_clips, "clips")):
