@@ -175,3 +175,18 @@ def test_a_file_that_is_there_is_not_fetched(tmp_path):
     (tmp_path / "file").write_text("x")
     download.fetch("http://127.0.0.1:9/file", tmp_path / "file", manual="")
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_torchs_default_dtype_changes_no_random_model():
+    name, waveform = "random:m2d_s_vit_tiny-80x200p80x2", torch.linspace(-1, 1, 9000)[None]
+    expected = zoo.load(name, compute=CPU)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = zoo.load(name, compute=CPU)
+        embeddings = found.scene_embeddings(waveform)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.digest == expected.digest
+    assert embeddings.dtype == torch.float32
+    assert torch.equal(embeddings, expected.scene_embeddings(waveform))
