@@ -83,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # read by OpenMP when torch is imported, after this
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+    if os.environ.get("COLUMNS") == "0":  # of a terminal whose width is not known
+        del os.environ["COLUMNS"]
     open_streams()
     given = sys.argv[1:] if arguments is None else arguments
     words, verbose = [word for word in given if word != VERBOSE], VERBOSE in given

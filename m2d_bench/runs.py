@@ -305,7 +305,7 @@ def _parse(text: str) -> Run:
 def _number(text: str) -> int | float:
     """A number of a record; NaN, infinities and what is beyond the machine's numbers are refused."""
     number = int(text) if text.lstrip("-").isdigit() else float(text)
-    if not math.isfinite(number) or (isinstance(number, int) and number.bit_length() > 64):
+    if number.bit_length() > 64 if isinstance(number, int) else not math.isfinite(number):
         raise ValueError(f"the number {text[:40]}, which is not finite or too large")
     return number
 

@@ -103,7 +103,7 @@ class Statistics:
 
     def add(self, values: Tensor) -> None:
         """Adds a clip's values (Chan et al., 1983)."""
-        values = values.detach().double()
+        values = values.detach().cpu().double()  # MPS has no float64
         count, mean = values.numel(), values.mean().item()
         delta, total = mean - self.mean, self.count + count
         self._squares += (values - mean).square().sum().item() + delta**2 * self.count * count / total

@@ -1,6 +1,8 @@
 """Records keep every raw score, whoever writes and whatever dies."""
 
 import json
+import math
+import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
@@ -284,5 +286,99 @@ def test_broken_predictions_are_named(content, tmp_path):
     file = RUN.path(tmp_path).with_suffix("") / "42-1.npz"
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
+    with pytest.raises(RunError, match=r"42-1\.npz: no predictions"):
+        runs.load_predictions(RUN.path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("command",), ["m2d-bench"]),
+        (("created",), 20250101),
+        (("protocol",), "/etc/cron.d/linear"),
+        (("protocol",), "a/b"),
+        (("protocol",), "..\\linear"),
+        (("encoder", "digest"), ".."),
+        (("encoder", "digest"), "../0123456789abcdef"),
+        (("encoder", "aliases"), "m2d_tiny"),
+        (("task", "name"), "../../esc10"),
+        (("task", "name"), "x" * 300),
+        (("task", "n_folds"), 10**400),
+        (("task", "other_metrics"), None),
+        (("settings", "train_fraction"), "half"),
+        (("environment", "also"), 5),
+        (("seconds", "embedding"), None),
+        (("scores", 0, "seed"), 10**30),
+        (("scores", 0, "fold"), 1),
+        (("scores", 0, "score"), -1e300),
+        (("scores", 0, "score"), "0.5"),
+        (("scores", 0, "score"), math.inf),
+        (("scores", 0, "valid_score"), math.nan),
+        (("scores", 0, "others"), {"mAP": [0.5]}),
+        (("scores", 0, "n_test"), -1),
+        (("scores",), {}),
+        (("schema",), 0),
+        (("schema",), [3]),
+    ],
+)
+def test_a_record_of_another_form_is_named_and_left_out(keys, value, tmp_path):
+    runs.add(scored(42, "1", "2"), tmp_path)
+    values = json.loads(RUN.path(tmp_path).read_text())
+    (tmp_path / "odd.json").write_text(json.dumps(values))
+    part = values
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    (tmp_path / "odd.json").write_text(json.dumps(values))
+    found, (failure,) = runs.read(tmp_path)
+    assert list(found) == [RUN.path(tmp_path)]
+    assert "odd.json: not a run record" in failure
+    assert len(failure) < 600
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe{}",
+        b"[" * 100_000,
+        b'{"schema": 3, "settings": ' + b'{"a":' * 5000,
+        b'{"schema": 3' + b"0" * 5000 + b"}",
+        b'"3"',
+        b"null",
+    ],
+    ids=["no UTF-8", "deep list", "deep and cut", "long number", "text", "null"],
+)
+def test_files_that_hold_no_record_are_named(content, tmp_path):
+    (tmp_path / "odd.json").write_bytes(content)
+    found, (failure,) = runs.read(tmp_path)
+    assert not found
+    assert "odd.json: not a run record" in failure
+
+
+def test_folders_pipes_and_links_in_circles_are_named(tmp_path):
+    runs.add(scored(42, "1", "2"), tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "circle.json").symlink_to("circle.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    found, failures = runs.read(tmp_path)
+    assert len(found) == 1
+    assert [name for name in ("circle", "folder", "pipe") if any(f"{name}.json" in each for each in failures)] == [
+        *("circle", "folder", "pipe")
+    ]
+
+
+def test_what_would_be_no_record_is_not_written(tmp_path):
+    before = runs.add(scored(42, "1", "2"), tmp_path)
+    with pytest.raises(RunError, match=r"not written.*NaN"):
+        runs.add(scored(43, "1", score=math.nan), tmp_path)
+    assert runs.load(RUN.path(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scores": np.zeros(4)}, {"labels": np.array([9])}, {"clips": np.zeros(3)}, {"scores": np.full((1, 2), np.nan)}],
+)
+def test_predictions_of_another_form_are_named(changes, tmp_path):
+    runs.save_predictions(RUN, tmp_path, replace(predictions(42, "1"), **changes))
     with pytest.raises(RunError, match=r"42-1\.npz: no predictions"):
         runs.load_predictions(RUN.path(tmp_path))

@@ -38,7 +38,7 @@ class LogMel(nn.Module):
         self.mel_basis: Tensor
         self.window: Tensor
         self.register_buffer("mel_basis", torch.from_numpy(mel_basis).T.contiguous(), persistent=False)
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.n_fft, dtype=torch.float32), persistent=False)
 
     def frame_counts(self, lengths: Tensor) -> Tensor:
         """Number of frames of waveforms of the given lengths in samples."""

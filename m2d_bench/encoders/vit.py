@@ -152,6 +152,7 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(Block(config.width, config.width // HEAD_WIDTH) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.float()  # whatever torch's default is: fresh weights are the same
 
     def positions(self, columns: int) -> Tensor:
         """Positional embedding of a grid of `columns` patch columns, [N_F, columns, D].

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adam import adam
 
-from m2d_bench.evaluation.metrics import batched_scores
+from m2d_bench.evaluation.metrics import batched_scores, on_float64_device
 from m2d_bench.evaluation.problems import Problem
 from m2d_bench.evaluation.settings import ProbeSettings
 from m2d_bench.tasks.task import Metric
@@ -78,7 +78,7 @@ def _standardisation(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = rows.to(features.device)
     shifts, scales = [], []
     for columns in features.split(max(64, _ELEMENTS // (8 * len(rows))), dim=1):
-        part = columns[rows].double()
+        part = on_float64_device(columns[rows]).double()
         mean = part.mean(0)
         part -= mean
         deviation = part.square_().mean(0).sqrt()
@@ -86,7 +86,7 @@ def _standardisation(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.where(constant, 1.0, 1 / deviation)
         shifts.append(-mean * scale)
         scales.append(scale)
-    return torch.cat(shifts).float(), torch.cat(scales).float()
+    return torch.cat(shifts).float().to(features.device), torch.cat(scales).float().to(features.device)
 
 
 @dataclass

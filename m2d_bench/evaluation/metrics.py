@@ -59,6 +59,7 @@ def batched_scores(metric: Metric, logits: Tensor, labels: Tensor, present: Tens
     """
     if metric not in get_args(Metric):
         raise UsageError(f"Unknown metric {metric!r}. Allowed: {', '.join(get_args(Metric))}.")
+    logits, labels, present = (on_float64_device(values) for values in (logits, labels, present))
     if metric in ("accuracy", "chroma_accuracy"):
         classes = logits.shape[-1] if metric == "accuracy" else 12
         truth = labels if labels.ndim == 2 else labels.argmax(-1)
@@ -74,6 +75,11 @@ def batched_scores(metric: Metric, logits: Tensor, labels: Tensor, present: Tens
     half_a_pair = 0.5 / n_pairs
     d_prime: Tensor = 2**0.5 * torch.special.ndtri(area.clamp(half_a_pair, 1 - half_a_pair))
     return d_prime.nanmean(-1)
+
+
+def on_float64_device(values: Tensor) -> Tensor:
+    """The values on a device that has float64, which MPS has not."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def _area_under_roc(scores: Tensor, positive: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

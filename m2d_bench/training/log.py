@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from m2d_bench.errors import RunError, UsageError
-from m2d_bench.settings import replacing
+from m2d_bench.settings import naming, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,12 +139,13 @@ class _Metrics:
             for record in records:
                 if resumed_at is not None and record["step"] <= resumed_at:
                     file.write(_line(record))
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(_line({"step": step, **finite}))
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(_line({"step": step, **finite}))
+            self._file.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:
         pass

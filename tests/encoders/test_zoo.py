@@ -295,3 +295,18 @@ def test_a_twin_of_the_weights_of_a_variant_is_no_second_one(tmp_path, monkeypat
         variants.find("m2d")
     (folder / "checkpoint-300.pth").write_bytes(weights_file())
     assert variants.find("m2d") == str(folder)
+
+
+def test_torchs_default_dtype_changes_no_random_model():
+    name, waveform = "random:m2d_s_vit_tiny-80x200p80x2", torch.linspace(-1, 1, 9000)[None]
+    expected = zoo.load(name, compute=CPU)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = zoo.load(name, compute=CPU)
+        embeddings = found.scene_embeddings(waveform)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.digest == expected.digest
+    assert embeddings.dtype == torch.float32
+    assert torch.equal(embeddings, expected.scene_embeddings(waveform))

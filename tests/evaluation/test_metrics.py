@@ -6,6 +6,9 @@ import pytest
 import torch
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation.metrics import batched_scores, score
@@ -110,3 +113,25 @@ def test_padding_changes_no_score(metric: str) -> None:
 def test_unknown_metric_is_named() -> None:
     with pytest.raises(UsageError, match=r"Unknown metric 'f1'.*accuracy, mAP"):
         score("f1", torch.zeros(2, 2), torch.zeros(2))
+
+
+class _NoFloat64(TorchDispatchMode):
+    """A device without float64, as MPS is."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert not any(
+            each.dtype == torch.float64 and each.device.type == "mps"
+            for each in tree_leaves(result)
+            if isinstance(each, torch.Tensor)
+        )
+        return result
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "chroma_accuracy", "mAP", "aucroc", "d_prime"])
+def test_no_float64_goes_to_mps(metric):
+    with FakeTensorMode(), _NoFloat64():
+        logits, labels = torch.zeros(2, 6, 3, device="mps"), torch.ones(2, 6, 3, device="mps")
+        scores = batched_scores(metric, logits, labels, torch.ones(2, 6, dtype=torch.bool, device="mps"))
+    assert scores.dtype == torch.float64
+    assert scores.device.type == "cpu"
