@@ -35,9 +35,6 @@ VERBS = {
     "tasks": ("m2d_bench.verbs:list_tasks", "List the tasks."),
 }
 
-RESUMING = ("linear", "finetune", "superb", "prepare", "pretrain")
-"""Verbs that keep what they have finished when they are interrupted; the others start anew."""
-
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 SPIN_COUNT = 1000
@@ -82,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ERROR: {error}", file=sys.stderr)
         return BAD_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
-        verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
-        kept = "What was finished is kept; the same command goes on from there, a training with --resume."
-        print(f"Interrupted. {kept if verb in RESUMING else 'Start the same command anew.'}", file=sys.stderr)
+        print(
+            "Interrupted. What was finished is kept; the same command goes on from there, a training with --resume.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     if output is None:  # --help and --version
         return DONE

@@ -244,8 +244,7 @@ class Encoder:
             raise UsageError(f"{expected}; it returned {embeddings.dtype} {shape} for {clips[0]} …")
         embeddings = embeddings.detach().to("cpu", torch.float32)
         if broken := [clip for clip, row in zip(clips, embeddings.isfinite().all(1), strict=True) if not row]:
-            advice = "" if self.precision == "fp32" else "; try --precision fp32"
-            raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}{advice}.")
+            raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}; try --precision fp32.")
         return embeddings
 
     def _own(self, name: str) -> Any:
