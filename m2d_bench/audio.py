@@ -101,7 +101,7 @@ def read(
             start = sum(len(block) for block in _blocks(file, start))
         wanted = math.inf if seconds is None or math.isinf(seconds) else round(seconds * rate)
         expected = wanted if announced is None else min(wanted, announced - start)
-        _check_memory(path, expected if announced is not None else 0)
+        _check_memory(path, 0 if announced is None else min(expected, file.frames))
         blocks, decoded = [np.empty(0, np.float32)], 0
         for block in _blocks(file, wanted):
             blocks.append(block.mean(axis=1))

@@ -166,8 +166,13 @@ def _embed(
     waveforms: Iterable[np.ndarray | AudioError],
     batch_size: int,
     failures: list[str],
+    retry: bool = False,
 ) -> dict[int, np.ndarray]:
-    """Embeddings [D] of clips by their index, made in padded batches; of those that have none, adds a failure."""
+    """Embeddings [D] of clips by their index, made in padded batches; of those that cannot be read, adds a failure.
+
+    A batch that cannot be embedded is an error; with `retry` its clips are embedded one by one, and those that cannot
+    be are failures too.
+    """
     embeddings: dict[int, np.ndarray] = {}
     batch: dict[int, np.ndarray] = {}
 
@@ -176,7 +181,9 @@ def _embed(
         padded = np.stack([np.pad(batch[clip], (0, max(lengths) - len(batch[clip]))) for clip in clips])
         try:
             scenes = encoder.scene_embeddings(torch.from_numpy(padded), lengths, clips=[names[clip] for clip in clips])
-        except DataError as error:  # an embedding is not finite; alone, a clip takes no other with it
+        except (AudioError, DataError) as error:
+            if not retry:
+                raise
             if len(clips) == 1:
                 failures.append(str(error))
             else:
@@ -235,7 +242,7 @@ def embed_files(
 
     waveforms = map_ahead(read, ordered, compute.jobs, compute.batch_size)
     progress = track(waveforms, "Embedding", len(ordered), "files")
-    found = _embed(encoder, [str(file) for file in ordered], progress, compute.batch_size, failures)
+    found = _embed(encoder, [str(file) for file in ordered], progress, compute.batch_size, failures, retry=True)
     embeddings = {ordered[index]: embedding for index, embedding in found.items()}
     done = [file for file in files if file in embeddings]
     size = (0, encoder.scene_embedding_size)
@@ -263,4 +270,5 @@ def write_embeddings(path: Path, files: Sequence[Path], embeddings: np.ndarray, 
         if path.suffix == ".npz":
             np.savez(file, files=np.array(names), embeddings=embeddings, digest=np.array(digest))
         else:
+            names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
             pd.DataFrame({"file": names, "embedding": list(embeddings), "digest": digest}).to_parquet(file)
