@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, CycloptsPanel, ValidationError
 
 from m2d_bench import __version__
 from m2d_bench.errors import UsageError, describe
-from m2d_bench.registry import resolve
+from m2d_bench.registry import resolve, unknown
 from m2d_bench.settings import naming
 from m2d_bench.terminal import close_streams, open_streams, say
 
@@ -106,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     """Runs one verb and prints what it returns; the exit code."""
+    if words and words[0] not in VERBS and not words[0].startswith("-"):  # cyclopts would import every verb
+        raise unknown("command", words[0], list(VERBS), "m2d-bench --help")
     output = build()(words, exit_on_error=False, print_error=True, result_action="return_value")
     if output is None:  # --help and --version
         return DONE

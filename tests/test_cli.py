@@ -117,18 +117,6 @@ def test_ctrl_c_says_what_is_kept(tmp_path, tones):
     assert runs.load(path).done(5)
 
 
-@pytest.mark.parametrize(("verb", "kept"), [("embed", False), ("predict", False), ("prepare", True)])
-def test_ctrl_c_claims_to_keep_only_what_is_kept(capsys, monkeypatch, verb, kept):
-    def interrupted(*words: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tests.test_cli.interrupted", interrupted, raising=False)
-    monkeypatch.setitem(VERBS, verb, ("tests.test_cli:interrupted", "Stops."))
-    code, _, err = run(capsys, verb)
-    assert code == 130
-    assert ("is kept" in err) == kept
-
-
 def test_models_and_tasks_are_listed(capsys):
     code, out, _ = run(capsys, "models")
     assert code == 0

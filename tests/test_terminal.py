@@ -128,7 +128,7 @@ def test_errors_are_one_line_and_verbose_shows_where(error, said, monkeypatch, c
         assert said in err
 
 
-@pytest.mark.parametrize(("verb", "kept"), [("runs", False), ("prepare", True)])
+@pytest.mark.parametrize(("verb", "kept"), [("runs", False), ("embed", False), ("prepare", True), ("finetune", True)])
 def test_an_interruption_promises_only_what_a_verb_keeps(verb, kept, monkeypatch, capsys):
     def interrupted(words):
         raise KeyboardInterrupt
