@@ -107,7 +107,7 @@ def read(
             blocks.append(block.mean(axis=1))
             decoded += len(block)
             _check_memory(path, decoded)
-        if announced is not None and decoded < expected - _padding(file):
+        if announced is not None and decoded < expected - _padding(path, file):
             raise AudioError(f"{path}: ends after {start + decoded} of {announced} samples; {_GET_WHOLE}")
         if damage := _DAMAGE.search(file.extra_info):
             raise AudioError(f"{path}: is damaged or cut short ({damage[0]}); {_GET_WHOLE}")
@@ -204,7 +204,7 @@ def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
 
 def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
     """Number of frames that the header promises; None where it promises none."""
-    if not 0 <= file.frames < _UNKNOWN_LENGTH or (file.format == "MP3" and not _counts_its_frames(path)):
+    if not 0 <= file.frames < _UNKNOWN_LENGTH or (file.format == "MP3" and not _xing(path)):
         return None
     frames, log = int(file.frames), file.extra_info
     if file.format in _COUNTING and (count := _FRAMES.search(log)):
@@ -214,8 +214,8 @@ def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
     return frames
 
 
-def _counts_its_frames(path: str | os.PathLike[str]) -> bool:
-    """Whether an MP3 has a Xing header with a frame count; without it the length is guessed from the first frame."""
+def _xing(path: str | os.PathLike[str]) -> bytes:
+    """An MP3's Xing header with a frame count, from its tag on; empty where there is none and the length is a guess."""
     with open(path, "rb") as file:
         head = file.read(10)
         size = 0
@@ -223,13 +223,13 @@ def _counts_its_frames(path: str | os.PathLike[str]) -> bool:
             size = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
         file.seek(size)
         frame = file.read(256)
-    tag = max(frame.find(b"Xing"), frame.find(b"Info"))
-    return tag >= 0 and len(frame) > tag + 7 and bool(frame[tag + 7] & 1)
+    found = re.search(rb"(?:Xing|Info)...[\x01\x03\x05\x07\x09\x0b\x0d\x0f]", frame, re.DOTALL)
+    return frame[found.start() :] if found else b""
 
 
-def _padding(file: _Stream) -> int:
-    """Frames by which a whole file may be shorter than announced: an MP3's count includes its encoder's padding."""
-    return 2 * 1152 if file.format == "MP3" else 0
+def _padding(path: str | os.PathLike[str], file: _Stream) -> int:
+    """Frames by which a whole file may be shorter than announced: an MP3's count may include the header's own."""
+    return 1152 if file.format == "MP3" and not re.search(b"LAME|Lav[cf]", _xing(path)) else 0
 
 
 def _check_memory(path: str | os.PathLike[str], frames: float) -> None:

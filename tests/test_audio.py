@@ -127,6 +127,14 @@ def test_what_is_shorter_than_announced_is_an_error_with_both_lengths(tmp_path, 
         assert len(audio.read(path, rate, seconds=0.1)) == rate // 10
 
 
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_that_lacks_its_last_frames_is_an_error(tmp_path, mode):
+    path = write(tmp_path / "x.mp3", np.random.default_rng(0).standard_normal(16000) * 0.1, bitrate_mode=mode)
+    assert len(audio.read(path, 16000)) == 16000
+    with pytest.raises(AudioError, match="of 16000 samples"):
+        audio.read(cut(path, 0.9), 16000)
+
+
 def test_an_mp3_that_counts_no_frames_promises_no_length(tmp_path):
     rng = np.random.default_rng(0)
     path = write(
