@@ -296,7 +296,7 @@ def _parse(text: str) -> Run:
             if metric not in score.others:
                 raise ValueError(f"no {metric} of seed {score.seed}, fold {score.fold}")
     except ValidationError as error:
-        raise _NoRecord(explain(error)) from error
+        raise _NoRecord(explain(error).rstrip(".")) from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _NoRecord(f"{type(error).__name__}: {error}") from error
     return run

@@ -47,13 +47,19 @@ def read_all(folders: Sequence[Path], shown: Filter = ALL) -> tuple[dict[Path, R
 
 
 def read_predictions(records: Mapping[Path, Run]) -> tuple[list[tuple[Run, list[Predictions]]], list[str]]:
-    """Each record with the predictions beside it, and a message for each whose predictions cannot be read."""
+    """Each record with the predictions beside it, and a message for each whose predictions cannot be read.
+
+    Raises:
+        RunError: None can be read.
+    """
     found, failures = [], []
     for path, run in records.items():
         try:
             found.append((run, runs.load_predictions(path)))
         except RunError as error:
             failures.append(str(error))
+    if failures and not found:
+        raise RunError("\n".join(failures))
     return found, failures
 
 
