@@ -93,9 +93,9 @@ def test_long_clips_have_a_second_view_for_training(tmp_path):
 def test_broken_clips_are_all_named_before_any_is_embedded(tmp_path):
     write_tones(tmp_path / "esc10")
     storage, encoder = Storage(data=tmp_path, cache=tmp_path / "cache"), Counting()
-    data = dataset.load(tasks.get("esc10"), storage)
     for clip in (5, 350):
         (tmp_path / f"esc10/audio/{clip}.wav").write_bytes(b"broken")
+    data = dataset.load(tasks.get("esc10"), storage)
     with pytest.raises(DataError, match=r"2 of 400 clips.*/5\.wav.*/350\.wav"):
         embeddings.encode(encoder, data, COMPUTE, storage)
     assert encoder.clips == 0
