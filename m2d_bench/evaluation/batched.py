@@ -15,6 +15,7 @@ from torch.optim.adam import adam
 from m2d_bench.evaluation.metrics import batched_scores, on_float64_device
 from m2d_bench.evaluation.problems import Problem
 from m2d_bench.evaluation.settings import ProbeSettings
+from m2d_bench.tasks.splits import count_classes
 from m2d_bench.tasks.task import Metric
 
 Report = Callable[[int, Mapping[str, float], Sequence[float], Tensor], None]
@@ -119,7 +120,7 @@ class _BatchedProbes:
     ) -> None:
         self.store, self.labels, self.settings = store, labels, settings
         self.metric: Metric = metric
-        self.n_classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+        self.n_classes = count_classes(labels)
         group = sorted(group, key=lambda i: -len(problems[i].train))
         self.runs = [_Run(i, problems[i], problems[i].generator()) for i in group]
         self.train = [run.problem.train.cpu() for run in self.runs]

@@ -69,7 +69,7 @@ def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: S
     views = [(clip, False) for clip in range(len(dataset.files))]
     views += [(int(clip), True) for clip in np.flatnonzero(dataset.longer)]
     features = np.empty((len(views), encoder.scene_embedding_size), dtype=np.float32)
-    folder = storage.cache_root / "embeddings" / encoder.digest / _key(encoder, dataset)
+    folder = storage.cache_root / "embeddings" / file_name(encoder.digest) / _key(encoder, dataset)
     shards = [
         _Shard(folder / f"{number:05d}.npy", views[start : start + _SHARD], features[start : start + _SHARD])
         for number, start in enumerate(range(0, len(views), _SHARD))

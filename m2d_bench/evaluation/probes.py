@@ -19,6 +19,7 @@ from m2d_bench.evaluation.batched import fit_linear
 from m2d_bench.evaluation.metrics import check_scorable, score
 from m2d_bench.evaluation.problems import ProbeResult, Problem
 from m2d_bench.evaluation.settings import ProbeSettings
+from m2d_bench.tasks.splits import count_classes
 from m2d_bench.tasks.task import Metric
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -125,7 +126,7 @@ def _check(features: Tensor, labels: Tensor, problems: Sequence[Problem], metric
             if int(rows.min()) < 0 or int(rows.max()) >= len(features):
                 raise DataError(f"The {split} split {where} names rows outside the {len(features)} rows of features.")
             for metric in metrics if split == "test" else metrics[:1]:
-                check_scorable(metric, labels[rows], _count_classes(labels), f"The {split} split {where}")
+                check_scorable(metric, labels[rows], count_classes(labels), f"The {split} split {where}")
 
 
 def _check_labels(labels: Tensor, n_rows: int) -> None:
@@ -166,7 +167,7 @@ def _neighbours(
 ) -> Iterator[tuple[dict[str, float], Tensor, Tensor]]:
     """For each k, what share of a clip's k nearest training clips by cosine bears each label."""
     train, *others = splits
-    n_classes = _count_classes(labels)
+    n_classes = count_classes(labels)
     most = min(NEIGHBOURS[-1], len(train))
     searcher = NearestNeighbors(n_neighbors=most, metric="cosine").fit(train)
     nearest = [train_rows[torch.from_numpy(searcher.kneighbors(split, return_distance=False))] for split in others]
@@ -193,11 +194,7 @@ def _regressions(
             valid, test = (torch.from_numpy(decide(split)) for split in others)
         else:
             model.fit(train, targets)
-            valid, test = (torch.zeros(len(split), _count_classes(labels), dtype=torch.float64) for split in others)
+            valid, test = (torch.zeros(len(split), count_classes(labels), dtype=torch.float64) for split in others)
             for probabilities, split in zip((valid, test), others, strict=True):
                 probabilities[:, model.classes_] = torch.from_numpy(model.predict_proba(split)).double()
         yield {"C": strength}, valid, test
-
-
-def _count_classes(labels: Tensor) -> int:
-    return labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1

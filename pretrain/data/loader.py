@@ -8,6 +8,7 @@ resumed.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -181,18 +182,25 @@ class CropLoader:
 
     def __iter__(self) -> Iterator[Crops]:
         parts: list[Crops] = []
+        before = multiprocessing.active_children()
         with stop_signals_blocked():
             chunks = iter(self._chunks)
-        for read in chunks:
-            if isinstance(read, M2DBenchError):
-                raise read
-            crops, last = read
-            parts.append(crops)
-            if last:
-                yield Crops._make(
-                    None if field[0] is None else _concatenated(field) for field in zip(*parts, strict=True)
-                )
-                parts = []
+        workers = [child for child in multiprocessing.active_children() if child not in before]
+        try:
+            for read in chunks:
+                if isinstance(read, M2DBenchError):
+                    raise read
+                crops, last = read
+                parts.append(crops)
+                if last:
+                    yield Crops._make(
+                        None if field[0] is None else _concatenated(field) for field in zip(*parts, strict=True)
+                    )
+                    parts = []
+        finally:
+            del chunks  # asks the workers to end, and waits for seconds
+            for worker in workers:  # one that hangs, deaf to SIGTERM as it is, would be waited for at exit
+                worker.kill()
 
 
 def _concatenated(tensors: tuple[Tensor, ...]) -> Tensor:

@@ -1,6 +1,8 @@
 """Batches for pre-training: every clip in its turn, whoever reads it, from whatever the path holds."""
 
 import csv
+import multiprocessing
+import threading
 from collections import Counter
 
 import numpy as np
@@ -526,3 +528,31 @@ def test_labels_that_contradict_or_are_not_there_are_refused(tmp_path, lines, sa
 
 def test_clips_without_labels_carry_none(arrays):
     assert all(crops.labels is None for crops in loader(open_source(arrays / "files.csv", FRAMES)))
+
+
+class Hanging(Source):
+    """A source whose workers cannot end: a thread of theirs waits for ever."""
+
+    n_clips, fingerprint = 8, ""
+
+    def path(self, index):
+        return str(index)
+
+    def read(self, index, rng):
+        threading.Thread(target=threading.Event().wait).start()
+        return Crop(np.zeros((1, 80, FRAMES), np.float32), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taken", [1, 2])
+def test_a_worker_that_hangs_does_not_outlive_its_epoch(taken):
+    before = multiprocessing.active_children()
+    batches = iter(loader(Hanging(), workers=1))
+    for _ in range(taken):
+        next(batches)
+    started = [child for child in multiprocessing.active_children() if child not in before]
+    assert started
+    list(batches) if taken == 2 else batches.close()
+    for child in started:
+        child.join(10)
+        assert not child.is_alive()
