@@ -169,7 +169,8 @@ def list_models(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
         rows.append({"model": release.name, "where": where, "what": release.about})
     text = tabulate(rows, headers="keys", tablefmt="simple")
     return Output(
-        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt or .safetensors; random:NAME, NAME's architecture, random weights.\n"
+        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt or .safetensors; "
+        "random:NAME, NAME's architecture with random weights.\n"
         f"Released weights are under {zoo.LICENCE}; they are kept in {folder}."
     )
 
