@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cyclopts import App, CycloptsError, CycloptsPanel, ValidationError
+from rich.console import Console
 
 from m2d_bench import __version__
 from m2d_bench.errors import UsageError, describe
@@ -49,6 +51,8 @@ VERBOSE = "--verbose"
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
+LEAST_COLUMNS = 80
+
 SPIN_COUNT = 1000
 """Turns an OpenMP thread spins before it sleeps; docs/performance.md, "Several processes on one machine", says why."""
 
@@ -61,11 +65,18 @@ def build() -> App:
         f"{VERBOSE} after any command shows where an error comes from.",
         version=__version__,
         error_formatter=_panel,
+        console=_console(sys.stdout),
+        error_console=_console(sys.stderr),
     )
     app.suppress_keyboard_interrupt = False  # main says what an interruption leaves
     for name, (reference, summary) in VERBS.items():
         app.command(reference, name=name, help=summary)
     return app
+
+
+def _console(stream: TextIO) -> Console:
+    """A console at least as wide as cyclopts's help needs: on narrower ones it never ends."""
+    return Console(file=stream, width=max(LEAST_COLUMNS, shutil.get_terminal_size().columns))
 
 
 def _panel(error: CycloptsError) -> Any:
@@ -83,8 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if "OMP_WAIT_POLICY" not in os.environ:  # read by OpenMP when torch is imported, after this
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
-    if os.environ.get("COLUMNS") == "0":  # of a terminal whose width is not known
-        del os.environ["COLUMNS"]
     open_streams()
     given = sys.argv[1:] if arguments is None else arguments
     words, verbose = [word for word in given if word != VERBOSE], VERBOSE in given

@@ -78,6 +78,13 @@ def test_any_width_of_terminal_will_do(columns, monkeypatch, capsys):
     assert main(["table", "--bogus"]) == 2
 
 
+@pytest.mark.parametrize("columns", ["1", "60"])
+def test_help_ends_on_narrow_terminals(columns):
+    command = [sys.executable, "-m", "m2d_bench.cli", "linear", "--help"]
+    done = subprocess.run(command, env={**os.environ, "COLUMNS": columns}, capture_output=True, text=True, timeout=120)
+    assert "--learning-rate" in done.stdout
+
+
 @needs_full
 @pytest.mark.parametrize("write", [lambda file: torch.save(torch.zeros(100_000), file), lambda file: file.write(b"x")])
 def test_a_full_disk_names_the_file(write):
