@@ -96,7 +96,7 @@ def finetune(
         command = command_line(words, settings, leaving_out=("folds", "force", "resume"))
         try:
             done.append(_Job(fabric, pretrained, task, values, settings, command).run())
-        except (M2DBenchError, OSError, torch.OutOfMemoryError) as error:
+        except (M2DBenchError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             if fabric.world_size > 1:  # the other processes wait for this one
                 raise
             failures[task.name] = error

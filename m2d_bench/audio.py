@@ -59,13 +59,15 @@ _UNKNOWN_LENGTH = 2**62
 _OPEN_SIZE = 0x7FFF0000
 """A chunk of this size or more is what programs write that do not know the size beforehand."""
 
-_SHORT_CHUNK = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_SHORT_CHUNK = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _COUNTING = ("AIFF", "AVR", "RF64")
+_NIST_COUNT = re.compile(rb"sample_count -i (\d{1,12})\s")
 _FRAMES = re.compile(r"^ *Frames *: (\d+)$", re.MULTILINE)
 _DAMAGE = re.compile(
-    "(?:Skipped [0-9]+ bytes looking for the next page|libogg reports a hole at [0-9]+ bytes"
+    r"^[ *]*(?:Ogg ?: |Warning ?: )?(?:Skipped [0-9]+ bytes looking for the next page|libogg reports a hole at [0-9]+ bytes"
     "|Last page lacks an end-of-stream bit|Junk after the last page"
-    "|data chunk seems to be truncated|Seems to be a truncated file)"
+    "|data chunk seems to be truncated|Seems to be a truncated file)",
+    re.MULTILINE,
 )
 """libsndfile's log tells what its numbers hide: it cuts lengths to the size of the file and leaves out broken pages."""
 
@@ -173,7 +175,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise AudioError(f"{path}: is not a file.")
-        if os.path.splitext(path)[1].lower() == ".raw":
+        if os.path.splitext(path)[1].lower() in (".raw", ".vox"):
             raise AudioError(f"{path}: bare samples, whose rate and format no header says. Convert it to WAV.")
         with _Stream(os.fsencode(path)) as file:
             lowest, highest = RATES
@@ -207,6 +209,10 @@ def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
     if not 0 <= file.frames < _UNKNOWN_LENGTH or (file.format == "MP3" and not _xing(path)):
         return None
     frames, log = int(file.frames), file.extra_info
+    if file.format == "NIST":  # whose count libsndfile passes over
+        with open(path, "rb") as header:
+            counted = _NIST_COUNT.search(header.read(1024))
+        return max(frames, int(counted[1])) if counted else frames
     if file.format in _COUNTING and (count := _FRAMES.search(log)):
         return max(frames, int(count[1]))
     if (size := _SHORT_CHUNK.search(log)) and 0 < int(size[2]) < int(size[1]) < _OPEN_SIZE:

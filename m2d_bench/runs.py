@@ -460,8 +460,10 @@ def _environments(first: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping
 
 
 def predictions_name(seed: int, fold: str) -> str:
-    """Name of the file of a seed's and fold's predictions."""
-    return file_name(f"{seed}-{fold}.npz")
+    """Name of the file of a seed's and fold's predictions; folds whose names a file cannot bear are told apart."""
+    name = file_name(fold)
+    mark = "" if name == fold else "-" + hashlib.sha256(os.fsencode(fold)).hexdigest()[:8]
+    return f"{seed}-{name}{mark}.npz"
 
 
 def save_predictions(run: Run, folder: Path, predictions: Predictions) -> None:

@@ -147,10 +147,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_checked(path: Path, content: bytes) -> None:
-    """Writes a file of the cache with its SHA-256 behind the content, whole or not at all."""
+    """Writes a file of the cache with a checksum of its content and name behind it, whole or not at all."""
     with replacing(path) as file:
         file.write(content)
-        file.write(hashlib.sha256(content).digest())
+        file.write(_checksum(path, content))
 
 
 def read_checked(path: Path) -> bytes | None:
@@ -160,7 +160,12 @@ def read_checked(path: Path) -> bytes | None:
     except OSError:
         return None
     content, checksum = stored[:-_CHECKSUM], stored[-_CHECKSUM:]
-    return content if hashlib.sha256(content).digest() == checksum else None
+    return content if _checksum(path, content) == checksum else None
+
+
+def _checksum(path: Path, content: bytes) -> bytes:
+    """SHA-256 of a file's content and of its place in the cache: folder and name, where another file may be copied."""
+    return hashlib.sha256(content + os.fsencode(f"{path.parent.name}/{path.name}")).digest()
 
 
 @contextmanager

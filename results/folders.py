@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from m2d_bench import runs
-from m2d_bench.errors import RunError, UsageError
+from m2d_bench.errors import RunError, UsageError, describe
 from m2d_bench.results.filter import ALL, Filter, chosen
 from m2d_bench.results.render import as_csv
 from m2d_bench.runs import Predictions, Run, Score
@@ -135,14 +135,14 @@ def merge(sources: Sequence[Path], target: Path) -> tuple[int, list[str]]:
         found, unread = runs.read(source)
         failures += unread
         for path, run in found.items():
-            place = run.path(target)
-            if place.resolve() == path.resolve():
-                continue
             try:
+                place = run.path(target)
+                if place.resolve() == path.resolve():
+                    continue
                 before = runs.find(run, target)
                 after = {(s.seed, s.fold): s for s in runs.add(run, target, replacing_scores=False).scores}
-            except RunError as error:
-                failures.append(str(error))
+            except (RunError, OSError) as error:
+                failures.append(f"{path}: not merged ({describe(error)}).")
                 continue
             added += len(after) - (len(before.scores) if before else 0)
             same = [s for s in run.scores if (s.score, s.others) == _result(after[s.seed, s.fold])]

@@ -109,6 +109,7 @@ def test_files_whose_length_is_unknown_or_that_cannot_be_searched_are_read(tmp_p
         (".mp3", {"bitrate_mode": "VARIABLE"}),
         (".wav", {"subtype": "IMA_ADPCM"}),
         (".avr", {}),
+        (".nist", {"format": "NIST"}),
     ],
 )
 def test_what_is_shorter_than_announced_is_an_error_with_both_lengths(tmp_path, suffix, settings, rate):
@@ -266,3 +267,11 @@ def test_sounds_are_found_by_libsndfile_s_own_formats_and_the_others_are_counted
     assert "files left out, no sound by their suffix: 2 .m4a, 1 .wma, 1 without suffix, 1 .raw." in caplog.text
     written = {f".{name.lower()}" for name in soundfile.available_formats()}
     assert written - audio.suffixes() == {".raw", ".mat4", ".mat5"}
+
+
+def test_a_title_that_speaks_of_damage_is_none(tmp_path):
+    path = tmp_path / "x.flac"
+    with soundfile.SoundFile(path, "w", 16000, 1) as file:
+        file.title, file.comment = "Junk after the last page", "Last page lacks an end-of-stream bit"
+        file.write(np.zeros(1600))
+    assert len(audio.read(path, 16000)) == 1600

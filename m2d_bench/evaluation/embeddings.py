@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,7 +100,7 @@ def _key(encoder: Encoder, dataset: Dataset) -> str:
     """Name of the cache folder of these clips in this precision."""
     task = dataset.task
     identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {encoder.precision}"
-    return f"{file_name(task.name)}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return f"{file_name(task.name)}-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)

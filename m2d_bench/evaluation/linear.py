@@ -73,7 +73,7 @@ def linear(
         command = "" if loaded is model else command_line(words, settings, leaving_out=("force",))
         try:
             done.append(_evaluate(encoder, task, settings, command))
-        except (M2DBenchError, OSError, torch.OutOfMemoryError) as error:
+        except (M2DBenchError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             failures[task.name] = error
     if failures:
         raise TasksFailed(failures, done)

@@ -61,7 +61,14 @@ def predict_files(
         return [], failures
     with torch.inference_mode():
         found = classifier.probabilities(torch.from_numpy(features).float().to(classifier.encoder.device)).cpu()
-    best = found.topk(min(top, len(labels.classes)))
+    finite = found.isfinite().all(1)
+    failures += [
+        f"{file}: its class probabilities are NaN or infinite; the weights of the head are damaged."
+        for file, whole in zip(done, finite.tolist(), strict=True)
+        if not whole
+    ]
+    done = [file for file, whole in zip(done, finite.tolist(), strict=True) if whole]
+    best = found[finite].topk(min(top, len(labels.classes)))
     predictions = [
         Prediction(
             file=str(file),

@@ -63,8 +63,8 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the clips: names, content, labels and splits, 16 hexadecimal digits."""
-        sha = hashlib.sha256()
+        """Identity of the clips: names, content, labels and splits or folds, 16 hexadecimal digits."""
+        sha = hashlib.sha256(b"folds" if self.task.folds else b"split")
         for file, split, content in zip(self.files, self.splits, self._contents, strict=True):
             sha.update(f"{file}\0{split}\0{content.digest}\0".encode(errors="surrogateescape"))
         sha.update("\0".join(self.classes).encode())
@@ -168,7 +168,7 @@ class Dataset:
 
     def crop_place(self, clip: int) -> float:
         """A place to crop the clip at, see `waveform`, that is drawn once and for all."""
-        seed = hashlib.sha256(f"{self.task.name}/{self.files[clip]}".encode()).digest()
+        seed = hashlib.sha256(os.fsencode(f"{self.task.name}/{self.files[clip]}")).digest()
         return float(np.random.default_rng(list(seed)).uniform())
 
     def waveform(self, clip: int, sample_rate: int, *, place: float = 0.0) -> np.ndarray:

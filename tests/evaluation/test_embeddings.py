@@ -133,7 +133,11 @@ def pickled(path):
     np.save(path, np.array([{"a": 1}], dtype=object))
 
 
-@pytest.mark.parametrize("damage", [shuffled, retyped, infinite, flipped, cut, emptied, pickled])
+def replaced(path):
+    path.write_bytes(path.with_name("00003.npy").read_bytes())
+
+
+@pytest.mark.parametrize("damage", [shuffled, retyped, infinite, flipped, cut, emptied, pickled, replaced])
 def test_damaged_shards_are_remade_and_said_once(storage, damage, caplog):
     data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
     whole = embeddings.encode(encoder, data, COMPUTE, storage).features

@@ -102,6 +102,15 @@ def test_classes_of_several_labels_each_have_a_probability_of_their_own(fine_tun
     assert build(checkpoint.read(fine_tuned), multilabel=True).labels.multilabel
 
 
+def test_probabilities_that_are_not_finite_are_failures(fine_tuned, sounds):
+    made = checkpoint.read(fine_tuned)
+    damaged = build(replace(made, head={**made.head, "running_var": -torch.ones_like(made.head["running_var"])}))
+    predictions, failures = predict_files(damaged, sounds[:1], CPU)
+    assert predictions == []
+    (failure,) = failures
+    assert str(sounds[0]) in failure
+
+
 # Released AudioSet models
 
 

@@ -157,3 +157,10 @@ def test_a_copy_in_another_fold_of_a_hear_task_is_found(tmp_path):
     (clips / "fold03" / "fold03-1.wav").write_bytes((clips / "fold01" / "fold01-1.wav").read_bytes())
     (warning,) = load(f"hear:{folder}").warnings
     assert warning.endswith(": 16000/fold01/fold01-1.wav = 16000/fold03/fold03-1.wav (fold01, fold03).")
+
+
+def test_folds_and_official_splits_of_one_name_are_different_data(tmp_path):
+    splits = ["train"] * 6 + ["test"] * 6
+    official = load(evar(tmp_path / "official", splits=splits))
+    folds = load(evar(tmp_path / "folds", header="file_name,label,fold", splits=splits))
+    assert official.fingerprint != folds.fingerprint
