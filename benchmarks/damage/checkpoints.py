@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import signal
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ def flip(whole: bytes, rng: random.Random) -> tuple[str, bytes]:
         return "cut short", bytes(damaged[: rng.randrange(len(damaged))])
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         member = rng.choice([each for each in archive.infolist() if each.file_size > 100 and "/data/" in each.filename])
-    position = member.header_offset + 256 + rng.randrange(member.file_size - 99)
+    name, extra = struct.unpack_from("<HH", whole, member.header_offset + 26)
+    position = member.header_offset + 30 + name + extra + rng.randrange(member.file_size)
     damaged[position] ^= 1 << rng.randrange(8)
     return f"a bit of {member.filename}", bytes(damaged)
 

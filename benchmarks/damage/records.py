@@ -88,7 +88,7 @@ def command(verb: str, runs: Path) -> Finished:
     """A verb over a folder of records, in this process."""
     words = {
         "table": ["table", "--runs", str(runs)],
-        "list": ["runs", "list", str(runs)],
+        "list": ["runs", "list", "--runs", str(runs)],
         "merge": ["runs", "merge", str(runs), "--into", str(runs.parent / "merged" / runs.name)],
         "report": ["report", str(runs), "-o", str(runs / "report.html")],
     }[verb]
