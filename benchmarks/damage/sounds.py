@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def run(folder: Path, count: int, seed: int) -> Iterator[Tally]:
 
     prepare = Tally("prepare: damaged sound files")
     done = m2d_bench("prepare", sounds, folder / "shards", "--jobs", 1, folder=folder)
+    done = replace(done, stderr=done.stderr + (folder / "shards" / "failures.csv").read_text())  # which names all
     source = open_source(folder / "shards", frames=208)
     judge(prepare, done, names, {Path(source.path(clip)).name for clip in range(source.n_clips)}, kinds)
     yield prepare
