@@ -64,8 +64,8 @@ _COUNTING = ("AIFF", "AVR", "RF64")
 _NIST_COUNT = re.compile(rb"sample_count -i (\d{1,12})\s")
 _FRAMES = re.compile(r"^ *Frames *: (\d+)$", re.MULTILINE)
 _DAMAGE = re.compile(
-    r"^[ *]*(?:Ogg ?: |Warning ?: )?(?:Skipped [0-9]+ bytes looking for the next page|libogg reports a hole at [0-9]+ bytes"
-    "|Last page lacks an end-of-stream bit|Junk after the last page"
+    r"^[ *]*(?:Ogg ?: |Warning ?: )?(?:Skipped [0-9]+ bytes looking for the next page"
+    "|libogg reports a hole at [0-9]+ bytes|Last page lacks an end-of-stream bit|Junk after the last page"
     "|data chunk seems to be truncated|Seems to be a truncated file)",
     re.MULTILINE,
 )

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from m2d_bench import audio, runs
-from m2d_bench.errors import AudioError
+from m2d_bench.errors import AudioError, DataError
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
-from m2d_bench.settings import read_checked, write_checked
+from m2d_bench.settings import Storage, read_checked, write_checked
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,22 @@ class Contents:
         stored = self._path and read_checked(self._path)
         facts = json.loads(stored) if stored else {}
         return facts["files"] if facts.get("reader") == _reader() else {}
+
+
+def durations(root: Path, files: Sequence[str]) -> list[float]:
+    """Durations in seconds of the files that can be decoded; what is wrong with others is said when they are read.
+
+    Raises:
+        DataError: None can be.
+    """
+    there = [file for file in files if (root / file).is_file()]
+    contents = Contents(root, Storage().cache_root).of(there, root.name)
+    seconds = [content.seconds for content in contents if not content.fault]
+    if not seconds:
+        raise DataError(
+            f"None of the clips can be read, the last because: {contents[-1].fault if contents else 'no clip'}"
+        )
+    return seconds
 
 
 def _reader() -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.tasks import index
+from m2d_bench.tasks.contents import durations
 from m2d_bench.tasks.task import Entry, Folds, Task
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _clips(file: Path) -> tuple[str, list[Entry]]:
 
 
 def _mean_seconds(file: Path) -> float:
-    """Mean duration in seconds of the clips that can be opened."""
+    """Mean duration in seconds of the clips that can be read."""
     root, clips = entries(file, 16000)
-    durations = index.durations(root / clip.file for clip in clips)
-    return sum(durations) / len(durations)
+    seconds = durations(root, [clip.file for clip in clips])
+    return sum(seconds) / len(seconds)

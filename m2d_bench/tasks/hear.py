@@ -19,6 +19,7 @@ import pandas as pd
 
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.tasks import index
+from m2d_bench.tasks.contents import durations
 from m2d_bench.tasks.task import Entry, Folds, Metric, Task
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,7 @@ def read(path: str) -> Task:
 
 def _longest(folder: Path, splits: tuple[str, ...]) -> float:
     """Seconds of the longest clip, for tasks such as FSD50K whose clips were left as long as they are."""
-    files = (folder / entry.file for entry in _entries(folder, splits, _rates(folder)[0]))
-    return max(index.durations(files))
+    return max(durations(folder, [entry.file for entry in _entries(folder, splits, _rates(folder)[0])]))
 
 
 def entries(folder: Path, sample_rate: int) -> tuple[Path, list[Entry]]:

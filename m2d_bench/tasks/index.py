@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from m2d_bench import audio
-from m2d_bench.errors import AudioError, DataError
+from m2d_bench.errors import DataError
 from m2d_bench.tasks.task import Entry
 
 
@@ -58,20 +57,3 @@ def labels(names: Iterable[str]) -> tuple[str, ...]:
 def entry(file: str, names: Iterable[str], split: str) -> Entry:
     """A clip with its labels, and its fold or split, where the 1.0 of a spreadsheet means 1."""
     return Entry(file, labels(names), re.sub(r"^(\d+)\.0+$", r"\1", split.strip()))
-
-
-def durations(paths: Iterable[Path]) -> list[float]:
-    """Durations in seconds of the clips that can be opened; what is wrong with others is said when they are read.
-
-    Raises:
-        DataError: None can be opened.
-    """
-    found, failure = [], "no clip"
-    for path in paths:
-        try:
-            found.append(audio.duration(path))
-        except AudioError as error:
-            failure = str(error)
-    if not found:
-        raise DataError(f"None of the clips can be opened, the last because: {failure}")
-    return found

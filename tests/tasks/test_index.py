@@ -164,3 +164,13 @@ def test_folds_and_official_splits_of_one_name_are_different_data(tmp_path):
     official = load(evar(tmp_path / "official", splits=splits))
     folds = load(evar(tmp_path / "folds", header="file_name,label,fold", splits=splits))
     assert official.fingerprint != folds.fingerprint
+
+
+def test_a_header_that_lies_changes_no_unit_duration(tmp_path):
+    name = evar(tmp_path)
+    liar = tmp_path / "work" / "16k" / "birds" / "3.wav"
+    content = bytearray(liar.read_bytes())
+    content[40:44] = (2**30).to_bytes(4, "little")
+    content[4:8] = (2**30 + 36).to_bytes(4, "little")
+    liar.write_bytes(content)
+    assert tasks.get(name).clip_seconds == pytest.approx(800 / 16000)
