@@ -500,7 +500,7 @@ def test_from_sound_files_to_scores_better_than_those_of_random_weights(tmp_path
         "--workers",
         "1",
     ]
-    assert main([*words, "--epochs", "16", "--save-epochs", "0", "--watch-epochs", "16"]) == 0
+    assert main([*words, "--save-epochs", "0", "--watch-epochs", "20"]) == 0
     (path,) = tmp_path.rglob("checkpoint-*.pth")
     trained, random_weights = (
         linear(model, "gm_family", seeds=6, runs=tmp_path / "runs")[0]
