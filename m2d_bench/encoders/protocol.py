@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from m2d_bench.audio import LOUDEST
 from m2d_bench.errors import AudioError, DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -370,6 +371,8 @@ def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device)
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
         raise AudioError(f"The waveform holds NaN or infinite values in row(s) {rows[:10]} of {len(batch)}.")
+    if (peak := float(batch.abs().max())) > LOUDEST:
+        raise AudioError(f"The waveform reaches {peak:.3g}, too large for a spectrogram; it should be in [-1, 1].")
     n_rows, samples = batch.shape
     if samples < n_rows and samples <= _CHANNELS:
         raise AudioError(

@@ -232,3 +232,9 @@ def test_impossible_settings_get_a_message():
         ViTConfig(width=128, depth=1, patch_size=(30, 4), input_size=(80, 200))
     with pytest.raises(UsageError, match="multiple of 64"):
         ViTConfig(width=100, depth=1, patch_size=(16, 4), input_size=(80, 200))
+
+
+@pytest.mark.parametrize("peak", [1e18, 3e38])
+def test_a_waveform_too_large_for_a_spectrogram_is_refused(peak):
+    with pytest.raises(AudioError, match="too large for a spectrogram"):
+        small_encoder().scene_embeddings(torch.tensor([[0.0, peak] * 8000]))
