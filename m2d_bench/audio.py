@@ -177,7 +177,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
             raise AudioError(f"{path}: is not a file.")
         if os.path.splitext(path)[1].lower() in (".raw", ".vox"):
             raise AudioError(f"{path}: bare samples, whose rate and format no header says. Convert it to WAV.")
-        with _Stream(os.fsencode(path)) as file:
+        with _Stream(os.fsencode(path)) as file:  # pyright: ignore[reportArgumentType]  # it takes bytes
             lowest, highest = RATES
             if not lowest <= file.samplerate <= highest:
                 raise AudioError(
