@@ -8,6 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -123,11 +124,8 @@ def _run(words: Sequence[str]) -> int:
     if isinstance(output, int):  # another tool's exit code
         return output
     if output.text:
-        try:
-            with naming(Path("stdout")):
-                say(output.text, sys.stdout)
-        except BrokenPipeError:  # by head, or a pager that was left
-            pass
+        with suppress(BrokenPipeError), naming(Path("stdout")):  # broken by head, or a pager that was left
+            say(output.text, sys.stdout)
     for failure in output.failures:
         say(f"ERROR: {failure}")
     return FAILED if output.failures else DONE

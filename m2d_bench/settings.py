@@ -138,10 +138,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None:  # of what is written the system does not say where
-            error.filename = str(path)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 
