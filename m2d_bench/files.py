@@ -1,7 +1,8 @@
-"""Files of a tree."""
+"""Files of a tree, and what is in one."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -40,6 +41,15 @@ def kinds(files: Iterable[str]) -> str:
     """Numbers of files by their suffix, the most frequent first: 12 .m4a, 3 .txt."""
     counts = Counter(os.path.splitext(file)[1].lower() or "without suffix" for file in files).most_common()
     return ", ".join(f"{count} {suffix}" for suffix, count in counts[:10]) + (", …" if len(counts) > 10 else "")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def _unlistable(error: OSError) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from m2d_bench import files
 from m2d_bench.errors import CheckpointError
 from m2d_bench.progress import bar
 
@@ -59,20 +59,17 @@ def known(path: Path, sha256: str | None, record: Path) -> Iterator[None]:
     Raises:
         CheckpointError: The file is another one.
     """
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            sha.update(block)
+    digest = files.sha256(path)
     lines = record.read_text().splitlines() if record.exists() else []
     recorded = next((line.split()[0] for line in lines if line.endswith(f"  {path.name}")), None)
     expected = sha256 or recorded
-    if expected not in (None, sha.hexdigest()):
+    if expected not in (None, digest):
         origin = "" if sha256 else f", as at its first download; to accept another, remove its line from {record}"
-        raise CheckpointError(f"{path}: its SHA-256 is {sha.hexdigest()}, expected is {expected}{origin}.")
+        raise CheckpointError(f"{path}: its SHA-256 is {digest}, expected is {expected}{origin}.")
     yield
     if expected is None:
         with record.open("a") as file_of_sums:
-            file_of_sums.write(f"{sha.hexdigest()}  {path.name}\n")
+            file_of_sums.write(f"{digest}  {path.name}\n")
 
 
 def _receive(url: str, part: Path, name: str) -> int | None:

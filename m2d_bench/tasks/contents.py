@@ -17,6 +17,7 @@ import numpy as np
 
 from m2d_bench import audio, runs
 from m2d_bench.errors import AudioError, DataError
+from m2d_bench.files import sha256
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
 from m2d_bench.settings import Storage, read_checked, write_checked
@@ -126,17 +127,9 @@ def _read(root: Path, file: str) -> Content:
     """Reads a file to its end, twice: as bytes and as sound."""
     path, digest, seconds = root / file, "", np.nan
     try:
-        digest = _digest(path)
+        digest = sha256(path)
         seconds = audio.duration(path)
         audio.read(path, 16000)
     except (AudioError, OSError) as error:
         return Content(digest, seconds, str(error))
     return Content(digest, seconds)
-
-
-def _digest(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            sha.update(part)
-    return sha.hexdigest()
