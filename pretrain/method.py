@@ -34,13 +34,14 @@ class StepResult(NamedTuple):
     Args:
         losses: Scalars by name, all of them logged; `loss` is minimised, others are its parts.
         prediction: Predictions of the masked patches, [B, M, P], without gradient.
-        target: What they are compared with, standardised per patch, [B, M, P], without gradient.
+        target: What they are compared with, standardised per patch, [B, M, P], without gradient; None where a training
+            leaves that loss out.
         mask: The mask.
     """
 
     losses: dict[str, Tensor]
     prediction: Tensor
-    target: Tensor
+    target: Tensor | None
     mask: Mask
 
 

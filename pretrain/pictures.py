@@ -118,6 +118,7 @@ def prediction_errors(result: StepResult, grid_size: tuple[int, int]) -> Tensor:
 
     Source: M2D (2023), eq. 2.
     """
+    assert result.target is not None
     prediction, target = (each[:SAMPLES].detach().cpu().float() for each in (result.prediction, result.target))
     errors = 2 - 2 * cosine_similarity(prediction, target, dim=-1)
     grid = torch.full((len(errors), grid_size[0] * grid_size[1]), torch.nan)

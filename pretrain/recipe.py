@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from m2d_bench.encoders.vit import SIZES, ViTConfig
 from m2d_bench.errors import UsageError
@@ -51,6 +51,7 @@ class Recipe(Checked):
         beta1: AdamW's.
         beta2: AdamW's.
         clip_norm: Largest norm of the gradient.
+        noise_ratio: Share of background noise in the input, from 0 to 1.
         seed: Of everything drawn: weights, crops, order, masks.
 
     Raises:
@@ -75,6 +76,7 @@ class Recipe(Checked):
     beta1: Share = 0.9
     beta2: Share = 0.95
     clip_norm: PositiveFloat = 3.0
+    noise_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -93,6 +95,11 @@ class Recipe(Checked):
             input_size=self.input_size,
             channels=self.channels,
         )
+
+    @property
+    def method_arguments(self) -> Any:
+        """The method's `Arguments`."""
+        return method.arguments_of(self.method)(**self.arguments)
 
     def build(self) -> MaskedModel:
         """The method, its weights not yet drawn."""

@@ -5,6 +5,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,14 +18,16 @@ from m2d_bench.errors import UsageError
 from m2d_bench.evaluation.linear import linear
 from m2d_bench.output import Names
 from m2d_bench.pretrain import weights
-from m2d_bench.pretrain.data import Source, measure_norm_stats, open_source
+from m2d_bench.pretrain.data import Source, measure_norm_stats
+from m2d_bench.pretrain.data.noise import NoisySource
 from m2d_bench.pretrain.flops import peak_flops
 from m2d_bench.pretrain.held_out import HeldOutMonitor, split
+from m2d_bench.pretrain.inputs import Inputs, offline_task, open_clips, open_noise, starting_model
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.progress import bar
 from m2d_bench.runs import TasksFailed
-from m2d_bench.settings import Storage, file_name, make_folder, replacing
+from m2d_bench.settings import Compute, Storage, file_name, make_folder, replacing
 from m2d_bench.tasks import dataset
 from m2d_bench.training.launch import Precision, launch
 from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
@@ -39,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Checked):
-    """Where a pre-training runs. Only `held_out` and `init` change its result, the others no more than rounding does.
+    """Where a pre-training runs. Only `held_out` changes its result, the others no more than rounding does.
 
     Args:
         device: auto (a GPU if there is one), cpu, cuda, …; several under torchrun or Slurm.
@@ -57,7 +60,6 @@ class RunSettings(Checked):
         held_out: Clips that are kept out of training for that; at most a tenth of them. 0 trains on all.
         tasks: Tasks of linear evaluation at every checkpoint.
         resume: Go on where a training in this folder stopped.
-        init: Checkpoint to begin from, of the same method and sizes.
         tag: Ends the name of the checkpoint's folder; by default the masking ratio, mr7 for 0.7.
         wandb: Project of Weights & Biases to log to as well.
     """
@@ -76,7 +78,6 @@ class RunSettings(Checked):
     held_out: NonNegativeInt = 256
     tasks: Annotated[tuple[str, ...], Names] = ()
     resume: bool = False
-    init: Path | None = None
     tag: str | None = None
     wandb: str | None = None
 
@@ -87,22 +88,16 @@ class RunSettings(Checked):
 
 
 def pretrain(
-    recipe: Recipe,
-    data: str,
-    out: Path,
-    settings: RunSettings,
-    storage: Storage = Storage(),
-    data_root: Path | None = None,
+    recipe: Recipe, inputs: Inputs, out: Path, settings: RunSettings = RunSettings(), storage: Storage = Storage()
 ) -> Path:
     """Trains a recipe on data.
 
     Args:
         recipe: What is trained.
-        data: What `open_source` takes; or task:NAME, the clips of a built-in task.
+        inputs: Data, and what is seen beside them.
         out: Folder in which the checkpoint's folder is made.
         settings: Where it runs.
         storage: Cache and data of tasks, and the folder of their run records.
-        data_root: Folder that the paths of a CSV file are relative to; by default the one it lies in.
 
     Returns:
         The last checkpoint.
@@ -117,19 +112,18 @@ def pretrain(
     folder = out / name_of(recipe, settings.tag)
     make_folder(folder)
     state = _state(folder, settings.resume)
-    source = open_source(
-        _path(data, storage), recipe.input_size[1], recipe.sample_rate, root=data_root, height=recipe.input_size[0]
-    )
-    if source.channels != recipe.channels:
-        raise UsageError(
-            f"{data} has {source.channels} channels, the recipe {recipe.channels}: audio is of one, images of three "
-            "(--recipe m2d_image)."
-        )
+    source, noise = open_clips(inputs, recipe, storage), open_noise(inputs, recipe, storage)
+    recipe, taught = offline_task(inputs, recipe, source, _compute(fabric, settings), storage)
     held_out, source = split(source, settings.held_out, recipe.seed)
     workers = _workers(settings, fabric.world_size)
-    source.norm_stats = _norm_stats(fabric, source, state, workers)
-    if held_out:
-        held_out.norm_stats = source.norm_stats
+    source.norm_stats = _norm_stats(fabric, source, state["norm_stats"] if state else None, workers)
+    if noise:
+        noise.norm_stats = _norm_stats(fabric, noise, None, workers)
+
+    def view(clips: Source) -> Source:
+        return taught(NoisySource(clips, noise, recipe.noise_ratio, recipe.seed) if noise else clips)
+
+    monitored, source = view(held_out) if held_out else None, view(source)
     trainer = Trainer(
         fabric,
         recipe,
@@ -140,12 +134,12 @@ def pretrain(
         compile=settings.compile,
         checkpoint_activations=settings.checkpoint_activations,
     )
-    if settings.init and not state:
-        weights.load(trainer.method, settings.init)
+    if (start := starting_model(inputs, recipe)) and not state:
+        logger.warning("%s", weights.load(trainer.method, start, storage))
     trainer.prepare()
     if state:
         trainer.resume(state)
-    _write_down(fabric, folder, recipe, data, settings)
+    _write_down(fabric, folder, recipe, inputs, settings, source)
     with Log(
         folder,
         resumed_at=trainer.step if state else None,
@@ -153,7 +147,7 @@ def pretrain(
         wandb=settings.wandb,
         config=recipe.values(),
     ) as log:
-        return _run(trainer, held_out, log, settings, storage)
+        return _run(trainer, monitored, log, settings, storage)
 
 
 def name_of(recipe: Recipe, tag: str | None) -> str:
@@ -252,24 +246,13 @@ def _state(folder: Path, resume: bool) -> dict[str, Any] | None:
     return state
 
 
-def _path(data: str, storage: Storage) -> Path:
-    """The folder or file of the data; of task:NAME, its clips, made if need be."""
-    kind, colon, name = data.partition(":")
-    if colon and kind == "task":
-        return dataset.load(tasks.get(name), storage, 16000).root
-    return Path(data).expanduser()
-
-
 def _workers(settings: RunSettings, world_size: int) -> int:
     return settings.workers if settings.workers >= 0 else min(8, max(1, (os.cpu_count() or 1) // max(1, world_size)))
 
 
-def _norm_stats(fabric: "Fabric", source: Source, state: dict[str, Any] | None, workers: int) -> tuple[float, float]:
+def _norm_stats(fabric: "Fabric", source: Source, stored: Sequence[float] | None, workers: int) -> tuple[float, float]:
     """Those of the state, else of the data, else measured by the first process for all."""
-    if state:
-        stored = state["norm_stats"]
-        return float(stored[0]), float(stored[1])
-    known = source.norm_stats
+    known = stored or source.norm_stats
     if known is None and fabric.is_global_zero:
         known = measure_norm_stats(source, workers=workers)
     known = fabric.broadcast(known)
@@ -277,12 +260,19 @@ def _norm_stats(fabric: "Fabric", source: Source, state: dict[str, Any] | None, 
     return float(known[0]), float(known[1])
 
 
-def _write_down(fabric: "Fabric", folder: Path, recipe: Recipe, data: str, settings: RunSettings) -> None:
-    """Recipe, data, settings and versions, for people."""
+def _compute(fabric: "Fabric", settings: RunSettings) -> Compute:
+    """Device and precision of a teacher: the training's."""
+    return Compute(device=str(fabric.device), precision=settings.precision if settings.precision != "fp16" else "auto")
+
+
+def _write_down(
+    fabric: "Fabric", folder: Path, recipe: Recipe, inputs: Inputs, settings: RunSettings, source: Source
+) -> None:
+    """Recipe, inputs, settings and versions, for people."""
     if fabric.is_global_zero:
         values = {
             "recipe": recipe.values(),
-            "data": data,
+            "inputs": {**asdict(inputs), "identities": source.identities},
             "settings": asdict(settings),
             "world_size": fabric.world_size,
             "environment": runs.environment(str(fabric.device)),

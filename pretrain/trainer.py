@@ -249,7 +249,7 @@ class Trainer(TrainingLoop):
         """Recipe, data and weights."""
         return {
             "recipe": self.recipe.values(),
-            "data": self.source.fingerprint,
+            "data": self.source.identities,
             "norm_stats": self.source.norm_stats,
             "method": self.method.state_dict(),
         }
@@ -267,8 +267,11 @@ class Trainer(TrainingLoop):
             raise UsageError(
                 f"{self.folder / RESUME} is of another recipe: {listed}. Go on with the same, or elsewhere."
             )
-        if state["data"] != self.source.fingerprint:
-            raise UsageError(f"{self.folder / RESUME} is of other data. Go on with the same, or train elsewhere.")
+        before, now = state["data"], self.source.identities
+        if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            raise UsageError(
+                f"{self.folder / RESUME} is of other {' and '.join(other)}. Go on with the same, or train elsewhere."
+            )
         self.method.load_state_dict(state["method"])
         super().resume(state)
 

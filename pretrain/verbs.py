@@ -14,6 +14,7 @@ from m2d_bench.pretrain import recipe as own_recipes
 from m2d_bench.pretrain import run
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare as prepare_shards
+from m2d_bench.pretrain.inputs import Inputs
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.settings import Storage
 from m2d_bench.training import recipes
@@ -25,31 +26,33 @@ _NAMED = 20  # failures on stderr; the file has them all
 def pretrain(
     *,
     recipe: str = "m2d_base",
-    data: str | None = None,
+    inputs: Annotated[Inputs, Flat] = Inputs(),
+    teacher: str | None = None,
+    layer: int | None = None,
     out: Path = Path("pretrained"),
     preset: str | None = None,
     epochs: int | None = None,
     changes: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True, negative=())] = (),
     settings: Annotated[RunSettings, Flat] = RunSettings(),
-    data_root: Path | None = None,
     task_data: Path | None = None,
     cache: Path | None = None,
     runs_folder: Annotated[Path, Parameter("--runs")] = Path(str(Storage.runs)),
     list_recipes: Annotated[bool, Parameter("--list", negative=())] = False,
 ) -> Output:
-    """Pre-train an encoder: MSM-MAE or M2D, from a folder of audio to a checkpoint in the released format.
+    """Pre-train an encoder: MSM-MAE, M2D or M2D-X, from a folder of audio to a checkpoint in the released format.
 
     Args:
         recipe: A recipe of the papers (--list), or a YAML file.
-        data: What m2d-bench prepare wrote; a folder of sound files or images; a CSV file that lists .npy log-mels; or
-            task:NAME, the clips of a built-in task.
+        inputs: What it begins from.
+        teacher: Model whose features M2D-S learns, such as hf:facebook/hubert-base-ls960; of further pre-training the
+            same as --init.
+        layer: Layer of the teacher, from 1; by default the last.
         out: Folder in which the checkpoint's folder is made.
         preset: audioset, librispeech or small: epochs and batches for 2 million, 281 thousand, or ten thousand clips
             and less.
         epochs: Passes over the data.
         changes: Values of the recipe to change, NAME=VALUE: epochs=100 mask_ratio=0.6.
         settings: Where it runs.
-        data_root: Folder that the paths of a CSV file are relative to; by default the one it lies in.
         task_data: Folder of the data sets of --tasks; else the environment's M2D_BENCH_DATA.
         cache: Cache folder of tasks.
         runs_folder: Folder for run records of --tasks.
@@ -57,12 +60,11 @@ def pretrain(
     """
     if list_recipes:
         return Output(_recipes())
-    if data is None:
-        raise UsageError("Which data? --data FOLDER, such as m2d-bench prepare writes; or task:events to try it out.")
-    chosen = {**recipes.parse(changes), **({} if epochs is None else {"epochs": epochs})}
+    short = {"epochs": epochs, "teacher": teacher, "teacher_layer": layer}
+    chosen = {**recipes.parse(changes), **{name: value for name, value in short.items() if value is not None}}
     values = own_recipes.load(recipe, preset, chosen)
     storage = Storage(data=task_data, cache=cache, runs=runs_folder)
-    path = run.pretrain(values, data, out.expanduser(), settings, storage, data_root)
+    path = run.pretrain(values, inputs, out.expanduser(), settings, storage)
     if not is_first_process():
         return Output("")  # the first process says it for all
     hint = f"\nEvaluate it: m2d-bench linear --model {path}" if values.channels == 1 else ""

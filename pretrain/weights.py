@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.frontend import N_MELS
 from m2d_bench.encoders.m2d import EncoderConfig
-from m2d_bench.encoders.vit import SIZES, ViTConfig
+from m2d_bench.encoders.vit import SIZES, ViT, ViTConfig, fit_columns
 from m2d_bench.errors import CheckpointError
 from m2d_bench.pretrain.method import MaskedModel
-from m2d_bench.settings import replacing
+from m2d_bench.settings import Storage, replacing
 
 _PREFIXES = {"encoder.": "", "predictor.mask_token": "mask_token", "predictor.": "decoder_"}
 
@@ -52,32 +52,86 @@ def save(method: MaskedModel, path: Path, sample_rate: int, norm_stats: tuple[fl
             torch.save({"model": {**encoder, **state, "norm_stats": torch.tensor(norm_stats)}}, file)
 
 
-def load(method: MaskedModel, path: Path) -> None:
-    """Reads a released checkpoint into a method: encoder, predictor and target.
+def load(method: MaskedModel, name: str, storage: Storage = Storage()) -> str:
+    """Begins a method with the weights of a model: its encoder, and predictor and target where it has them.
 
-    A checkpoint without predictor or target (encoder-only) is refused: it cannot be trained on as it was.
+    Positions of another length are cut or resized. Whatever else has another shape or is missing stays fresh; a target
+    encoder that is missing is a copy of the online one.
+
+    Args:
+        method: With fresh weights.
+        name: What the zoo takes; of images, a path.
+        storage: Cache of released weights.
+
+    Returns:
+        What was loaded, resized, left fresh and left over, for people.
 
     Raises:
-        CheckpointError: Keys are missing, left over or of another shape.
+        UsageError: Unknown name.
+        CheckpointError: The encoder is of another shape.
     """
-    if method.encoder.config.channels == 1:
-        stored = checkpoint.read(path)
-        weights = {**stored.encoder, **stored.extras}
-    else:
-        weights = checkpoint.read_state(path)
-        weights.pop("norm_stats", None)
-    expected = {released_key(key): key for key in method.state_dict()}
-    missing = sorted(set(expected) - set(weights))
-    beside = sorted(set(weights) - set(expected))
-    if missing or beside:
+    stored = _read(method.encoder.config, name, storage)
+    expected = {released_key(key): (key, value) for key, value in method.state_dict().items()}
+    online = {key: key.removeprefix("target_") for key in expected if key.startswith("target_") and key not in stored}
+    copied = {key: stored[source] for key, source in online.items() if source in stored}
+    weights, resized = {**stored, **copied}, []
+    for key in [key for key in expected if key.endswith("pos_embed") and key in weights]:
+        fitted = _fitted(weights[key], expected[key][1], method.encoder.config.grid_size)
+        if fitted.shape != weights[key].shape:
+            resized.append(key)
+        weights[key] = fitted
+    fits = {key: value for key, value in weights.items() if key in expected and value.shape == expected[key][1].shape}
+    if other := [key for key in method.encoder.state_dict() if key not in fits]:
+        shapes = ", ".join(f"{key} {list(weights[key].shape) if key in weights else 'missing'}" for key in other[:5])
         raise CheckpointError(
-            f"{path}: not a checkpoint of this method. Keys missing: {', '.join(missing) or 'none'}; left over: "
-            f"{', '.join(beside) or 'none'}. Choose the method and sizes it was made with."
+            f"{name}: its encoder does not fit the recipe's: {shapes}. Choose size, patch_size and channels as it has "
+            "them, with --set."
         )
+    method.load_state_dict({expected[key][0]: value for key, value in fits.items()}, strict=False)
+    parts = {
+        "loaded": [key for key in fits if key not in resized and key not in copied],
+        "cut or resized": resized,
+        "copied from the encoder": list(copied),
+        "fresh": [key for key in expected if key not in fits],
+        "left over": [key for key in stored if key not in fits],
+    }
+    said = [
+        f"{what}: {', '.join(dict.fromkeys(key.split('.')[0] for key in keys))}" for what, keys in parts.items() if keys
+    ]
+    return f"{name}: {'; '.join(said)}."
+
+
+def encoder_of(name: str, vit: ViTConfig, storage: Storage = Storage()) -> ViT:
+    """The encoder of a model in a recipe's shape, its positions cut or resized. Args and Raises: as for `load`."""
+    encoder = ViT(vit)
+    stored = _read(vit, name, storage)
+    state = {key: stored[key] for key in encoder.state_dict() if key in stored}
+    state["pos_embed"] = _fitted(state["pos_embed"], encoder.pos_embed, vit.grid_size)
     try:
-        method.load_state_dict({expected[key]: value for key, value in weights.items()})
+        encoder.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{name}: {error}") from error
+    return encoder
+
+
+def _read(vit: ViTConfig, name: str, storage: Storage) -> dict[str, Tensor]:
+    """A model's tensors under the released names."""
+    if vit.channels == 1:
+        stored = zoo.read(name, storage=storage)
+        return {**stored.encoder, **stored.extras}
+    weights = dict(checkpoint.read_state(name))  # images have no front end, which the zoo's models have
+    weights.pop("norm_stats", None)
+    return weights
+
+
+def _fitted(stored: Tensor, own: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Positions for another number of patch columns, as the encoder takes them: the first ones, or resized."""
+    n_freq, n_time = grid_size
+    columns, rest = divmod(stored.shape[1] - 1, n_freq)
+    if stored.shape == own.shape or rest or not columns or stored.shape[2] != own.shape[2]:
+        return stored
+    grid = fit_columns(stored[0, 1:].unflatten(0, (n_freq, columns)), n_time)
+    return torch.cat([stored[:, :1], grid.flatten(0, 1)[None]], dim=1)
 
 
 def name_of(family: str, vit: ViTConfig, sample_rate: int, tag: str) -> str:

@@ -80,6 +80,17 @@ def sincos_positions(width: int, grid_size: tuple[int, int]) -> Tensor:
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches]).float()[None]
 
 
+def fit_columns(grid: Tensor, columns: int) -> Tensor:
+    """Positions of a grid [N_F, N_T, D] for another number of patch columns, [N_F, columns, D].
+
+    A narrower grid takes the first columns; a wider one is resized (bicubic, antialiased).
+    """
+    if columns <= grid.shape[1]:
+        return grid[:, :columns]
+    resized = interpolate(grid.permute(2, 0, 1)[None], (len(grid), columns), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0)
+
+
 class PatchEmbed(nn.Module):
     """Linear projection of non-overlapping patches: [B, C, F, T] → [B, N_F, N_T, D]."""
 
@@ -155,16 +166,8 @@ class ViT(nn.Module):
         self.float()  # whatever torch's default is: fresh weights are the same
 
     def positions(self, columns: int) -> Tensor:
-        """Positional embedding of a grid of `columns` patch columns, [N_F, columns, D].
-
-        A narrower grid takes the first columns; a wider one is resized (bicubic, antialiased).
-        """
-        grid = self.pos_embed[0, self.n_class_tokens :].view(*self.config.grid_size, -1)
-        n_freq, n_time = self.config.grid_size
-        if columns <= n_time:
-            return grid[:, :columns]
-        resized = interpolate(grid.permute(2, 0, 1)[None], (n_freq, columns), mode="bicubic", antialias=True)
-        return resized[0].permute(1, 2, 0)
+        """Positional embedding of a grid of `columns` patch columns, [N_F, columns, D]."""
+        return fit_columns(self.pos_embed[0, self.n_class_tokens :].view(*self.config.grid_size, -1), columns)
 
     def embed(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Patch tokens with positions, without the class token.

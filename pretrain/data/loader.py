@@ -136,13 +136,14 @@ _Read = tuple[Crops, bool] | M2DBenchError
 class _Chunks(Dataset[_Read]):
     """Reads chunks. An error is handed on as a value: raised in a worker it would arrive wrapped in its traceback."""
 
-    def __init__(self, source: Source, seed: int) -> None:
-        self._source, self._seed = source, seed
+    def __init__(self, source: Source, sampler: EpochSampler) -> None:
+        self._source, self._seed, self._clips_an_epoch = source, sampler.seed, sampler.clips_an_epoch
 
     def __getitems__(self, chunk: Chunk) -> _Read:
         rngs = (np.random.default_rng([self._seed, chunk.epoch, position]) for position in count(chunk.position))
+        first = chunk.epoch * self._clips_an_epoch + chunk.position
         try:
-            return self._source.crops(chunk.clips, rngs), chunk.last
+            return self._source.crops(chunk.clips, rngs, first), chunk.last
         except M2DBenchError as error:
             return error
 
@@ -169,7 +170,7 @@ class CropLoader:
             raise UsageError(f"workers is at least 0, got {workers}.")
         self._sampler = sampler
         self._chunks = DataLoader(
-            _Chunks(source, sampler.seed),
+            _Chunks(source, sampler),
             batch_sampler=sampler,  # type: ignore[arg-type]  # a chunk in place of a list
             collate_fn=_unchanged,
             num_workers=workers,
@@ -193,9 +194,7 @@ class CropLoader:
                 crops, last = read
                 parts.append(crops)
                 if last:
-                    yield Crops._make(
-                        None if field[0] is None else _concatenated(field) for field in zip(*parts, strict=True)
-                    )
+                    yield Crops._make(map(_concatenated, zip(*parts, strict=True)))
                     parts = []
         finally:
             del chunks  # asks the workers to end, and waits for seconds
@@ -203,8 +202,10 @@ class CropLoader:
                 worker.kill()
 
 
-def _concatenated(tensors: tuple[Tensor, ...]) -> Tensor:
-    """One tensor of several, ready to be copied to a GPU while that computes."""
+def _concatenated(tensors: tuple[Any, ...]) -> Any:
+    """One field of a batch's chunks: one tensor, ready to be copied to a GPU while that computes; or one tuple."""
+    if not isinstance(tensors[0], Tensor):
+        return tensors[0] and sum(tensors, ())
     if torch.cuda.is_available():
         size = (sum(map(len, tensors)), *tensors[0].shape[1:])
         return torch.cat(tensors, out=torch.empty(size, dtype=tensors[0].dtype, pin_memory=True))

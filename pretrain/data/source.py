@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,16 +37,23 @@ class Crops(NamedTuple):
         clips: Index of each clip in its source, [n] int64.
         starts: See `Crop`, [n] int64.
         labels: Multi-hot, [n, n_classes] float32; None where the source has none.
+        noise: Crops of noise to mix in, [n, …]; None where there is none.
+        teacher: Features of a teacher for each crop, [n, T', D']; or the clips' whole waveforms, [S] each, which it
+            encodes later; None where there is no teacher, or it needs no more than the crops.
     """
 
     values: Tensor
     clips: Tensor
     starts: Tensor
-    labels: Tensor | None
+    labels: Tensor | None = None
+    noise: Tensor | None = None
+    teacher: Tensor | tuple[Tensor, ...] | None = None
 
     def to(self, device: torch.device) -> Crops:
         """Copies to a device, without waiting where the memory is pinned."""
-        return Crops._make(field if field is None else field.to(device, non_blocking=True) for field in self)
+        return Crops._make(
+            field.to(device, non_blocking=True) if isinstance(field, Tensor) else field for field in self
+        )
 
 
 class Source(ABC):
@@ -56,7 +63,8 @@ class Source(ABC):
 
     Attributes:
         n_clips: Number of clips.
-        fingerprint: Identity of the clips, 16 hexadecimal digits.
+        fingerprint: Identity of the clips and their labels, 16 hexadecimal digits.
+        beside: Identities of what is seen beside the clips: of noise and teacher.
         channels: Of the model's input: 1 for audio, 3 for images.
         norm_stats: Mean and std of the normalisation. None where they are not known: set them to those of a checkpoint
             or to `measure_norm_stats(source)`.
@@ -72,6 +80,12 @@ class Source(ABC):
     classes: tuple[str, ...] = ()
     labels: csr_array | None = None
     root: Path = Path()
+    beside: Mapping[str, str] = {}
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """Identities of all that is trained on, by what it is."""
+        return {"data or labels": self.fingerprint, **self.beside}
 
     @abstractmethod
     def path(self, index: int) -> str:
@@ -97,12 +111,13 @@ class Source(ABC):
         """Files of clips, for messages."""
         return [str(self.root / self.path(index)) for index in indices]
 
-    def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator]) -> Crops:
+    def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
         """Reads a random crop of each of several clips.
 
         Args:
             clips: Which, [n] int64.
             rngs: A generator for each, such as the same one repeated without end.
+            first: Number of the first of them in the training, which decides the noise that is mixed in.
 
         Raises:
             DataError: A file cannot be read.
@@ -146,11 +161,49 @@ class Source(ABC):
 
     def batch(self, crops: Crops, device: torch.device) -> Batch:
         """Crops as a training step sees them, on a device."""
-        values, clips, starts, labels = crops.to(device)
-        return Batch(log_mel=self.log_mel(values), clips=clips, starts=starts, labels=labels)
+        crops = crops.to(device)
+        return Batch(log_mel=self.log_mel(crops.values), clips=crops.clips, starts=crops.starts, labels=crops.labels)
 
 
-class Subset(Source):
+class Derived(Source):
+    """The clips of another source, seen in another way.
+
+    Args:
+        source: The other source.
+        beside: Identities of what is seen beside the clips.
+    """
+
+    def __init__(self, source: Source, **beside: str) -> None:
+        self._source, self.n_clips, self.channels, self.root = source, source.n_clips, source.channels, source.root
+        self.classes, self.labels, self.fingerprint = source.classes, source.labels, source.fingerprint
+        self.beside = {**source.beside, **beside}
+
+    @property
+    def norm_stats(self) -> tuple[float, float] | None:
+        """Those of the other source."""
+        return self._source.norm_stats
+
+    @norm_stats.setter
+    def norm_stats(self, norm_stats: tuple[float, float] | None) -> None:
+        self._source.norm_stats = norm_stats
+
+    def path(self, index: int) -> str:
+        return self._source.path(index)
+
+    def read(self, index: int, rng: np.random.Generator) -> Crop:
+        return self._source.read(index, rng)
+
+    def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
+        return self._source.crops(clips, rngs, first)
+
+    def spectrogram(self, values: Tensor) -> Tensor:
+        return self._source.spectrogram(values)
+
+    def batch(self, crops: Crops, device: torch.device) -> Batch:
+        return self._source.batch(crops, device)
+
+
+class Subset(Derived):
     """Some clips of a source.
 
     Args:
@@ -159,11 +212,10 @@ class Subset(Source):
     """
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
-        self._source, self._indices = source, indices
-        self.n_clips, self.channels, self.root = len(indices), source.channels, source.root
-        self.norm_stats, self.classes = source.norm_stats, source.classes
-        self.labels = None if source.labels is None else source.labels[indices]
+        super().__init__(source)
+        self._indices, self.n_clips = indices, len(indices)
         self.fingerprint = hashlib.sha256(source.fingerprint.encode() + indices.tobytes()).hexdigest()[:16]
+        self.labels = None if source.labels is None else source.labels[indices]
 
     def path(self, index: int) -> str:
         return self._source.path(int(self._indices[index]))
@@ -171,5 +223,5 @@ class Subset(Source):
     def read(self, index: int, rng: np.random.Generator) -> Crop:
         return self._source.read(int(self._indices[index]), rng)
 
-    def spectrogram(self, values: Tensor) -> Tensor:
-        return self._source.spectrogram(values)
+    def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
+        return self._source.crops(self._indices[clips], rngs, first)._replace(clips=torch.from_numpy(clips))

@@ -1,13 +1,14 @@
 """Each method's step gives the reference's loss, gradients and target network."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.pretrain import method as methods
@@ -38,7 +39,7 @@ def golden(folder, name, arguments):
     """The method with the golden weights, and the arrays of its step."""
     path = next(folder.glob("checkpoint-*.pth"))
     method = methods.build(name, checkpoint.read(path).config.vit, {**SMALL, **arguments})
-    weights.load(method, path)
+    weights.load(method, str(path))
     (file,) = (key for key, value in STEPS.items() if value == (name, arguments))
     step = {"input": GOLDEN_INPUTS["step/log_mel"], "ids_shuffle": GOLDEN_INPUTS["step/ids_shuffle"]}
     return method, {**step, **np.load(folder / file)}
@@ -102,59 +103,128 @@ def test_checkpoints_come_back_tensor_for_tensor(folder, name, arguments, tmp_pa
     for key, value in source.items():
         assert torch.equal(copied[key], value), key
     again = methods.build(name, method.encoder.config, {**SMALL, **arguments})
-    weights.load(again, path)
+    weights.load(again, str(path))
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), method.state_dict().values(), strict=True)
     )
 
 
-def test_a_checkpoint_of_another_method_is_refused():
-    folder = next(folder for folder in GOLDEN if folder.name.startswith("m2d_vit"))
-    vit = checkpoint.read(next(folder.glob("*.pth"))).config.vit
-    with pytest.raises(CheckpointError, match=r"left over: .*target_blocks"):
-        weights.load(methods.build("msm_mae", vit, SMALL), next(folder.glob("*.pth")))
-    with pytest.raises(CheckpointError, match="size mismatch"):
-        weights.load(methods.build("m2d", vit, {**SMALL, "predictor_width": 128}), next(folder.glob("*.pth")))
+def m2d_golden():
+    """The path of the golden M2D and the shape of its encoder."""
+    path = next(next(folder for folder in GOLDEN if folder.name.startswith("m2d_vit")).glob("*.pth"))
+    return str(path), checkpoint.read(path).config.vit
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_no_gradient_reaches_the_target_and_every_other_weight_gets_one(name):
-    method = methods.build(name, TINY, SMALL)
+def test_what_of_another_method_fits_is_taken_and_said():
+    path, vit = m2d_golden()
+    method = methods.build("msm_mae", vit, SMALL)
     method.initialise(torch.Generator().manual_seed(0))
-    method(batch_of(torch.randn(2, 1, 80, 96)), method.draw_mask(2)).losses["loss"].backward()
+    fresh = method.predictor.pred.weight.clone()
+    said = weights.load(method, path)
+    assert "loaded: cls_token, pos_embed, patch_embed, blocks, norm" in said
+    assert "fresh: decoder_pred; left over: decoder_pred, target_blocks, target_norm" in said
+    assert torch.equal(method.predictor.pred.weight, fresh)
+    state = torch.load(path, weights_only=True)["model"]
+    assert torch.equal(method.encoder.blocks[0].mlp.fc1.weight, state["blocks.0.mlp.fc1.weight"])
+    narrow = methods.build("m2d", vit, {**SMALL, "predictor_width": 128})
+    assert "fresh: mask_token, decoder_embed" in weights.load(narrow, path)
+
+
+def test_an_encoder_alone_begins_a_method_and_its_target(tmp_path):
+    path, vit = m2d_golden()
+    alone = tmp_path / "m2d_vit_base-80x208p16x16-golden_enconly" / "weights.pth"
+    stored = checkpoint.read(path)
+    checkpoint.save(replace(stored, extras={}), alone)
+    method = methods.build("m2d", vit, SMALL)
+    method.initialise(torch.Generator().manual_seed(0))
+    said = weights.load(method, str(alone))
+    assert "copied from the encoder: target_blocks, target_norm; fresh: mask_token, decoder_pos_embed, decoder_embed" in said
+    for online, target in zip(method.encoder.blocks.parameters(), method.target_blocks.parameters(), strict=True):
+        assert torch.equal(online, target)
+
+
+@pytest.mark.parametrize("frames", [96, 320])
+def test_positions_of_another_length_are_cut_or_resized_as_the_encoder_does(frames):
+    path, vit = m2d_golden()
+    method = methods.build("m2d", replace(vit, input_size=(80, frames)), SMALL)
+    method.initialise(torch.Generator().manual_seed(0))
+    assert "cut or resized: pos_embed, decoder_pos_embed" in weights.load(method, path)
+    expected = zoo.load(path, device="cpu").vit.positions(frames // 16)
+    assert torch.equal(method.encoder.pos_embed[0, 1:], expected.flatten(0, 1))
+    assert torch.equal(weights.encoder_of(path, method.encoder.config).pos_embed, method.encoder.pos_embed)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"depth": 4}, "blocks.3.norm1.weight missing"),
+        ({"width": 192}, "cls_token"),
+        ({"patch_size": (16, 4)}, "patch_emb"),
+    ],
+)
+def test_an_encoder_of_another_shape_is_refused(change, says):
+    path, vit = m2d_golden()
+    with pytest.raises(CheckpointError, match=f"does not fit the recipe's: .*{says}"):
+        weights.load(methods.build("m2d", replace(vit, **change), SMALL), path)
+
+
+ARGUMENTS = [
+    pytest.param("m2d", {}, id="m2d"),
+    pytest.param("msm_mae", {}, id="msm_mae"),
+    pytest.param("m2d_x", {"scenario": "supervised", "offline_size": 3}, id="supervised"),
+    pytest.param("m2d_x", {"scenario": "distillation", "offline_size": 7}, id="distillation"),
+    pytest.param("m2d_x", {"scenario": "regularisation", "offline_size": 7, "m2d_weight": 0}, id="m2d-free"),
+    pytest.param("m2d_x", {"offline_weight": 0}, id="offline-free"),
+]
+
+
+def batch_for(method, log_mel):
+    """A batch with labels and a teacher's features as well."""
+    size, generator = getattr(method.arguments, "offline_size", 1), torch.Generator().manual_seed(1)
+    columns = method.encoder.config.grid_size[1]
+    labels = torch.randint(2, (len(log_mel), size), generator=generator).float()
+    features = torch.randn(len(log_mel), columns, size, generator=generator)
+    return batch_of(log_mel)._replace(labels=labels, teacher_features=features)
+
+
+@pytest.mark.parametrize(("name", "arguments"), ARGUMENTS)
+def test_no_gradient_reaches_the_target_and_every_other_weight_gets_one(name, arguments):
+    method = methods.build(name, TINY, {**SMALL, **arguments})
+    method.initialise(torch.Generator().manual_seed(0))
+    method(batch_for(method, torch.randn(2, 1, 80, 96)), method.draw_mask(2)).losses["loss"].backward()
     for key, parameter in method.named_parameters():
         frozen = key.startswith("target_") or key.endswith("pos_embed")
         assert (parameter.grad is None) == frozen, key
         assert parameter.requires_grad != frozen, key
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_activation_checkpointing_changes_nothing(name):
-    method = methods.build(name, TINY, SMALL)
+@pytest.mark.parametrize(("name", "arguments"), ARGUMENTS)
+def test_activation_checkpointing_changes_nothing(name, arguments):
+    method = methods.build(name, TINY, {**SMALL, **arguments})
     method.initialise(torch.Generator().manual_seed(0))
-    x, mask = torch.randn(2, 1, 80, 96), method.draw_mask(2)
+    batch, mask = batch_for(method, torch.randn(2, 1, 80, 96)), method.draw_mask(2)
     other = copy.deepcopy(method)
     other.checkpoint_activations = True
     for each in (method, other):
-        each(batch_of(x), mask).losses["loss"].backward()
+        each(batch, mask).losses["loss"].backward()
     for first, second in zip(method.parameters(), other.parameters(), strict=True):
         assert first.grad is None or torch.equal(first.grad, second.grad)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize(("name", "arguments"), ARGUMENTS)
 @pytest.mark.parametrize(
     ("patch_size", "input_size", "channels"),
     [((16, 4), (80, 200), 1), ((80, 2), (80, 400), 1), ((80, 4), (80, 304), 1), ((16, 16), (80, 1001), 1),
      ((16, 16), (224, 224), 3)],
 )  # fmt: skip
-def test_every_patch_and_input_size_of_the_papers_trains(name, patch_size, input_size, channels):
+def test_every_patch_and_input_size_of_the_papers_trains(name, arguments, patch_size, input_size, channels):
     vit = ViTConfig(width=64, depth=1, patch_size=patch_size, input_size=input_size, channels=channels)
-    method = methods.build(name, vit, SMALL)
+    method = methods.build(name, vit, {**SMALL, **arguments})
     method.initialise(torch.Generator().manual_seed(0))
     columns = input_size[1] // patch_size[1] * patch_size[1]
-    result = method(batch_of(torch.randn(2, channels, input_size[0], columns)), method.draw_mask(2))
+    result = method(batch_for(method, torch.randn(2, channels, input_size[0], columns)), method.draw_mask(2))
     assert result.losses["loss"].isfinite()
-    assert result.prediction.shape == result.target.shape
+    assert result.target is None or result.prediction.shape == result.target.shape
     assert result.prediction.shape[1] == result.mask.masked.shape[1]
 
 

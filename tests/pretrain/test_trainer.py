@@ -24,6 +24,7 @@ from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain import run
 from m2d_bench.pretrain.data import open_source
 from m2d_bench.pretrain.held_out import split
+from m2d_bench.pretrain.inputs import Inputs
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.results.statistics import paired, seed_means
@@ -81,7 +82,9 @@ def train(name, data, out, changes=None, **settings):
         "log_steps": 1,
         **settings,
     }
-    path = run.pretrain(recipe_of(name, **(changes or {})), str(data), out, RunSettings(**settings), Storage())
+    inputs = {name: settings.pop(name) for name in ("init", "noise", "labels") if name in settings}
+    recipe = recipe_of(name, **(changes or {}))
+    path = run.pretrain(recipe, Inputs(data=str(data), **inputs), out, RunSettings(**settings))
     return torch.load(path, weights_only=True)["model"]
 
 
@@ -326,7 +329,7 @@ def test_checkpoints_are_evaluated_and_a_task_that_fails_stops_nothing(clips, to
     storage = Storage(data=tones, runs=tmp_path / "runs")
     settings = RunSettings(**QUIET, save_epochs=1, tasks=("esc10",))
     recipe = recipe_of("m2d", epochs=2)
-    run.pretrain(recipe, str(clips), tmp_path / "a", settings, storage)
+    run.pretrain(recipe, Inputs(data=str(clips)), tmp_path / "a", settings, storage)
     records = read(next((tmp_path / "a").rglob("metrics.jsonl")))
     assert [record["step"] for record in records if "linear/esc10" in record] == [5, 10]
 
@@ -334,12 +337,12 @@ def test_checkpoints_are_evaluated_and_a_task_that_fails_stops_nothing(clips, to
         raise TasksFailed({"esc10": DataError("gone")}, [])
 
     monkeypatch.setattr(run, "linear", fails)
-    path = run.pretrain(recipe, str(clips), tmp_path / "b", settings, storage)
+    path = run.pretrain(recipe, Inputs(data=str(clips)), tmp_path / "b", settings, storage)
     assert path.name == "checkpoint-2.pth"
     assert "esc10 failed: gone" in caplog.text
     for name, says in (("esc1O", "Did you mean esc10"), ("us8k", "us8k")):
         with pytest.raises((UsageError, DataError), match=says):
-            run.pretrain(recipe, str(clips), tmp_path / "c", replace(settings, tasks=(name,)), storage)
+            run.pretrain(recipe, Inputs(data=str(clips)), tmp_path / "c", replace(settings, tasks=(name,)), storage)
     assert not (tmp_path / "c").exists()
 
 
@@ -393,7 +396,7 @@ def test_clips_are_held_out_or_trained_on(clips):
 def test_it_begins_from_a_checkpoint_of_its_kind(clips, tmp_path):
     first = train("m2d", clips, tmp_path / "first")
     (path,) = (tmp_path / "first").rglob("checkpoint-3.pth")
-    second = train("m2d", clips, tmp_path / "second", {"base_rate": 1e-12}, init=path, limit_steps=1)
+    second = train("m2d", clips, tmp_path / "second", {"base_rate": 1e-12}, init=str(path), limit_steps=1)
     trained = [key for key in first if not key.startswith("target_")]  # the target moves by its own decay
     for key in trained:
         torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=1e-4)
@@ -430,7 +433,7 @@ def test_images_are_learnt_from_too(tmp_path):
         assert state["patch_embed.proj.weight"].shape == (192, 3, 8, 8)
         assert len(list((tmp_path / name).rglob("patches-*.png"))) == 1
         (path,) = (tmp_path / name).rglob("checkpoint-3.pth")
-        train(name, tmp_path / "images", tmp_path / f"{name}-on", changes, init=path, limit_steps=1)
+        train(name, tmp_path / "images", tmp_path / f"{name}-on", changes, init=str(path), limit_steps=1)
     with pytest.raises(UsageError, match="has 3 channels, the recipe 1"):
         train("m2d", tmp_path / "images", tmp_path / "x")
 

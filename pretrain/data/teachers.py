@@ -1,0 +1,174 @@
+"""Frozen teachers: where the features come from that an offline task predicts, and how they lie beside a crop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from m2d_bench import audio
+from m2d_bench.encoders.frontend import HOP_MS
+from m2d_bench.encoders.protocol import Encoder, digest_of
+from m2d_bench.encoders.vit import ViT
+from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.pretrain.batch import Batch
+from m2d_bench.pretrain.data.source import Crops, Derived, Source
+
+LEAST_SECONDS = 7.0
+"""Shorter waveforms are zero-padded to it before a teacher encodes them.
+
+Source: the reference tool's extraction of HuBERT's features.
+"""
+
+_SECONDS_AT_ONCE = 120.0
+
+
+class FrozenSource(Derived):
+    """Clips with the features that the starting weights give for their clean crops.
+
+    Args:
+        source: The clips.
+        vit: The encoder as it starts; it is copied.
+    """
+
+    def __init__(self, source: Source, vit: ViT) -> None:
+        super().__init__(source, teacher=digest_of("frozen", vit.state_dict()))
+        self._vit = copy.deepcopy(vit).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def batch(self, crops: Crops, device: torch.device) -> Batch:
+        """Crops with features of every patch column, [B, N_T, N_F·D]."""
+        batch = super().batch(crops, device)
+        vit = self._vit.to(device)
+        clean = batch.log_mel if batch.clean is None else batch.clean
+        patches = vit(vit.embed(clean))[-1][:, vit.n_class_tokens :]
+        features = patches.unflatten(1, vit.config.grid_size).transpose(1, 2).flatten(2)
+        return batch._replace(teacher_features=features)
+
+
+class TaughtSource(Derived):
+    """Clips of sound files with a teacher's features, computed as the crops are drawn.
+
+    Args:
+        source: The clips.
+        teacher: Encodes their waveforms.
+        columns: Patch columns of a crop.
+        patch_frames: Log-mel frames of a patch column.
+
+    Raises:
+        UsageError: The teacher's frames do not fit the patches.
+    """
+
+    def __init__(self, source: Source, teacher: SpeechTeacher, columns: int, patch_frames: int) -> None:
+        super().__init__(source, teacher=teacher.digest)
+        self._teacher, self._columns = teacher, columns
+        self._frames = frames_a_patch(teacher.hop_ms, patch_frames)
+
+    def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
+        """Reads crops, and the whole waveforms of their clips."""
+        waveforms = tuple(self._teacher.read(Path(name)) for name in self.names(clips.tolist()))
+        return super().crops(clips, rngs, first)._replace(teacher=waveforms)
+
+    def batch(self, crops: Crops, device: torch.device) -> Batch:
+        """Crops with features of every patch column, [B, N_T, D]."""
+        assert isinstance(crops.teacher, tuple)
+        features = self._teacher.features(crops.teacher)
+        first = [int(start * HOP_MS / self._teacher.hop_ms) for start in crops.starts.tolist()]
+        rows = [beside(f, i, self._columns, self._frames) for f, i in zip(features, first, strict=True)]
+        return super().batch(crops, device)._replace(teacher_features=torch.stack(rows).to(device))
+
+
+class SpeechTeacher:
+    """An encoder of which one layer's frames are features.
+
+    Args:
+        encoder: The encoder.
+        layer: Which layer, from 1; the last if None.
+        sample_rate: Hz of the model that is taught.
+
+    Raises:
+        UsageError: Another sample rate, or no such layer.
+    """
+
+    def __init__(self, encoder: Encoder, layer: int | None, sample_rate: int) -> None:
+        if encoder.sample_rate != sample_rate:
+            raise UsageError(
+                f"The teacher {encoder.name} works at {encoder.sample_rate} Hz, the model that learns at {sample_rate} "
+                "Hz. Choose a teacher of the same rate, or another with --set sample_rate=…"
+            )
+        self._encoder, self._layer, self.sample_rate = encoder, layer, sample_rate
+        self.hop_ms = encoder.hop_ms
+        self.digest = f"{encoder.digest}:{layer or 'last'}"
+        probe = self._encode(torch.zeros(1, int(LEAST_SECONDS * sample_rate)))
+        self.size = probe.shape[-1]
+
+    def read(self, path: Path) -> Tensor:
+        """The waveform of a file, [S], zero-padded to `LEAST_SECONDS`."""
+        try:
+            waveform = torch.from_numpy(audio.read(path, self.sample_rate))
+        except AudioError as error:
+            raise DataError(str(error)) from error
+        return pad(waveform, (0, max(0, int(LEAST_SECONDS * self.sample_rate) - len(waveform))))
+
+    def features(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Features of whole clips, [frames, D] each. Clips of one length are encoded together: padding would show."""
+        rows: dict[int, Tensor] = {}
+        numbers = range(len(waveforms))
+        for length, group in groupby(sorted(numbers, key=lambda n: len(waveforms[n])), lambda n: len(waveforms[n])):
+            at_once = max(1, int(_SECONDS_AT_ONCE * self.sample_rate / length))
+            while some := list(islice(group, at_once)):
+                encoded = self._encode(torch.stack([waveforms[n] for n in some]))
+                rows.update(zip(some, encoded, strict=True))
+        return [rows[n] for n in numbers]
+
+    def _encode(self, batch: Tensor) -> Tensor:
+        """The layer's frames of waveforms of one length, [B, S] → [B, frames, D]."""
+        if self._layer is None:
+            return self._encoder.timestamp_embeddings(batch)[0]
+        layers = self._encoder.hidden_states(batch)
+        if not 1 <= self._layer <= len(layers):
+            raise UsageError(f"{self._encoder.name} has no layer {self._layer}; its layers are 1 to {len(layers)}.")
+        return layers[self._layer - 1]
+
+
+def frames_a_patch(hop_ms: float, patch_frames: int) -> int:
+    """Frames of a teacher beside one patch column.
+
+    Args:
+        hop_ms: Milliseconds between the teacher's frames.
+        patch_frames: Log-mel frames of a patch column.
+
+    Raises:
+        UsageError: No whole number of them.
+    """
+    frames = patch_frames * HOP_MS / hop_ms
+    if frames < 1 or frames != int(frames):
+        raise UsageError(
+            f"The teacher gives a frame every {hop_ms:g} ms, a patch column is {patch_frames * HOP_MS:g} ms long: a "
+            f"column takes a whole number of frames. Choose patches of a multiple of {hop_ms / HOP_MS:g} log-mel "
+            "frames with --set patch_size=…, or another teacher."
+        )
+    return int(frames)
+
+
+def beside(features: Tensor, first: int, columns: int, frames: int) -> Tensor:
+    """A teacher's features beside the patch columns of a crop.
+
+    Args:
+        features: Of the whole clip, [n, D].
+        first: The teacher's frame at which the crop starts.
+        columns: Patch columns of the crop.
+        frames: Teacher frames of a column, which are averaged.
+
+    Returns:
+        [columns, D]; behind the end of the clip the last frame is repeated.
+    """
+    rows = torch.arange(first, first + columns * frames, device=features.device).clamp(max=len(features) - 1)
+    averaged: Tensor = features[rows].float().unflatten(0, (columns, frames)).mean(1)
+    return averaged

@@ -1,0 +1,165 @@
+"""What a pre-training begins from: clips, and what is seen beside them: labels, noise, a teacher, starting weights."""
+
+# No postponed annotations here: the command line reads the types of Inputs.
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from m2d_bench import tasks
+from m2d_bench.encoders import zoo
+from m2d_bench.encoders.protocol import wrap
+from m2d_bench.errors import UsageError
+from m2d_bench.pretrain import weights
+from m2d_bench.pretrain.data import Source, open_source
+from m2d_bench.pretrain.data.sources import AudioSource
+from m2d_bench.pretrain.data.teachers import FrozenSource, SpeechTeacher, TaughtSource
+from m2d_bench.pretrain.methods import m2d_x
+from m2d_bench.pretrain.recipe import Recipe
+from m2d_bench.settings import Compute, Storage
+from m2d_bench.tasks import dataset
+from m2d_bench.values import Checked
+
+View = Callable[[Source], Source]
+"""Adds to clips what is seen beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(Checked):
+    """What a pre-training begins from.
+
+    Args:
+        data: What m2d-bench prepare wrote; a folder of sound files or images; a CSV file that lists .npy log-mels; or
+            task:NAME, the clips of a built-in task.
+        data_root: Folder that the paths of a CSV file are relative to; by default the one it lies in.
+        labels: CSV file with the columns file_name and label, several labels separated by commas; for M2D-AS.
+        noise: Background noise that noise_ratio mixes in; as --data.
+        init: Model whose weights are the first ones: a released name, a path or random:NAME. Further pre-training has
+            it as its teacher, too.
+    """
+
+    data: str = ""
+    data_root: Path | None = None
+    labels: Path | None = None
+    noise: str | None = None
+    init: str | None = None
+
+
+def open_clips(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source:
+    """Opens the data.
+
+    Raises:
+        UsageError, DataError: It cannot be opened, or does not fit the recipe.
+    """
+    if not inputs.data:
+        raise UsageError("Which data? --data FOLDER, such as m2d-bench prepare writes; or task:events to try it out.")
+    source = _open(inputs.data, recipe, storage, inputs.data_root, inputs.labels)
+    if source.channels != recipe.channels:
+        raise UsageError(
+            f"{inputs.data} has {source.channels} channels, the recipe {recipe.channels}: audio is of one, images of "
+            "three (--recipe m2d_image)."
+        )
+    return source
+
+
+def open_noise(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source | None:
+    """Opens the background noise, if the recipe mixes any in.
+
+    Raises:
+        UsageError: Noise without a ratio, or a ratio without noise.
+        DataError: It cannot be opened.
+    """
+    if inputs.noise and recipe.noise_ratio:
+        return _open(inputs.noise, recipe, storage)
+    if inputs.noise:
+        raise UsageError(
+            f"--noise {inputs.noise} is mixed in by noise_ratio, which is 0. Set it: --set noise_ratio=0.2"
+        )
+    if recipe.noise_ratio:
+        raise UsageError(
+            f"noise_ratio={recipe.noise_ratio:g} mixes in noise, and there is none. Name --noise FOLDER, such as "
+            "m2d-bench prepare writes; or --set noise_ratio=0."
+        )
+    return None
+
+
+def starting_model(inputs: Inputs, recipe: Recipe) -> str | None:
+    """Name of the model whose weights are the first ones: of further pre-training the recipe's teacher, if no other."""
+    arguments = recipe.method_arguments
+    further = isinstance(arguments, m2d_x.Arguments) and arguments.scenario == "regularisation"
+    return inputs.init or (arguments.teacher if further else None)
+
+
+def offline_task(
+    inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage
+) -> tuple[Recipe, View]:
+    """What the recipe's offline task is, if it has one: the recipe with its size, and a view that adds its targets.
+
+    Args:
+        inputs: Labels and starting weights.
+        recipe: What is trained.
+        source: The clips.
+        compute: Device and precision of a teacher.
+        storage: Cache of released weights.
+
+    Raises:
+        UsageError: Labels or a teacher are missing, or do not fit.
+    """
+    arguments = recipe.method_arguments
+    if not isinstance(arguments, m2d_x.Arguments) or not arguments.offline_weight:
+        return recipe, lambda clips: clips
+    size, view = _OFFLINE[arguments.scenario](inputs, recipe, source, compute, storage)
+    return replace(recipe, arguments={**recipe.arguments, "offline_size": size}), view
+
+
+def _supervised(inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage) -> tuple[int, View]:
+    if not source.classes:
+        raise UsageError(
+            "scenario=supervised learns the clips' labels, and there are none. Name --labels FILE.csv with the columns "
+            "file_name and label."
+        )
+    return len(source.classes), lambda clips: clips
+
+
+def _regularisation(
+    inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage
+) -> tuple[int, View]:
+    start = starting_model(inputs, recipe)
+    if not start:
+        raise UsageError(
+            "scenario=regularisation begins from weights that are its teacher, too: name them with --init, such as "
+            "--init m2d_vit_base-80x200p16x4-230529."
+        )
+    vit = weights.encoder_of(start, recipe.vit, storage)
+    return vit.config.grid_size[0] * vit.config.width, lambda clips: FrozenSource(clips, vit)
+
+
+def _distillation(
+    inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage
+) -> tuple[int, View]:
+    arguments = recipe.method_arguments
+    if not arguments.teacher:
+        raise UsageError(
+            "scenario=distillation learns a teacher's features: name it with --teacher, such as --teacher "
+            "hf:facebook/hubert-base-ls960 --layer 9."
+        )
+    if not isinstance(source, AudioSource):
+        raise UsageError(
+            f"{inputs.data}: a teacher needs the sound itself, or its features. Name a folder of sound files; or write "
+            "the features once: m2d-bench prepare --teacher …"
+        )
+    encoder = wrap(zoo.load(arguments.teacher, compute=compute, storage=storage))
+    teacher = SpeechTeacher(encoder, arguments.teacher_layer, recipe.sample_rate)
+    columns, patch_frames = recipe.vit.grid_size[1], recipe.patch_size[1]
+    return teacher.size, lambda clips: TaughtSource(clips, teacher, columns, patch_frames)
+
+
+_OFFLINE = {"supervised": _supervised, "distillation": _distillation, "regularisation": _regularisation}
+
+
+def _open(data: str, recipe: Recipe, storage: Storage, root: Path | None = None, labels: Path | None = None) -> Source:
+    """Opens a path, or the clips of task:NAME, made if need be."""
+    kind, colon, name = data.partition(":")
+    path = dataset.load(tasks.get(name), storage, 16000).root if colon and kind == "task" else Path(data).expanduser()
+    height, frames = recipe.input_size
+    return open_source(path, frames, recipe.sample_rate, root=root, height=height, labels=labels)

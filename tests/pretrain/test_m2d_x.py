@@ -1,0 +1,190 @@
+"""The offline branch of M2D-X, noise and teachers: against slow references, sample by sample."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from m2d_bench.encoders.vit import ViTConfig
+from m2d_bench.errors import UsageError
+from m2d_bench.pretrain import method as methods
+from m2d_bench.pretrain.batch import Batch
+from m2d_bench.pretrain.data.noise import NoisySource, mixed, repeated
+from m2d_bench.pretrain.data.source import Crop, Source
+from m2d_bench.pretrain.data.teachers import beside, frames_a_patch
+
+VIT = ViTConfig(width=64, depth=2, patch_size=(16, 16), input_size=(80, 96))
+SMALL = {"predictor_width": 32, "predictor_depth": 1, "predictor_heads": 2}
+N_FREQ, N_TIME = VIT.grid_size
+
+
+def built(**arguments):
+    method = methods.build("m2d_x", VIT, {**SMALL, **arguments})
+    method.initialise(torch.Generator().manual_seed(0))
+    return method.double()
+
+
+def batch_of(**fields):
+    index = torch.arange(3)
+    log_mel = torch.randn(3, 1, 80, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return Batch(log_mel=log_mel, clips=index, starts=index, **fields)
+
+
+def online_columns(method, batch, mask):
+    """Encodings of visible and predictions of masked patches in their places, patch by patch: [B, N_T, N_F·D]."""
+    tokens = method.encoder.embed(batch.log_mel)
+    columns = torch.zeros(3, N_TIME, N_FREQ * VIT.width, dtype=torch.float64)
+    for row in range(3):
+        visible, masked = mask.visible[row : row + 1], mask.masked[row : row + 1]
+        encoded = method.encode(tokens[row : row + 1, visible[0]])
+        prediction = method.predict(encoded, type(mask)(visible, masked))
+        for patches, outputs in ((visible, encoded[:, 1:]), (masked, prediction)):
+            for patch, output in zip(patches[0].tolist(), outputs[0], strict=True):
+                freq, time = divmod(patch, N_TIME)
+                columns[row, time, freq * VIT.width : (freq + 1) * VIT.width] = output
+    return columns @ method.offline_predictor.weight.T + method.offline_predictor.bias
+
+
+@torch.no_grad()
+def test_loss_of_labels_is_binary_cross_entropy_of_the_means_over_time():
+    method = built(scenario="supervised", offline_size=4)
+    labels = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.float64)
+    batch, mask = batch_of(labels=labels), method.draw_mask(3)
+    logits, total = online_columns(method, batch, mask), 0.0
+    for row in range(3):
+        for number in range(4):
+            mean = sum(float(logits[row, time, number]) for time in range(N_TIME)) / N_TIME
+            probability = 1 / (1 + math.exp(-mean))
+            total -= math.log(probability if labels[row, number] else 1 - probability) / 12
+    losses = method(batch, mask).losses
+    assert float(losses["loss_offline"]) == pytest.approx(total, rel=1e-5)
+    assert float(losses["loss"]) == pytest.approx(float(losses["loss_m2d"]) + total, rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scenario", ["distillation", "regularisation"])
+def test_loss_of_features_is_that_of_m2d_against_standardised_ones(scenario):
+    method = built(scenario=scenario, offline_size=7, m2d_weight=0.7, offline_weight=0.3)
+    features = torch.randn(3, N_TIME, 7, dtype=torch.float64) * 5 + 2
+    batch, mask = batch_of(teacher_features=features), method.draw_mask(3)
+    outputs, total = online_columns(method, batch, mask).numpy(), 0.0
+    for row in range(3):
+        for time in range(N_TIME):
+            target = features[row, time].numpy()
+            target = (target - target.mean()) / math.sqrt(target.var(ddof=1) + 1e-6)
+            one = outputs[row, time]
+            total += (2 - 2 * one @ target / np.linalg.norm(one) / np.linalg.norm(target)) / (3 * N_TIME)
+    losses = method(batch, mask).losses
+    assert float(losses["loss_offline"]) == pytest.approx(total, rel=1e-5)
+    assert float(losses["loss"]) == pytest.approx(0.7 * float(losses["loss_m2d"]) + 0.3 * total, rel=1e-5)
+
+
+def test_a_weight_of_zero_leaves_its_part_out():
+    batch, mask = batch_of(), built().draw_mask(3)
+    alone = built(offline_weight=0)
+    assert not hasattr(alone, "offline_predictor")
+    plain = methods.build("m2d", VIT, SMALL).double()
+    plain.load_state_dict(alone.state_dict())
+    assert torch.equal(alone(batch, mask).losses["loss"], plain(batch, mask).losses["loss"])
+    free = built(m2d_weight=0, scenario="supervised", offline_size=2)
+    labels = torch.ones(3, 2, dtype=torch.float64)
+    assert set(free(batch._replace(labels=labels), mask).losses) == {"loss", "loss_offline"}
+    with pytest.raises(UsageError, match="both 0"):
+        built(m2d_weight=0, offline_weight=0)
+
+
+class Clips(Source):
+    """Spectrograms of one value each; noise clips may be shorter than a crop."""
+
+    def __init__(self, values, frames=6, length=6, channels=1):
+        self.values, self.frames, self.length, self.channels = values, frames, length, channels
+        self.n_clips, self.fingerprint, self.norm_stats = len(values), repr(values), (float(np.mean(values)), 2.0)
+
+    def path(self, index):
+        return f"{index}.wav"
+
+    def read(self, index, rng):
+        values = np.full((1, 80, self.frames), np.nan, np.float32)
+        values[..., : self.length] = self.values[index] + np.arange(self.length)
+        return Crop(values, 0)
+
+
+def test_noise_of_ratio_zero_third_and_one():
+    clean, noise = torch.randn(2, 1, 80, 6) * 3, torch.randn(2, 1, 80, 6) * 3
+    for ratio in (0, 0.3, 1):
+        for at in np.ndindex(2, 1, 80, 6):
+            power = (1 - ratio) * math.exp(clean[at]) + ratio * math.exp(noise[at])
+            assert float(mixed(clean, noise, ratio)[at]) == pytest.approx(math.log(power), abs=1e-5)
+    assert torch.equal(mixed(clean, noise, 0), clean)
+    assert torch.equal(mixed(clean, noise, 1), noise)
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 6])
+def test_noise_shorter_than_the_crop_is_repeated(length):
+    spectrogram = torch.full((2, 1, 80, 6), torch.nan)
+    spectrogram[0, ..., :length] = torch.arange(length).float()
+    spectrogram[1, ..., :6] = torch.arange(6).float()
+    assert torch.equal(repeated(spectrogram)[0, 0, 3], torch.arange(6).float() % length)
+    assert torch.equal(repeated(spectrogram)[1, 0, 3], torch.arange(6).float())
+
+
+@pytest.mark.parametrize(("ratio", "clip_length", "noise_length"), [(0, 6, 6), (0.3, 6, 4), (0.3, 4, 6), (1, 4, 3)])
+def test_both_are_centred_by_their_own_mean_and_divided_by_the_clips_deviation(ratio, clip_length, noise_length):
+    clips, noise = Clips([-7.0, -3.0], length=clip_length), Clips([4.0, 1.0, 7.0], length=noise_length)
+    source = NoisySource(clips, noise, ratio, seed=3)
+    crops = source.crops(np.array([1, 0, 1]), [None] * 3, first=2)
+    batch = source.batch(crops, torch.device("cpu"))
+    plain = clips.batch(clips.crops(np.array([1, 0, 1]), [None] * 3), torch.device("cpu"))
+    assert torch.equal(batch.clean, plain.log_mel)
+    for row, clip in enumerate([-3.0, -7.0, -3.0]):
+        number = float(crops.noise[row, 0, 0, 0])
+        for frame in range(6):
+            target = clip + frame - -5.0 if frame < clip_length else 0.0
+            background = number + frame % noise_length - 4.0
+            expected = math.log((1 - ratio) * math.exp(target) + ratio * math.exp(background)) / 2
+            assert float(batch.log_mel[row, 0, 5, frame]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_pass_over_the_noise_is_another_order_drawn_from_seed_and_number_alone():
+    clips, noise = Clips(list(range(40))), Clips([float(n) for n in range(10)])
+
+    def drawn(seed, first, count):
+        source = NoisySource(clips, noise, 0.5, seed)
+        return source.crops(np.arange(count), [None] * count, first).noise[:, 0, 0, 0].tolist()
+
+    whole = drawn(0, 0, 40)
+    passes = [whole[i : i + 10] for i in range(0, 40, 10)]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 4
+    assert whole[17:33] == drawn(0, 17, 16)
+    assert whole != drawn(1, 0, 40)
+
+
+def test_noise_ratios_outside_and_noise_of_images_are_refused():
+    clips = Clips([0.0])
+    for ratio in (-0.1, 1.5, math.nan):
+        with pytest.raises(UsageError, match="noise_ratio is from 0"):
+            NoisySource(clips, clips, ratio, 0)
+    with pytest.raises(UsageError, match="images"):
+        NoisySource(clips, Clips([0.0], channels=3), 0.5, 0)
+
+
+@pytest.mark.parametrize(("patch_frames", "hop_ms"), [(2, 20.0), (4, 20.0), (16, 20.0), (2, 10.0), (16, 160.0)])
+@pytest.mark.parametrize("length", [40, 300])
+def test_a_teachers_frames_lie_beside_every_crop(patch_frames, hop_ms, length):
+    """At every offset, frame by frame: the teacher's frames that begin within a patch column, averaged."""
+    features = torch.randn(length, 3)
+    frames, columns = frames_a_patch(hop_ms, patch_frames), 9
+    for start in range(60):
+        found = beside(features, int(start * 10 / hop_ms), columns, frames)
+        for column in range(columns):
+            first = math.floor(start * 10 / hop_ms) + column * frames
+            rows = [features[min(first + i, length - 1)] for i in range(frames)]
+            torch.testing.assert_close(found[column], torch.stack(rows).mean(0))
+
+
+@pytest.mark.parametrize(("patch_frames", "hop_ms"), [(1, 20.0), (3, 20.0), (2, 160.0), (16, 25.0)])
+def test_frames_that_do_not_fit_a_patch_are_refused(patch_frames, hop_ms):
+    with pytest.raises(UsageError, match=f"a frame every {hop_ms:g} ms, a patch column is {patch_frames * 10} ms"):
+        frames_a_patch(hop_ms, patch_frames)
