@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.randomness import generator_of
 from m2d_bench.training.log import Log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 64
 
@@ -56,7 +60,7 @@ class HeldOutMonitor:
         pictures.check_installed()
         self._method, self._source, self._device, self._log, self._seed = method, source, device, log, seed
         clips, rngs = np.arange(source.n_clips), repeat(np.random.default_rng([seed, 0]))
-        self._batches = [source.crops(clips[i : i + BATCH], rngs) for i in range(0, len(clips), BATCH)]
+        self._batches = [source.crops(clips[i : i + BATCH], rngs, i) for i in range(0, len(clips), BATCH)]
 
     @torch.no_grad()
     def evaluate(self, step: int) -> None:
@@ -73,9 +77,14 @@ class HeldOutMonitor:
             for name, loss in result.losses.items():
                 losses[f"held_out/{name}"] += float(loss) * len(crops.clips) / self._source.n_clips
             if not number:
-                path = self._log.folder / "pictures" / f"patches-{step}.png"
-                pictures.save(self._method.picture(batch.log_mel[: pictures.SAMPLES], result), path)
-                self._log.picture(step, "patches", path)
+                self._save("patches", step, self._method.picture(batch.log_mel[: pictures.SAMPLES], result))
+                if batch.clean is not None:
+                    self._save("noise", step, pictures.with_noise(batch.clean, batch.log_mel))
         diagnosis = {f"held_out/{name}": value for name, value in diagnose(torch.cat(features)).items()}
         self._log.scalars(step, {**losses, **diagnosis})
         self._method.train(was_training)
+
+    def _save(self, name: str, step: int, picture: Figure) -> None:
+        path = self._log.folder / "pictures" / f"{name}-{step}.png"
+        pictures.save(picture, path)
+        self._log.picture(step, name, path)

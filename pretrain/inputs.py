@@ -12,6 +12,7 @@ from m2d_bench.encoders.protocol import wrap
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import weights
 from m2d_bench.pretrain.data import Source, open_source
+from m2d_bench.pretrain.data.noise import NoisySource
 from m2d_bench.pretrain.data.sources import AudioSource
 from m2d_bench.pretrain.data.teachers import FrozenSource, SpeechTeacher, TaughtSource
 from m2d_bench.pretrain.methods import m2d_x
@@ -83,6 +84,11 @@ def open_noise(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source | Non
     return None
 
 
+def with_noise(clips: Source, noise: Source | None, recipe: Recipe) -> Source:
+    """The clips as the recipe's training sees them: with noise, if there is any."""
+    return NoisySource(clips, noise, recipe.noise_ratio, recipe.seed) if noise else clips
+
+
 def starting_model(inputs: Inputs, recipe: Recipe) -> str | None:
     """Name of the model whose weights are the first ones: of further pre-training the recipe's teacher, if no other."""
     arguments = recipe.method_arguments
@@ -131,7 +137,8 @@ def _regularisation(
             "--init m2d_vit_base-80x200p16x4-230529."
         )
     vit = weights.encoder_of(start, recipe.vit, storage)
-    return vit.config.grid_size[0] * vit.config.width, lambda clips: FrozenSource(clips, vit)
+    bf16 = compute.resolved_precision() == "bf16"
+    return vit.config.grid_size[0] * vit.config.width, lambda clips: FrozenSource(clips, vit, bf16)
 
 
 def _distillation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,7 +51,7 @@ def reconstruction(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -
     """
     x = _whole_patches(x, patch_size)
     with _style():
-        return _draw(x, visible_part(x, result.mask.masked[:SAMPLES], patch_size), reconstructed(x, result, patch_size))
+        return _draw(_seen(x, result, patch_size) | {"reconstruction": reconstructed(x, result, patch_size)})
 
 
 def error_map(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> Figure:
@@ -64,7 +65,13 @@ def error_map(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> Fig
     x = _whole_patches(x, patch_size)
     errors = prediction_errors(result, (x.shape[2] // patch_size[0], x.shape[3] // patch_size[1]))
     with _style():
-        return _draw(x, visible_part(x, result.mask.masked[:SAMPLES], patch_size), errors)
+        return _draw(_seen(x, result, patch_size) | {"prediction error": errors})
+
+
+def with_noise(clean: Tensor, noisy: Tensor) -> Figure:
+    """Draws crops before and after noise was mixed in, [B, 1, F, T], normalised, a row a sample."""
+    with _style():
+        return _draw({"clean": _whole_patches(clean, (1, 1)), "with noise": _whole_patches(noisy, (1, 1))})
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -142,21 +149,25 @@ def _style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_SETTINGS)  # type: ignore[arg-type]
 
 
-def _draw(x: Tensor, visible: Tensor, predicted: Tensor) -> Figure:
+def _seen(x: Tensor, result: StepResult, patch_size: tuple[int, int]) -> dict[str, Tensor]:
+    return {"input": x, "visible patches": visible_part(x, result.mask.masked[:SAMPLES], patch_size)}
+
+
+def _draw(columns: Mapping[str, Tensor]) -> Figure:
     """Draws a row a sample: wide panels for spectrograms, square ones in colour for images; grey for NaN.
 
     Args:
-        x: Input, [B, C, F, T].
-        visible: The same with NaN at masked patches.
-        predicted: Reconstruction [B, C, F, T], or error of each patch [B, N_F, N_T].
+        columns: By title, [B, C, F, T], the first of which sets the range of values; the last may be the error of each
+            patch, [B, N_F, N_T].
     """
     from matplotlib.figure import Figure
 
+    x, last = next(iter(columns.values())), list(columns.values())[-1]
     image = x.shape[1] == 3
     width, height = (2.6, 2.6) if image else (4.4, 1.6)
-    figure = Figure(figsize=(width * 3 + 0.6, height * len(x) + 0.5), layout="constrained")
-    panels = figure.subplots(len(x), 3, sharex=True, sharey=True, squeeze=False)
-    for panel, title in zip(panels[0], ("input", "visible patches", "reconstruction"), strict=True):
+    figure = Figure(figsize=(width * len(columns) + 0.6, height * len(x) + 0.5), layout="constrained")
+    panels = figure.subplots(len(x), len(columns), sharex=True, sharey=True, squeeze=False)
+    for panel, title in zip(panels[0], columns, strict=True):
         panel.set_title(title)
     freq, time = x.shape[2:]
     options: dict[str, Any] = {"interpolation": "nearest", "extent": (-0.5, time - 0.5, freq - 0.5, -0.5)}
@@ -164,10 +175,10 @@ def _draw(x: Tensor, visible: Tensor, predicted: Tensor) -> Figure:
         options |= {"origin": "lower", "aspect": "auto", "extent": (-0.5, time - 0.5, -0.5, freq - 0.5)}
     for sample, row in enumerate(panels):
         low, high = x[sample].min().item(), max(x[sample].max().item(), x[sample].min().item() + 1e-6)
-        for panel, values in zip(row, (x[sample], visible[sample], predicted[sample]), strict=True):
+        for panel, values in zip(row, (column[sample] for column in columns.values()), strict=True):
             panel.set_facecolor(_GREY)
             if values.ndim == 2:
-                worst = max(predicted.nan_to_num(0).max().item(), 1e-6)
+                worst = max(last.nan_to_num(0).max().item(), 1e-6)
                 drawn = panel.imshow(values.numpy(), vmin=0, vmax=worst, cmap="magma", **options)
                 panel.set_title(f"prediction error, mean {values.nanmean():.3f}")
             elif image:
@@ -175,7 +186,7 @@ def _draw(x: Tensor, visible: Tensor, predicted: Tensor) -> Figure:
                 panel.imshow(colours.permute(1, 2, 0).numpy(), **options)
             else:
                 panel.imshow(values[0].numpy(), vmin=low, vmax=high, cmap="viridis", **options)
-    if predicted.ndim == 3:
+    if last.ndim == 3:
         figure.colorbar(drawn, ax=list(panels[:, -1]), label="2 − 2·cos")
     if image:
         panels[0, 0].set(xticks=[], yticks=[])

@@ -19,10 +19,9 @@ from m2d_bench.evaluation.linear import linear
 from m2d_bench.output import Names
 from m2d_bench.pretrain import weights
 from m2d_bench.pretrain.data import Source, measure_norm_stats
-from m2d_bench.pretrain.data.noise import NoisySource
 from m2d_bench.pretrain.flops import peak_flops
 from m2d_bench.pretrain.held_out import HeldOutMonitor, split
-from m2d_bench.pretrain.inputs import Inputs, offline_task, open_clips, open_noise, starting_model
+from m2d_bench.pretrain.inputs import Inputs, offline_task, open_clips, open_noise, starting_model, with_noise
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.progress import bar
@@ -109,21 +108,18 @@ def pretrain(
     for name in settings.tasks:  # before the hours, not after them
         dataset.load(tasks.get(name), storage, recipe.sample_rate)
     fabric = launch(settings.device, settings.precision)
+    source, noise = open_clips(inputs, recipe, storage), open_noise(inputs, recipe, storage)
+    recipe, taught = offline_task(inputs, recipe, source, _compute(fabric, settings), storage)
     folder = out / name_of(recipe, settings.tag)
     make_folder(folder)
     state = _state(folder, settings.resume)
-    source, noise = open_clips(inputs, recipe, storage), open_noise(inputs, recipe, storage)
-    recipe, taught = offline_task(inputs, recipe, source, _compute(fabric, settings), storage)
     held_out, source = split(source, settings.held_out, recipe.seed)
     workers = _workers(settings, fabric.world_size)
     source.norm_stats = _norm_stats(fabric, source, state["norm_stats"] if state else None, workers)
     if noise:
         noise.norm_stats = _norm_stats(fabric, noise, None, workers)
-
-    def view(clips: Source) -> Source:
-        return taught(NoisySource(clips, noise, recipe.noise_ratio, recipe.seed) if noise else clips)
-
-    monitored, source = view(held_out) if held_out else None, view(source)
+    source = taught(with_noise(source, noise, recipe))
+    monitored = taught(with_noise(held_out, noise, recipe)) if held_out else None
     trainer = Trainer(
         fabric,
         recipe,

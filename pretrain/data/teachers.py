@@ -35,10 +35,12 @@ class FrozenSource(Derived):
     Args:
         source: The clips.
         vit: The encoder as it starts; it is copied.
+        bf16: Whether it computes in bfloat16.
     """
 
-    def __init__(self, source: Source, vit: ViT) -> None:
+    def __init__(self, source: Source, vit: ViT, bf16: bool = False) -> None:
         super().__init__(source, teacher=digest_of("frozen", vit.state_dict()))
+        self._bf16 = bf16
         self._vit = copy.deepcopy(vit).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -47,7 +49,8 @@ class FrozenSource(Derived):
         batch = super().batch(crops, device)
         vit = self._vit.to(device)
         clean = batch.log_mel if batch.clean is None else batch.clean
-        patches = vit(vit.embed(clean))[-1][:, vit.n_class_tokens :]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            patches = vit(vit.embed(clean))[-1][:, vit.n_class_tokens :]
         features = patches.unflatten(1, vit.config.grid_size).transpose(1, 2).flatten(2)
         return batch._replace(teacher_features=features)
 

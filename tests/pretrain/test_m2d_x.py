@@ -4,15 +4,20 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from m2d_bench.encoders import zoo
+from m2d_bench.encoders.protocol import wrap
 from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import method as methods
 from m2d_bench.pretrain.batch import Batch
+from m2d_bench.pretrain.data.listing import Paths
 from m2d_bench.pretrain.data.noise import NoisySource, mixed, repeated
 from m2d_bench.pretrain.data.source import Crop, Source
-from m2d_bench.pretrain.data.teachers import beside, frames_a_patch
+from m2d_bench.pretrain.data.sources import AudioSource
+from m2d_bench.pretrain.data.teachers import SpeechTeacher, TaughtSource, beside, frames_a_patch
 
 VIT = ViTConfig(width=64, depth=2, patch_size=(16, 16), input_size=(80, 96))
 SMALL = {"predictor_width": 32, "predictor_depth": 1, "predictor_heads": 2}
@@ -188,3 +193,48 @@ def test_a_teachers_frames_lie_beside_every_crop(patch_frames, hop_ms, length):
 def test_frames_that_do_not_fit_a_patch_are_refused(patch_frames, hop_ms):
     with pytest.raises(UsageError, match=f"a frame every {hop_ms:g} ms, a patch column is {patch_frames * 10} ms"):
         frames_a_patch(hop_ms, patch_frames)
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Twelve sound files of one to nine seconds."""
+    root, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(0)
+    for number in range(12):
+        samples = rng.normal(0, 0.1, 16000 * (number % 3 * 4 + 1)).astype(np.float32)
+        soundfile.write(root / f"{number}.wav", samples, 16000)
+    return root
+
+
+def teacher_of(layer=None, sample_rate=16000):
+    encoder = wrap(zoo.load("random:m2d_vit_tiny-80x96p80x4", device="cpu", precision="fp32"))
+    return SpeechTeacher(encoder, layer, sample_rate)
+
+
+@pytest.mark.parametrize("layer", [None, 3])
+def test_a_teacher_hears_whole_clips_however_they_are_batched(sounds, layer):
+    teacher, source = teacher_of(layer), AudioSource(sounds, Paths([f"{n}.wav" for n in range(12)]), 96, 16000)
+    source.norm_stats = (-7.0, 4.0)
+    taught = TaughtSource(source, teacher, columns=6, patch_frames=16)
+    crops = taught.crops(np.arange(12), [np.random.default_rng(n) for n in range(12)])
+    batch = taught.batch(crops, torch.device("cpu"))
+    assert batch.teacher_features.shape == (12, 6, teacher.size)
+    encoder = zoo.load("random:m2d_vit_tiny-80x96p80x4", device="cpu", precision="fp32")
+    for row, start in enumerate(crops.starts.tolist()):
+        waveform = np.zeros(16000 * 9, np.float32)
+        samples = soundfile.read(sounds / f"{row}.wav", dtype="float32")[0]
+        waveform[: len(samples)] = samples
+        waveform = waveform[None, : max(len(samples), 7 * 16000)]
+        frames = encoder.hidden_states(waveform)[layer - 1 if layer else -1][0]
+        for column in range(6):
+            first = start // 4 + 4 * column
+            expected = frames[first : first + 4].mean(0)
+            torch.testing.assert_close(batch.teacher_features[row, column], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_teacher_of_another_rate_or_without_the_layer_is_refused():
+    with pytest.raises(UsageError, match="works at 16000 Hz, the model that learns at 32000 Hz"):
+        teacher_of(sample_rate=32000)
+    with pytest.raises(UsageError, match="has no layer 99; its layers are 1 to 12"):
+        teacher_of(layer=99)
+    with pytest.raises(UsageError, match="has no layer 0"):
+        teacher_of(layer=0)

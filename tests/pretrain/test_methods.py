@@ -138,7 +138,10 @@ def test_an_encoder_alone_begins_a_method_and_its_target(tmp_path):
     method = methods.build("m2d", vit, SMALL)
     method.initialise(torch.Generator().manual_seed(0))
     said = weights.load(method, str(alone))
-    assert "copied from the encoder: target_blocks, target_norm; fresh: mask_token, decoder_pos_embed, decoder_embed" in said
+    assert (
+        "copied from the encoder: target_blocks, target_norm; fresh: mask_token, decoder_pos_embed, decoder_embed"
+        in said
+    )
     for online, target in zip(method.encoder.blocks.parameters(), method.target_blocks.parameters(), strict=True):
         assert torch.equal(online, target)
 

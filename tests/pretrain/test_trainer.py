@@ -50,7 +50,10 @@ METHODS = {
     "m2d": {"method": "m2d", "mask_ratio": 0.7, "ema_decay_start": 0.9},
     "m2d_all": {"method": "m2d", "mask_ratio": 0.7, "target_input": "all", "masking": "structured"},
     "msm_mae": {"method": "msm_mae", "mask_ratio": 0.75, "masking": "spans"},
+    "supervised": {"method": "m2d_x", "scenario": "supervised", "noise_ratio": 0.3, "ema_decay_start": 0.9},
+    "further": {"method": "m2d_x", "scenario": "regularisation", "noise_ratio": 0.3, "ema_decay_start": 0.9},
 }
+START = "random:m2d_vit_tiny-80x48p16x16"
 QUIET = {"device": "cpu", "precision": "fp32", "workers": 0, "watch_epochs": 0, "held_out": 0, "log_steps": 1}
 KILLS = int(os.environ.get("KILLS", "2"))
 
@@ -65,6 +68,12 @@ def clips(tmp_path_factory):
         tone = np.sin(np.arange(80)[:, None] * (number % 5 + 1) / 7 + np.arange(frames) / 9)
         np.save(root / f"{number}.npy", (tone - 7 + 0.3 * rng.standard_normal((80, frames)))[None].astype(np.float32))
     (root / "clips.csv").write_text("file_name\n" + "\n".join(f"{number}.npy" for number in range(40)))
+    labels = [f'{number}.npy,"{"abcde"[number % 5]}{",even" if number % 2 else ""}"' for number in range(40)]
+    (root / "labels.csv").write_text("file_name,label\n" + "\n".join(labels))
+    for number in range(7):
+        noise = rng.standard_normal((1, 80, 20 if number % 2 else 70)) - 5
+        np.save(root / f"noise-{number}.npy", noise.astype(np.float32))
+    (root / "noise.csv").write_text("file_name\n" + "\n".join(f"noise-{number}.npy" for number in range(7)))
     return root / "clips.csv"
 
 
@@ -82,8 +91,12 @@ def train(name, data, out, changes=None, **settings):
         "log_steps": 1,
         **settings,
     }
-    inputs = {name: settings.pop(name) for name in ("init", "noise", "labels") if name in settings}
+    inputs = {field: settings.pop(field) for field in ("init", "noise", "labels") if field in settings}
     recipe = recipe_of(name, **(changes or {}))
+    if recipe.noise_ratio:
+        inputs = {"labels": data.parent / "labels.csv", "noise": str(data.parent / "noise.csv"), **inputs}
+    if name == "further":
+        inputs = {"init": START, **inputs}
     path = run.pretrain(recipe, Inputs(data=str(data), **inputs), out, RunSettings(**settings))
     return torch.load(path, weights_only=True)["model"]
 
@@ -106,7 +119,7 @@ def assert_alike(first, second):
         torch.testing.assert_close(value, states[1][key], atol=5e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["m2d", "m2d_all", "msm_mae", pytest.param("supervised", marks=pytest.mark.slow)])
 def test_loss_falls_and_the_checkpoint_is_the_zoos(name, clips, tmp_path):
     train(name, clips, tmp_path, {"epochs": 12}, tag="x")
     (folder,) = tmp_path.iterdir()
@@ -146,7 +159,7 @@ def test_two_processes_are_one_with_twice_the_batch(name, clips, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["m2d", "msm_mae"])
+@pytest.mark.parametrize("name", ["m2d", "msm_mae", "supervised", "further"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(name, clips, tmp_path):
     words = [sys.executable, "-m", "tests.pretrain.test_trainer", name, str(clips), str(tmp_path / "killed"), "resume"]
     moments = random.Random(name)
@@ -189,6 +202,66 @@ def test_a_limit_stops_and_a_resumed_training_ends_the_same(clips, tmp_path):
     with pytest.raises(UsageError, match="another recipe: epochs: 3 then, 4 now"):
         train("m2d", clips, tmp_path / "cut", {"epochs": 4}, resume=True)
     assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True))
+
+
+def test_losses_of_each_branch_and_pictures_of_noise_are_logged(clips, tmp_path):
+    train("supervised", clips, tmp_path, {"epochs": 1}, watch_epochs=1, held_out=4)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("m2d_as_vit_tiny-80x48p16x16")
+    *steps, last = read(folder / "metrics.jsonl")
+    assert all(
+        record["loss"] == pytest.approx(record["loss_m2d"] + record["loss_offline"], rel=1e-5) for record in steps
+    )
+    assert {"held_out/loss_m2d", "held_out/loss_offline", "held_out/effective_rank"} < set(last)
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == ["noise-4.png", "patches-4.png"]
+
+
+@pytest.mark.parametrize("what", ["noise", "labels", "init"])
+def test_other_noise_labels_or_teacher_are_not_gone_on_with(what, clips, tmp_path):
+    name = "further" if what == "init" else "supervised"
+    train(name, clips, tmp_path, limit_steps=2)
+    other = tmp_path / "other.csv"
+    if what == "noise":
+        other.write_text("".join(f"{line}\n" for line in (clips.parent / "noise.csv").read_text().splitlines()[:5]))
+        for path in clips.parent.glob("noise-*.npy"):
+            (tmp_path / path.name).symlink_to(path)
+    else:
+        other.write_text((clips.parent / "labels.csv").read_text().replace("a,even", "b"))
+    given = {"noise": str(other), "labels": other, "init": str(next(tmp_path.rglob("*.pth"), ""))}[what]
+    says = {"noise": "of other noise", "labels": "of other data or labels", "init": "of other teacher"}[what]
+    with pytest.raises(UsageError, match=says):
+        train(name, clips, tmp_path, limit_steps=3, resume=True, **{what: given})
+    train(name, clips, tmp_path, limit_steps=3, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "inputs", "says"),
+    [
+        ("supervised", {}, {"labels": None}, "Name --labels FILE.csv"),
+        ("supervised", {}, {"noise": None}, "noise_ratio=0.3 mixes in noise, and there is none. Name --noise"),
+        ("supervised", {"noise_ratio": 0}, {"noise": "x"}, "--set noise_ratio=0.2"),
+        ("supervised", {"noise_ratio": 1.5}, {}, "noise_ratio is 1.5; it should be less than or equal to 1"),
+        ("further", {}, {"init": None}, "name them with --init"),
+        ("further", {"scenario": "distillation"}, {}, "name it with --teacher"),
+        ("further", {"scenario": "distillation", "teacher": START}, {}, "a teacher needs the sound itself"),
+        ("further", {"scenario": "distilation"}, {}, "Did you mean distillation"),
+        ("further", {"m2d_weight": -1}, {}, "m2d_weight is -1"),
+        ("m2d", {"teacher": START}, {}, "Unknown value of a recipe 'teacher'"),
+    ],
+)
+def test_an_offline_task_that_lacks_something_is_refused(name, changes, inputs, says, clips, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        train(name, clips, tmp_path, changes, **inputs)
+
+
+def test_labels_missing_for_clips_and_a_noise_folder_without_sound_are_refused(clips, tmp_path):
+    (tmp_path / "few.csv").write_text("file_name,label\n0.npy,a\n")
+    with pytest.raises(DataError, match=r"has no row for the clip '1\.npy'"):
+        train("supervised", clips, tmp_path / "out", labels=tmp_path / "few.csv")
+    (tmp_path / "silent").mkdir()
+    (tmp_path / "silent" / "notes.txt").write_text("nothing")
+    with pytest.raises(DataError, match=r"silent: holds files: 1 \.txt"):
+        train("supervised", clips, tmp_path / "out", noise=str(tmp_path / "silent"))
 
 
 def test_other_data_are_not_gone_on_with(clips, tmp_path):
@@ -523,4 +596,4 @@ if __name__ == "__main__":  # a training of its own, to be killed or joined by o
     from pathlib import Path
 
     given = {"workers": 2, "resume_steps": 100} if "workers" in how else {"resume_steps": 3}
-    train(wanted, clip_list, Path(folder), many, tag="x", resume="resume" in how, **given)
+    train(wanted, Path(clip_list), Path(folder), many, tag="x", resume="resume" in how, **given)
