@@ -12,8 +12,14 @@ from m2d_bench.pretrain.recipe import PRESETS, load, resolve
 from m2d_bench.training.recipes import parse
 from m2d_bench.training.schedules import learning_rate, scaled_rate
 
-NAMES = ["debug", "m2d_base", "m2d_base_all_patches", "m2d_base_mr6", "m2d_base_p16x4", "m2d_image", "m2d_small"]
-NAMES += ["m2d_tiny", "msm_mae_base"]
+DEBUG = ["debug", "debug_m2d_x"]
+IMAGES = ["m2d_image", "mae_image"]
+SUPERVISED = ["m2d_as_base", "m2d_as_base_32k"]
+SPEECH = ["m2d_s_base_400", "m2d_s_base_512", "m2d_s_base_608"]
+FURTHER = ["m2d_x_icbhi2017", "m2d_x_sprsound"]
+M2D = ["m2d_base", "m2d_base_all_patches", "m2d_base_mr6", "m2d_base_p16x4", "m2d_small", "m2d_tiny"]
+AUDIOSET = [*M2D, "msm_mae_base", *SUPERVISED]
+PUBLISHED = [*AUDIOSET, *IMAGES, *SPEECH, *FURTHER]
 
 
 def published(setting):
@@ -28,10 +34,10 @@ def published(setting):
 
 
 def test_every_recipe_of_the_plan_is_there():
-    assert recipes.names() == NAMES
+    assert recipes.names() == sorted(DEBUG + PUBLISHED)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DEBUG + PUBLISHED)
 def test_every_recipe_can_be_built_and_written_down(name):
     recipe = load(name)
     with torch.device("meta"):
@@ -40,19 +46,23 @@ def test_every_recipe_can_be_built_and_written_down(name):
     assert resolve(recipe.values()) == recipe
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "debug"])
-def test_recipes_carry_the_published_setup(name):
-    recipe = load(name)
-    images = name == "m2d_image"
-    rows = published("M2D and MAE on images" if images else "M2D and MSM-MAE (common)")
+@pytest.mark.parametrize("name", IMAGES)
+def test_recipes_of_images_carry_the_published_setup(name):
+    recipe, rows = load(name), published("M2D and MAE on images")
     assert rows["epochs"] == [str(recipe.epochs)]
     assert rows["batch size"] == [str(recipe.effective_batch)]
-    if images:
-        assert rows["masking ratio"] == [str(recipe.arguments["mask_ratio"])]
-        return
+    assert rows["masking ratio"] == [str(recipe.arguments["mask_ratio"])]
+    assert (recipe.input_size, recipe.patch_size, recipe.channels) == ((224, 224), (16, 16), 3)
+
+
+@pytest.mark.parametrize("name", AUDIOSET)
+def test_recipes_of_audioset_carry_the_published_setup(name):
+    recipe, rows = load(name), published("M2D and MSM-MAE (common)")
+    assert rows["epochs"] == [str(recipe.epochs)]
+    assert rows["batch size"] == [str(recipe.effective_batch)]
     assert rows["warm-up epochs"] == [str(recipe.warmup_epochs)]
     assert float(rows["base learning rate"][0]) == recipe.base_rate
-    assert rows["sampling frequency (Hz)"] == [str(recipe.sample_rate)]
+    assert rows["sampling frequency (Hz)"] == [str(recipe.sample_rate)] or name == "m2d_as_base_32k"
     if name != "m2d_base_p16x4":
         assert rows["input spectrogram size (freq bins x time frames)"] == ["x".join(map(str, recipe.input_size))]
         assert rows["number of patches along frequency"] == [str(recipe.vit.grid_size[0])]
@@ -71,7 +81,48 @@ def test_m2ds_recipes_carry_its_arguments(name):
     assert (recipe.arguments["target_input"] == "all") == (name == "m2d_base_all_patches")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "debug"])
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_m2d_as_carries_its_arguments(name):
+    recipe, rows = load(name), published("M2D-AS (M2D-X for AudioSet)")
+    arguments = recipe.method_arguments
+    assert rows["masking ratio"] == [str(arguments.mask_ratio)]
+    assert rows["offline task"] == ["supervised learning of labels"]
+    assert (arguments.scenario, arguments.m2d_weight, arguments.offline_weight) == ("supervised", 1, 1)
+    assert rows["background noise"] == ["not used"]
+    assert recipe.noise_ratio == 0
+    assert recipe.sample_rate == (32000 if name.endswith("32k") else 16000)
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_m2d_s_carries_its_setup(name):
+    recipe, rows = load(name), published("M2D-S (M2D-X for speech)")
+    arguments = recipe.method_arguments
+    assert rows["masking ratio"] == [str(arguments.mask_ratio)]
+    assert rows["epochs"] == [str(recipe.epochs)]
+    assert rows["warm-up epochs"] == [str(recipe.warmup_epochs)]
+    assert rows["offline encoder"] == [arguments.teacher.removeprefix("hf:")]
+    assert rows["offline encoder layer"] == ["ninth transformer layer output"]
+    assert arguments.teacher_layer == 9
+    assert recipe.input_size[1] / 100 in {float(seconds) for seconds in rows["input duration (s) (Table X)"]}
+    assert (recipe.patch_size, recipe.noise_ratio, recipe.effective_batch) == ((80, 2), 0.2, 2048)
+    assert (arguments.scenario, arguments.m2d_weight, arguments.offline_weight) == ("distillation", 1, 0.5)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_pre_training_carries_its_setup(name):
+    recipe, rows = load(name), published("M2D-X for ICBHI2017 (further pre-training)")  # "same as ICBHI2017 experiment"
+    arguments = recipe.method_arguments
+    assert rows["masking ratio"] == [str(arguments.mask_ratio)]
+    assert rows["epochs"] == [str(recipe.epochs)]
+    assert rows["warm-up epochs"] == [str(recipe.warmup_epochs)]
+    assert rows["effective batch size"] == [str(recipe.effective_batch)]
+    assert rows["virtual samples per epoch"] == [str(recipe.epoch_clips)]
+    assert recipe.noise_ratio == (0.3 if name == "m2d_x_icbhi2017" else 0.01)
+    assert (recipe.patch_size, recipe.input_size) == ((16, 4), (80, 200))
+    assert (arguments.scenario, arguments.m2d_weight, arguments.offline_weight) == ("regularisation", 1, 1)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_carry_maes_optimizer(name):
     recipe = load(name)  # "optimizer: same as MAE" (arXiv 2111.06377, appendix A.1); clipping as the reference tool
     assert (recipe.weight_decay, recipe.beta1, recipe.beta2, recipe.clip_norm) == (0.05, 0.9, 0.95, 3.0)
