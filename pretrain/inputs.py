@@ -17,7 +17,7 @@ from m2d_bench.pretrain.data.sources import AudioSource
 from m2d_bench.pretrain.data.teachers import FrozenSource, SpeechTeacher, TaughtSource
 from m2d_bench.pretrain.methods import m2d_x
 from m2d_bench.pretrain.recipe import Recipe
-from m2d_bench.settings import Compute, Storage
+from m2d_bench.settings import Compute, OnBadFile, Storage
 from m2d_bench.tasks import dataset
 from m2d_bench.values import Checked
 
@@ -46,7 +46,7 @@ class Inputs(Checked):
     init: str | None = None
 
 
-def open_clips(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source:
+def open_clips(inputs: Inputs, recipe: Recipe, storage: Storage, on_bad_file: OnBadFile) -> Source:
     """Opens the data.
 
     Raises:
@@ -54,7 +54,7 @@ def open_clips(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source:
     """
     if not inputs.data:
         raise UsageError("Which data? --data FOLDER, such as m2d-bench prepare writes; or task:events to try it out.")
-    source = _open(inputs.data, recipe, storage, inputs.data_root, inputs.labels)
+    source = _open(inputs.data, recipe, storage, on_bad_file, inputs.data_root, inputs.labels)
     if source.channels != recipe.channels:
         raise UsageError(
             f"{inputs.data} has {source.channels} channels, the recipe {recipe.channels}: audio is of one, images of "
@@ -63,7 +63,7 @@ def open_clips(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source:
     return source
 
 
-def open_noise(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source | None:
+def open_noise(inputs: Inputs, recipe: Recipe, storage: Storage, on_bad_file: OnBadFile) -> Source | None:
     """Opens the background noise, if the recipe mixes any in.
 
     Raises:
@@ -71,7 +71,7 @@ def open_noise(inputs: Inputs, recipe: Recipe, storage: Storage) -> Source | Non
         DataError: It cannot be opened.
     """
     if inputs.noise and recipe.noise_ratio:
-        return _open(inputs.noise, recipe, storage)
+        return _open(inputs.noise, recipe, storage, on_bad_file)
     if inputs.noise:
         raise UsageError(
             f"--noise {inputs.noise} is mixed in by noise_ratio, which is 0. Set it: --set noise_ratio=0.2"
@@ -164,9 +164,18 @@ def _distillation(
 _OFFLINE = {"supervised": _supervised, "distillation": _distillation, "regularisation": _regularisation}
 
 
-def _open(data: str, recipe: Recipe, storage: Storage, root: Path | None = None, labels: Path | None = None) -> Source:
+def _open(
+    data: str,
+    recipe: Recipe,
+    storage: Storage,
+    on_bad_file: OnBadFile,
+    root: Path | None = None,
+    labels: Path | None = None,
+) -> Source:
     """Opens a path, or the clips of task:NAME, made if need be."""
     kind, colon, name = data.partition(":")
     path = dataset.load(tasks.get(name), storage, 16000).root if colon and kind == "task" else Path(data).expanduser()
     height, frames = recipe.input_size
-    return open_source(path, frames, recipe.sample_rate, root=root, height=height, labels=labels)
+    return open_source(
+        path, frames, recipe.sample_rate, root=root, height=height, labels=labels, on_bad_file=on_bad_file
+    )

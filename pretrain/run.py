@@ -26,7 +26,7 @@ from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.progress import bar
 from m2d_bench.runs import TasksFailed
-from m2d_bench.settings import Compute, Storage, file_name, make_folder, replacing
+from m2d_bench.settings import Compute, OnBadFile, Storage, file_name, make_folder, replacing
 from m2d_bench.tasks import dataset
 from m2d_bench.training.launch import Precision, launch
 from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Checked):
-    """Where a pre-training runs. Only `held_out` changes its result, the others no more than rounding does.
+    """Where a pre-training runs. Only `held_out` and `on_bad_file` change its result, others but by rounding.
 
     Args:
         device: auto (a GPU if there is one), cpu, cuda, …; several under torchrun or Slurm.
@@ -57,6 +57,7 @@ class RunSettings(Checked):
         log_steps: Steps between records of the log.
         watch_epochs: Epochs between looks at the features of held-out clips; 0: never.
         held_out: Clips that are kept out of training for that; at most a tenth of them. 0 trains on all.
+        on_bad_file: A file that cannot be read ends the training (stop), or another takes its place (skip).
         tasks: Tasks of linear evaluation at every checkpoint.
         resume: Go on where a training in this folder stopped.
         tag: Ends the name of the checkpoint's folder; by default the masking ratio, mr7 for 0.7.
@@ -75,6 +76,7 @@ class RunSettings(Checked):
     log_steps: PositiveInt = 20
     watch_epochs: NonNegativeInt = 10
     held_out: NonNegativeInt = 256
+    on_bad_file: OnBadFile = "stop"
     tasks: Annotated[tuple[str, ...], Names] = ()
     resume: bool = False
     tag: str | None = None
@@ -108,7 +110,8 @@ def pretrain(
     for name in settings.tasks:  # before the hours, not after them
         dataset.load(tasks.get(name), storage, recipe.sample_rate)
     fabric = launch(settings.device, settings.precision)
-    source, noise = open_clips(inputs, recipe, storage), open_noise(inputs, recipe, storage)
+    source = open_clips(inputs, recipe, storage, settings.on_bad_file)
+    noise = open_noise(inputs, recipe, storage, settings.on_bad_file)
     recipe, taught = offline_task(inputs, recipe, source, _compute(fabric, settings), storage)
     folder = out / name_of(recipe, settings.tag)
     make_folder(folder)

@@ -44,9 +44,9 @@ class NoisySource(Derived):
     def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
         """Reads crops, and one of a noise clip for each."""
         numbers = range(first, first + len(clips))
-        noise = [self._noise.read(self._noise_clip(n), np.random.default_rng([self._seed, 1, n])) for n in numbers]
-        values = torch.from_numpy(np.stack([crop.values for crop in noise]))
-        return super().crops(clips, rngs, first)._replace(noise=values)
+        chosen = np.array([self._noise_clip(number) for number in numbers])
+        own = (np.random.default_rng([self._seed, 1, number]) for number in numbers)
+        return super().crops(clips, rngs, first)._replace(noise=self._noise.crops(chosen, own).values)
 
     def batch(self, crops: Crops, device: torch.device) -> Batch:
         """Crops with noise, and without it as `clean`."""

@@ -75,8 +75,9 @@ class TaughtSource(Derived):
 
     def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
         """Reads crops, and the whole waveforms of their clips."""
-        waveforms = tuple(self._teacher.read(Path(name)) for name in self.names(clips.tolist()))
-        return super().crops(clips, rngs, first)._replace(teacher=waveforms)
+        crops = super().crops(clips, rngs, first)
+        names = self.names(crops.clips.tolist())
+        return crops._replace(teacher=tuple(self._teacher.read(Path(name)) for name in names))
 
     def batch(self, crops: Crops, device: torch.device) -> Batch:
         """Crops with features of every patch column, [B, N_T, D]."""
