@@ -113,9 +113,10 @@ def load(
 
 def load_m2d(name: str | os.PathLike[str] = DEFAULT, **settings: Any) -> M2DEncoder:
     """Loads an encoder of the M2D family, as `load` does; a name of another encoder is a UsageError."""
-    encoder = load(name, **settings)
-    if not isinstance(encoder, M2DEncoder):
+    if os.fspath(name).startswith(huggingface.PREFIX):
         raise _other_family(os.fspath(name))
+    encoder = load(name, **settings)
+    assert isinstance(encoder, M2DEncoder)
     return encoder
 
 
