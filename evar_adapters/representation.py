@@ -48,7 +48,7 @@ class _Representation(BaseAudioRepr):  # type: ignore[misc]
         super().__init__(cfg)
         weights = cfg.get("weight_file") or variants.find(self.variant)
         cfg["weight_file"] = self.cfg["weight_file"] = weights
-        self.encoder = zoo.load(weights, device="cpu", precision="fp32", **_settings(cfg))
+        self.encoder = zoo.load_m2d(weights, device="cpu", precision="fp32", **_settings(cfg))
         _check_spectrogram(cfg, self.encoder.front_end)
         self.encoder.requires_grad_(True)
         self.encoder.vit.pos_embed.requires_grad_(False)

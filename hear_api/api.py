@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench.encoders import timestamps, variants, zoo
-from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.zoo import LoadedEncoder
 from m2d_bench.errors import UsageError
 from m2d_bench.settings import Compute
 
@@ -31,7 +31,7 @@ class HearModel(nn.Module):
         UsageError: A hop that shifted passes cannot give.
     """
 
-    def __init__(self, encoder: M2DEncoder, hop_ms: float | None = None, shift_scenes: bool = False) -> None:
+    def __init__(self, encoder: LoadedEncoder, hop_ms: float | None = None, shift_scenes: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.hop_ms = timestamps.default_hop(encoder) if hop_ms is None else hop_ms
@@ -53,7 +53,7 @@ def load_model(
     """Loads a model by any name `m2d_bench.encoders.zoo` knows, frozen and in evaluation mode.
 
     Args:
-        model_file_path: A path, a released name or `random:NAME`; the default model if empty.
+        model_file_path: A path, a released name, `random:NAME` or `hf:REPO`; the default model if empty.
         hop_ms: As for HearModel.
         shift_scenes: As for HearModel.
         device: auto (a GPU if there is one), cpu, cuda, …; `.to()` moves the model later.
@@ -115,7 +115,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
         return encoder.scene_embeddings(audio)
 
 
-def _encoder(model: HearModel) -> M2DEncoder:
+def _encoder(model: HearModel) -> LoadedEncoder:
     if not isinstance(model, HearModel):
         raise UsageError(f"Expected a model that load_model of this module returned, got {type(model).__name__}.")
     return model.encoder

@@ -25,7 +25,7 @@ from m2d_bench.errors import UsageError
 
 def restore() -> None:
     """Makes s3prl importable; calling it again changes nothing."""
-    torchaudio: Any = _import_torchaudio()
+    torchaudio: Any = import_torchaudio()
     if not hasattr(torchaudio, "info") and not _imports("torchcodec"):  # torchaudio ≥ 2.9 decodes with it
         torchaudio.load, torchaudio.save = load, _save
     _add(torchaudio, set_audio_backend=lambda backend: None, get_audio_backend=lambda: "soundfile", info=_info)
@@ -223,7 +223,7 @@ class _Transformer:
         raise UsageError("This needs SoX: install the program, and pip install sox.")
 
 
-def _import_torchaudio() -> ModuleType:
+def import_torchaudio() -> ModuleType:
     """torchaudio; where its compiled extension does not load (CUDA build beside a CPU-only torch), without it."""
     try:
         return importlib.import_module("torchaudio")

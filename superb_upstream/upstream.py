@@ -155,7 +155,7 @@ def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None 
     if stats:
         settings["norm_stats"] = stats
     settings = {"compute": Compute(device="cpu", precision="fp32"), **settings}
-    encoder = zoo.load(name, **settings)
+    encoder = zoo.load_m2d(name, **settings)
     if not stats:
         logger.warning(
             "%s: no mean and std of the task given; the checkpoint's own, %g and %g, are used. Published ones: "

@@ -108,7 +108,7 @@ def test_the_sampler_wrapper_shares_one_draw_among_processes():
 
 
 def test_restoring_keeps_what_a_package_has(monkeypatch):
-    torchaudio = pytest.importorskip("s3prl") and compat._import_torchaudio()
+    torchaudio = pytest.importorskip("s3prl") and compat.import_torchaudio()
     for name in ("set_audio_backend", "info", "load"):
         monkeypatch.setattr(torchaudio, name, "theirs", raising=False)
     compat.restore()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, HOP_MS, N_MELS, LogMel
-from m2d_bench.encoders.protocol import Lengths, Waveform, check_waveform, digest_of
+from m2d_bench.encoders.protocol import Lengths, Waveform, autocast, check_waveform, digest_of
 from m2d_bench.encoders.vit import ViT, ViTConfig
 from m2d_bench.errors import AudioError, UsageError
 
@@ -96,12 +96,6 @@ class M2DEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the weights; embeddings are float32 whatever it is."""
         return self.vit.cls_token.dtype
-
-    def _autocast(self, device_type: str) -> torch.autocast:
-        """The autocast in force around the blocks: this encoder's precision, else what the caller set."""
-        if self.precision == "bf16":
-            return torch.autocast(device_type, dtype=torch.bfloat16)
-        return torch.autocast(device_type, enabled=torch.is_autocast_enabled(device_type))
 
     @property
     def digest(self) -> str:
@@ -221,7 +215,7 @@ class M2DEncoder(nn.Module):
         Returns:
             [B, n, width] float32 per layer.
         """
-        with self._autocast(log_mel.device.type):
+        with autocast(self.precision, log_mel.device):
             positions = self._positions(log_mel.shape[-1] // self.config.vit.patch_size[1])
             tokens = self.vit.embed(log_mel.to(self.dtype), positions)
             layers = self.vit(tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1])))
@@ -260,7 +254,7 @@ class M2DEncoder(nn.Module):
         n_freq, n_time = self.config.vit.grid_size[0], x.shape[-1] // self.config.vit.patch_size[1]
         real = (torch.arange(n_time) < columns[:, None]).to(x.device)
         ragged = bool((columns < n_time).any())
-        with self._autocast(x.device.type):
+        with autocast(self.precision, x.device):
             layers = self.vit(self.vit.embed(x.to(self.dtype), positions), real.repeat(1, n_freq) if ragged else None)
         results = []
         for layer in layers:

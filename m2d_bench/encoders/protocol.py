@@ -311,6 +311,13 @@ def digest_of(settings: Any, weights: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast in force around an encoder's blocks: its precision, else what the caller set."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type))
+
+
 def facts_of(encoder: SceneEncoder) -> dict[str, Any]:
     """What a run's record says of the encoder: name, digest, and its configuration where it is a dataclass."""
     wrapped = wrap(encoder)

@@ -9,35 +9,38 @@ from torch.nn.functional import pad
 from m2d_bench.encoders.frontend import HOP_MS
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.protocol import Waveform, check_waveform
+from m2d_bench.encoders.zoo import LoadedEncoder
 from m2d_bench.errors import UsageError
 
 FINEST_NEEDED_MS = 50.0
 """Hop that event tasks ask for: half of the 100 ms within which an onset must be found."""
 
 
-def hops(encoder: M2DEncoder) -> list[float]:
-    """Hops in ms that shifted passes can give, coarsest first: the model's own, divided to whole spectrogram frames."""
+def hops(encoder: LoadedEncoder) -> list[float]:
+    """Hops in ms that can be had, coarsest first: the model's own, and of the family what shifted passes can give."""
+    if not isinstance(encoder, M2DEncoder):
+        return [encoder.hop_ms]
     patch_time = encoder.config.vit.patch_size[1]
     return [HOP_MS * frames for frames in range(patch_time, 0, -1) if patch_time % frames == 0]
 
 
-def default_hop(encoder: M2DEncoder) -> float:
-    """The model's own hop in ms where it is at most 50, else the coarsest of `hops` that is."""
-    return next(hop for hop in hops(encoder) if hop <= FINEST_NEEDED_MS)
+def default_hop(encoder: LoadedEncoder) -> float:
+    """The model's own hop in ms where it is at most 50, else the coarsest of `hops` that is, if there is one."""
+    return next((hop for hop in hops(encoder) if hop <= FINEST_NEEDED_MS), encoder.hop_ms)
 
 
-def check_hop(encoder: M2DEncoder, hop_ms: float) -> None:
+def check_hop(encoder: LoadedEncoder, hop_ms: float) -> None:
     """Raises a UsageError unless the hop is one of `hops`."""
     if hop_ms not in hops(encoder):
         allowed = ", ".join(f"{hop:g}" for hop in hops(encoder))
         raise UsageError(
-            f"hop_ms is {hop_ms!r}; the patches of {encoder.config.name} last {encoder.hop_ms:g} ms, so it is one of "
+            f"hop_ms is {hop_ms!r}; the frames of {encoder.config.name} last {encoder.hop_ms:g} ms, so it is one of "
             f"{allowed}."
         )
 
 
 def regular_timestamp_embeddings(
-    encoder: M2DEncoder, waveform: Waveform, hop_ms: float | None = None
+    encoder: LoadedEncoder, waveform: Waveform, hop_ms: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Last layer's features at every `hop_ms` from the start of the audio to its end.
 
@@ -47,7 +50,7 @@ def regular_timestamp_embeddings(
     first patch stands at its middle.
 
     Args:
-        encoder: An encoder of the family.
+        encoder: An encoder of the family; another one gives its own frames.
         waveform: [S] or [B, S] floats in [-1, 1], from 25 ms to hours.
         hop_ms: One of `hops`; by default `default_hop`.
 
@@ -61,6 +64,9 @@ def regular_timestamp_embeddings(
     """
     hop_ms = default_hop(encoder) if hop_ms is None else hop_ms
     check_hop(encoder, hop_ms)
+    if not isinstance(encoder, M2DEncoder):
+        features, times = encoder.timestamp_embeddings(waveform)
+        return features, times.cpu()
     batch, lengths = check_waveform(waveform, None, encoder.device)
     log_mel, frames = encoder.log_mel(batch, lengths)
     hop, patch_time = round(hop_ms / HOP_MS), encoder.config.vit.patch_size[1]

@@ -1,4 +1,4 @@
-"""A model's name → an encoder: shipped, released, a path, or random weights."""
+"""A model's name → an encoder: shipped, released, a path, random weights, or another library's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from m2d_bench.encoders import checkpoint, classifier, download, tensor_file
+from m2d_bench.encoders import checkpoint, classifier, download, huggingface, tensor_file
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.classifier import Classifier
+from m2d_bench.encoders.huggingface import HuggingFaceEncoder
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
@@ -29,6 +30,9 @@ RANDOM = "random:"
 _DEFAULT_ARCHITECTURE = "m2d_vit_tiny-80x608p16x16"
 _RANDOM_SEED = 0
 _RELEASES = "https://github.com/nttcslab/m2d/releases/download"
+LoadedEncoder = M2DEncoder | HuggingFaceEncoder
+"""What a name may give."""
+
 LICENCE = "NTT's own licence, for evaluation: https://github.com/nttcslab/m2d"
 
 
@@ -77,16 +81,17 @@ def load(
     compute: Compute = Compute(),
     storage: Storage = Storage(),
     **changes: Any,
-) -> M2DEncoder:
+) -> LoadedEncoder:
     """Loads an encoder by name, frozen and in evaluation mode.
 
     Args:
         name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt or .safetensors ·
-            `random:NAME` (the architecture of NAME with random weights).
+            `random:NAME` (the architecture of NAME with random weights) · `hf:REPO_OR_FOLDER[@layer=N]` (see
+            `huggingface.load`).
         compute: Device and precision.
         storage: The cache folder released weights are downloaded into.
-        changes: `device` and `precision`, short for `compute`; and settings of the encoder to change: `features`,
-            `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
+        changes: `device` and `precision`, short for `compute`; and settings of an encoder of the family to change:
+            `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
 
     Raises:
         UsageError: Unknown name or setting.
@@ -94,8 +99,24 @@ def load(
     """
     shorthand = {key: changes.pop(key) for key in ("device", "precision") if key in changes}
     compute = replace(compute, **shorthand)
-    encoder = read(name, storage=storage, **changes).build().to(compute.torch_device())
+    encoder: LoadedEncoder
+    if (text := os.fspath(name)).startswith(huggingface.PREFIX):
+        if changes:
+            raise UsageError(f"{text}: has no settings {', '.join(changes)}; a layer is part of its name, @layer=9.")
+        encoder = huggingface.load(text)
+    else:
+        encoder = read(name, storage=storage, **changes).build()
+    encoder = encoder.to(compute.torch_device())
     encoder.precision = compute.resolved_precision()
+    return encoder
+
+
+def load_m2d(name: str | os.PathLike[str] = DEFAULT, **settings: Any) -> M2DEncoder:
+    """Loads an encoder of the M2D family, as `load` does; a name of another encoder is a UsageError."""
+    if os.fspath(name).startswith(huggingface.PREFIX):
+        raise _other_family(os.fspath(name))
+    encoder = load(name, **settings)
+    assert isinstance(encoder, M2DEncoder)
     return encoder
 
 
@@ -128,6 +149,8 @@ def load_classifier(
 def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **changes: Any) -> Checkpoint:
     """The checkpoint behind a name, with everything it holds. Args and Raises: as for `load`."""
     name = os.fspath(name)
+    if name.startswith(huggingface.PREFIX):
+        raise _other_family(name)
     if name == DEFAULT:
         logger.warning("%s: its weights are not trained yet; these are random ones, the floor of every table.", DEFAULT)
         return _random(DEFAULT, _DEFAULT_ARCHITECTURE, changes)
@@ -139,7 +162,14 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     path = Path(os.path.expanduser(name))
     if name and (path.exists() or path.suffix.lower() in tensor_file.SUFFIXES):
         return checkpoint.read(path, **changes)
-    raise unknown("model", name, [DEFAULT, *RELEASED], "m2d-bench models, or give a path or random:NAME")
+    raise unknown("model", name, [DEFAULT, *RELEASED], "m2d-bench models, or give a path, random:NAME or hf:REPO")
+
+
+def _other_family(name: str) -> UsageError:
+    """The error for an encoder that is evaluated as it is, where a model of the M2D family is needed."""
+    return UsageError(
+        f"{name} is no model of the M2D family, which this needs. m2d-bench linear, embed and check take any encoder."
+    )
 
 
 def _random(name: str, architecture: str, changes: dict[str, Any]) -> Checkpoint:
