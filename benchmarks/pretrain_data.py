@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 import torch
 
+from m2d_bench.encoders.frontend import N_MELS
 from m2d_bench.pretrain.data import CropLoader, EpochSampler, open_source, shards
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
@@ -76,8 +77,8 @@ def np_load_rate(folder: Path, prepared: Path) -> float:
     folder.mkdir()
     for number, row in enumerate(np.load(prepared / shards.ROWS)):
         shard = prepared / shards.shard_name(row["shard"])
-        values = np.fromfile(shard, np.float16, row["frames"] * shards.N_MELS, offset=row["offset"])
-        np.save(folder / f"{number}.npy", values.reshape(-1, shards.N_MELS))
+        values = np.fromfile(shard, np.float16, row["log_mel"]["frames"] * N_MELS, offset=row["log_mel"]["offset"])
+        np.save(folder / f"{number}.npy", values.reshape(-1, N_MELS))
     paths = [folder / f"{number}.npy" for number in np.random.default_rng(0).permutation(number + 1)]
     rates = []
     for _ in range(3):

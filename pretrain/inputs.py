@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2d_bench import tasks
-from m2d_bench.encoders import zoo
-from m2d_bench.encoders.protocol import wrap
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain import weights
 from m2d_bench.pretrain.data import Source, open_source
 from m2d_bench.pretrain.data.noise import NoisySource
-from m2d_bench.pretrain.data.sources import AudioSource
+from m2d_bench.pretrain.data.sources import AudioSource, PreparedSource
 from m2d_bench.pretrain.data.teachers import FrozenSource, SpeechTeacher, TaughtSource
 from m2d_bench.pretrain.methods import m2d_x
 from m2d_bench.pretrain.recipe import Recipe
@@ -144,7 +142,16 @@ def _regularisation(
 def _distillation(
     inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage
 ) -> tuple[int, View]:
-    arguments = recipe.method_arguments
+    arguments, columns, patch_frames = recipe.method_arguments, recipe.vit.grid_size[1], recipe.patch_size[1]
+    if isinstance(source, PreparedSource) and (stored := source.teacher):
+        if arguments.teacher and (arguments.teacher, arguments.teacher_layer) != (stored.name, stored.layer):
+            raise UsageError(
+                f"{inputs.data} holds features of {_spoken(stored.name, stored.layer)}, the teacher is "
+                f"{_spoken(arguments.teacher, arguments.teacher_layer)}. Name the same, or prepare others: m2d-bench "
+                "prepare --teacher …"
+            )
+        source.teach(columns, patch_frames)
+        return stored.size, lambda clips: clips
     if not arguments.teacher:
         raise UsageError(
             "scenario=distillation learns a teacher's features: name it with --teacher, such as --teacher "
@@ -155,10 +162,12 @@ def _distillation(
             f"{inputs.data}: a teacher needs the sound itself, or its features. Name a folder of sound files; or write "
             "the features once: m2d-bench prepare --teacher …"
         )
-    encoder = wrap(zoo.load(arguments.teacher, compute=compute, storage=storage))
-    teacher = SpeechTeacher(encoder, arguments.teacher_layer, recipe.sample_rate)
-    columns, patch_frames = recipe.vit.grid_size[1], recipe.patch_size[1]
-    return teacher.size, lambda clips: TaughtSource(clips, teacher, columns, patch_frames)
+    teacher = SpeechTeacher(arguments.teacher, arguments.teacher_layer, recipe.sample_rate, compute, storage)
+    return teacher.facts.size, lambda clips: TaughtSource(clips, teacher, columns, patch_frames)
+
+
+def _spoken(teacher: str, layer: int | None) -> str:
+    return f"--teacher {teacher}" + (f" --layer {layer}" if layer else "")
 
 
 _OFFLINE = {"supervised": _supervised, "distillation": _distillation, "regularisation": _regularisation}

@@ -24,6 +24,7 @@ from m2d_bench.parallel import map_ahead
 from m2d_bench.pretrain.data import shards
 from m2d_bench.pretrain.data.listing import Files
 from m2d_bench.pretrain.data.shards import Histogram, ShardWriter, Sums
+from m2d_bench.pretrain.data.teachers import SpeechTeacher
 from m2d_bench.progress import bar
 from m2d_bench.settings import replacing
 from m2d_bench.values import Checked
@@ -31,8 +32,8 @@ from m2d_bench.values import Checked
 UNFINISHED = "unfinished"
 """Folder of the records, removed once the index is written."""
 
-_Result = tuple[int, np.ndarray | str]
-"""Number of a file and its log-mel, or why there is none."""
+_Result = tuple[int, tuple[np.ndarray, ...] | str]
+"""Number of a file and its arrays: log-mel, and features if there is a teacher; or why there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,9 @@ class PrepareSettings(Checked):
         max_seconds: Longer files are cut to it; by default they are kept whole.
         memory_gb: Memory that files decoded at the same time take together, by their headers, in 10⁹ bytes; one that
             takes more is decoded alone.
+        teacher: Model whose features are written beside the log-mels, such as hf:facebook/hubert-base-ls960.
+        layer: Its layer, from 1; by default the last.
+        device: Of the teacher: auto (a GPU if there is one), cpu, cuda, …
     """
 
     sample_rate: Literal[16000, 32000] = 16000
@@ -53,6 +57,9 @@ class PrepareSettings(Checked):
     shard_mb: PositiveFloat = 256
     max_seconds: PositiveFloat | None = None
     memory_gb: PositiveFloat = 2
+    teacher: str | None = None
+    layer: NonNegativeInt | None = None
+    device: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class Part:
 
     Args:
         end: Number of the first file after it.
-        clips: File, frames and offset of each clip.
+        clips: File of each clip, and frames and offset of each of its arrays.
         checksums: Of the blocks of the clips, see `shards.checksums`; bytes in hexadecimal digits.
         failures: File and reason.
         sums: Of the values.
@@ -69,27 +76,28 @@ class Part:
     """
 
     end: int
-    clips: list[tuple[int, int, int]]
+    clips: list[tuple[int, list[tuple[int, int]]]]
     checksums: str
     failures: list[tuple[int, str]]
     sums: Sums
     size: int
 
 
-def write_parts(out: Path, files: Files, settings: PrepareSettings) -> list[Part]:
+def write_parts(out: Path, files: Files, settings: PrepareSettings, teacher: SpeechTeacher | None) -> list[Part]:
     """Reads the finished parts of the list and writes the others, one shard after the other.
 
     Args:
         out: Folder of the shards.
         files: The list.
         settings: How.
+        teacher: Whose features are written too.
     """
     parts = _read_parts(out)
     done, total = parts[-1].end if parts else 0, len(files.paths)
     front_end = LogMel(settings.sample_rate)
 
     def transform(number: int) -> _Result:
-        return number, _log_mel(files.root / files.paths[number], front_end, settings.max_seconds)
+        return number, _arrays(files.root / files.paths[number], front_end, settings.max_seconds, teacher)
 
     def memory(number: int) -> float:
         return audio.memory_to_read(files.root / files.paths[number], settings.max_seconds)
@@ -142,9 +150,12 @@ def _write_part(
             if isinstance(result, str):
                 failures.append((index, result))
                 continue
-            histogram.add(result)
-            checksums += shards.checksums(result.tobytes())
-            clips.append((index, len(result), writer.add(shards.key(index, files.paths[index]), result)))
+            histogram.add(result[0])
+            key, stretches = shards.key(index, files.paths[index]), []
+            for name, array in zip((key, f"{key}.teacher"), result, strict=False):
+                checksums += shards.checksums(array)
+                stretches.append((len(array), writer.add(name, array)))
+            clips.append((index, stretches))
             if file.tell() >= enough:
                 break
     if not clips:
@@ -154,12 +165,17 @@ def _write_part(
     return Part(end=end, clips=clips, checksums=digits, failures=failures, sums=histogram.sums(), size=size)
 
 
-def _log_mel(path: Path, front_end: LogMel, max_seconds: float | None) -> np.ndarray | str:
-    """Computes a file's log-mel, [frames, 80] float16; or says why there is none."""
+def _arrays(
+    path: Path, front_end: LogMel, max_seconds: float | None, teacher: SpeechTeacher | None
+) -> tuple[np.ndarray, ...] | str:
+    """Computes a file's log-mel, [frames, 80] float16, and a teacher's features; or says why there are none."""
     try:
-        waveform = audio.read(path, front_end.sample_rate, seconds=max_seconds)
+        waveform = torch.from_numpy(audio.read(path, front_end.sample_rate, seconds=max_seconds))
     except AudioError as error:
         return str(error).removeprefix(f"{path}: ")
     with torch.inference_mode():
-        log_mel: np.ndarray = front_end(torch.from_numpy(waveform)[None])[0, 0].T.half().contiguous().numpy()
-    return log_mel
+        log_mel = front_end(waveform[None])[0, 0].T.half().contiguous().numpy()
+    if teacher is None:
+        return (log_mel,)
+    (features,) = teacher.features([waveform])
+    return log_mel, features.half().cpu().numpy()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,20 @@ from filelock import FileLock, Timeout
 
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import N_MELS, LogMel
-from m2d_bench.errors import DataError, UsageError
+from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.files import sha256
 from m2d_bench.pretrain.data import shards
 from m2d_bench.pretrain.data.listing import Files
 from m2d_bench.pretrain.data.parts import UNFINISHED, Part, PrepareSettings, write_parts
-from m2d_bench.pretrain.data.shards import Index
-from m2d_bench.settings import make_folder, replacing
+from m2d_bench.pretrain.data.shards import Index, TeacherFacts
+from m2d_bench.pretrain.data.teachers import SpeechTeacher
+from m2d_bench.settings import Compute, make_folder, replacing
+
+logger = logging.getLogger(__name__)
 
 _PLAN = "plan.json"
+_ASKED = 100
+"""Files whose headers are read to estimate the length of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +57,15 @@ def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Pr
         settings: How.
 
     Raises:
-        UsageError: The folder was begun with other files or settings, is in use, or holds other shards.
+        UsageError: The folder was begun with other files or settings, is in use, or holds other shards; an unknown
+            teacher or layer.
         DataError: No sound files, or none that can be read.
     """
     files = _list_files(folders)
+    teacher = None
+    if settings.teacher:
+        compute = Compute(device=settings.device)
+        teacher = SpeechTeacher(settings.teacher, settings.layer, settings.sample_rate, compute)
     make_folder(out)
     with _locked(out):
         for leftover in out.glob(".*.tmp"):  # of a killed run
@@ -67,11 +78,14 @@ def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Pr
             "hop_length": LogMel(settings.sample_rate).hop_length,
             "shard_mb": float(settings.shard_mb),
             "max_seconds": settings.max_seconds,
+            "teacher": teacher and asdict(teacher.facts),
             "files": files.digest(),
         }
         _begin(out, files, plan)
         if not (out / shards.INDEX).exists():
-            _finish(out, files, plan, write_parts(out, files, settings))
+            if teacher:
+                logger.warning("%s", _size_of_features(files, teacher.facts))
+            _finish(out, files, plan, write_parts(out, files, settings, teacher))
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
         return Prepared(folder=out, index=Index.read(out))
 
@@ -99,6 +113,19 @@ def _list_files(folders: Sequence[Path]) -> Files:
     names = [root / path for path in paths]  # a broken link has size −1 and will be among the failures
     sizes = [os.path.getsize(name) if os.path.exists(name) else -1 for name in names]
     return Files(root=root, paths=paths, sizes=sizes, unlisted=sorted(unlisted.items()))
+
+
+def _size_of_features(files: Files, teacher: TeacherFacts) -> str:
+    """What a teacher's features of all files take on the disk, by the headers of some."""
+    some = files.paths[:: max(1, len(files.paths) // _ASKED)]
+    seconds = []
+    for path in some:
+        with suppress(AudioError):
+            seconds.append(audio.duration(files.root / path))
+    hour = 3600 * 1000 / teacher.hop_ms * teacher.size * np.dtype(np.float16).itemsize / 1e9
+    hours = sum(seconds) / max(1, len(seconds)) * len(files.paths) / 3600
+    all_of_them = f"about {hour * hours:.2g} GB for {hours:.2g} hours"
+    return f"Features of {teacher.name}: {hour:.2g} GB an hour of sound, {all_of_them}."
 
 
 @contextmanager
@@ -157,13 +184,19 @@ def _finish(out: Path, files: Files, plan: dict[str, object], parts: Sequence[Pa
     if failures:
         shards.write_failures(out, failures)
     rows = np.array(
-        [(i, shard, frames, offset, 0) for shard, part in enumerate(parts) for i, frames, offset in part.clips],
+        [
+            (file, shard, (*stretches[0], 0), (*(stretches[1] if plan["teacher"] else (0, 0)), 0))
+            for shard, part in enumerate(parts)
+            for file, stretches in part.clips
+        ],
         dtype=shards.ROW,
     )
     if not len(rows):
         raise DataError(f"{out}: none of the {len(files.paths)} files can be read; {shards.FAILURES} there says why.")
-    blocks = -(-rows["frames"].astype(np.int64) // shards.BLOCK)
-    rows["block"] = np.cumsum(blocks) - blocks
+    blocks = np.stack([-(-rows[name]["frames"].astype(np.int64) // shards.BLOCK) for name in shards.ARRAYS], axis=1)
+    firsts = np.cumsum(blocks).reshape(blocks.shape) - blocks
+    for name, first in zip(shards.ARRAYS, firsts.T, strict=True):
+        rows[name]["block"] = first
     checksums = np.frombuffer(bytes.fromhex("".join(part.checksums for part in parts)), shards.CHECKSUM)
     for name, array in ((shards.ROWS, rows), (shards.CHECKSUMS, checksums)):
         with replacing(out / name) as file:
@@ -172,7 +205,7 @@ def _finish(out: Path, files: Files, plan: dict[str, object], parts: Sequence[Pa
     identity = json.dumps(plan).encode() + rows.tobytes() + checksums.tobytes()
     facts = {
         "n_clips": len(rows),
-        "n_frames": int(rows["frames"].sum(dtype=np.int64)),
+        "n_frames": int(rows["log_mel"]["frames"].sum(dtype=np.int64)),
         "mean": mean,
         "std": std,
         "shard_bytes": tuple(part.size for part in parts if part.size),

@@ -1,11 +1,12 @@
 """Prepared folders: log-mel spectrograms in WebDataset shards, and the index that finds a crop in them.
 
-    shard-000000.tar …  plain tar files; a clip is one member KEY.npy: float16 log-mel, not normalised, [frames, 80]
-    index.npy           one row a clip: its line of files.csv, shard, number of frames, byte offset of its first frame,
-                        number of its first checksum
-    checksums.npy       CRC-32 of every 64 frames of a clip, one clip after the other
-    index.json          facts of the whole: front end, exact mean and std, sizes of the shards, SHA-256 of the files
-                        above and below, what could not be read, fingerprint
+    shard-000000.tar …  plain tar files; of a clip, KEY.npy is its float16 log-mel, not normalised, [frames, 80], and
+                        KEY.teacher.npy a teacher's float16 features, if one was named, [frames, width]
+    index.npy           one row a clip: its line of files.csv, shard, and of both arrays the number of frames, the byte
+                        offset of the first and the number of the first checksum
+    checksums.npy       CRC-32 of every 64 frames of an array, one array after the other
+    index.json          facts of the whole: front end, teacher, exact mean and std, sizes of the shards, SHA-256 of the
+                        files above and below, what could not be read, fingerprint
     files.csv           every sound file that was asked for, its path and size; read back, so cells are as they are
     failures.csv        what could not be read, and why, for people; only where there is any
 
@@ -30,7 +31,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from m2d_bench.encoders.frontend import N_MELS
 from m2d_bench.errors import DataError
 from m2d_bench.output import csv_text
 from m2d_bench.settings import replacing
@@ -43,11 +43,31 @@ FRONT_END = 1
 
 INDEX, ROWS, CHECKSUMS = "index.json", "index.npy", "checksums.npy"
 FILES, FAILURES = "files.csv", "failures.csv"
-ROW = np.dtype([("file", "<i4"), ("shard", "<i4"), ("frames", "<i4"), ("offset", "<i8"), ("block", "<i8")])
+STRETCH = np.dtype([("frames", "<i4"), ("offset", "<i8"), ("block", "<i8")])
+ARRAYS = ("log_mel", "features")
+ROW = np.dtype([("file", "<i4"), ("shard", "<i4"), *((name, STRETCH) for name in ARRAYS)])
 CHECKSUM = np.dtype("<u4")
-FRAME_BYTES = N_MELS * np.dtype(np.float16).itemsize
 BLOCK = 64
-"""Frames of a checksum: 10 KiB, so that checking a crop reads little beside it."""
+"""Frames of a checksum: 10 KiB of a log-mel, so that checking a crop reads little beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """Whose features a folder holds.
+
+    Args:
+        name: Of the model.
+        layer: Its layer, from 1; None: the last.
+        digest: Of its weights and the layer.
+        size: Width of a frame.
+        hop_ms: Milliseconds between frames.
+    """
+
+    name: str
+    layer: int | None
+    digest: str
+    size: int
+    hop_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +82,7 @@ class Index:
         hop_length: Samples a frame.
         shard_mb: Size at which a shard was closed, in 10⁶ bytes.
         max_seconds: Length the files were cut to, or None.
+        teacher: Whose features there are, or None.
         files: Identity of the list of files.
         n_clips: Clips that were written.
         n_frames: Their frames.
@@ -80,6 +101,7 @@ class Index:
     hop_length: int
     shard_mb: float
     max_seconds: float | None
+    teacher: TeacherFacts | None
     files: str
     n_clips: int
     n_frames: int
@@ -111,7 +133,8 @@ class Index:
                     f"{FORMAT} and front end {FRONT_END}. Prepare the audio again, into a new folder."
                 )
             lists = {"shard_bytes": tuple(facts["shard_bytes"]), "failures": tuple(map(tuple, facts["failures"]))}
-            return cls(**{**facts, **lists})
+            teacher = facts["teacher"] and TeacherFacts(**facts["teacher"])
+            return cls(**{**facts, **lists, "teacher": teacher})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not the index of a folder that m2d-bench prepare wrote ({error}).") from error
 
@@ -126,10 +149,9 @@ def key(number: int, path: str) -> str:
     return f"{number:08d}-{re.sub('[^A-Za-z0-9=-]+', '_', path).strip('_')[-80:]}"  # ustar holds 100 characters
 
 
-def checksums(content: bytes) -> list[int]:
-    """CRC-32 of each block of frames, the last of which may be short."""
-    size = BLOCK * FRAME_BYTES
-    return [zlib.crc32(content[start : start + size]) for start in range(0, len(content), size)]
+def checksums(array: np.ndarray) -> list[int]:
+    """CRC-32 of each block of an array's frames, the last of which may be short."""
+    return [zlib.crc32(array[start : start + BLOCK].tobytes()) for start in range(0, len(array), BLOCK)]
 
 
 class ShardWriter:
@@ -143,22 +165,22 @@ class ShardWriter:
         self._file = file
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
-    def add(self, name: str, log_mel: np.ndarray) -> int:
-        """Appends a clip.
+    def add(self, name: str, array: np.ndarray) -> int:
+        """Appends an array of a clip.
 
         Args:
-            name: Its key.
-            log_mel: [frames, 80] float16.
+            name: Its name without .npy.
+            array: [frames, …] float16.
 
         Returns:
             Byte offset of its first frame.
         """
         buffer = io.BytesIO()
-        np.save(buffer, log_mel, allow_pickle=False)
+        np.save(buffer, array, allow_pickle=False)
         member = tarfile.TarInfo(f"{name}.npy")
         member.size = buffer.tell()
         buffer.seek(0)
-        offset = self._file.tell() + tarfile.BLOCKSIZE + member.size - log_mel.nbytes
+        offset = self._file.tell() + tarfile.BLOCKSIZE + member.size - array.nbytes
         self._tar.addfile(member, buffer)
         return offset
 

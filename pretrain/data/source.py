@@ -32,10 +32,12 @@ class Crop(NamedTuple):
     Args:
         values: The least that `Source.spectrogram` needs, NaN behind the end of a short clip.
         start: Log-mel frame of the clip at which it starts; 0 for images.
+        features: A teacher's features, [T', D']; None where none are stored.
     """
 
     values: np.ndarray
     start: int
+    features: np.ndarray | None = None
 
 
 class Crops(NamedTuple):
@@ -135,11 +137,13 @@ class Source(ABC):
         """
         read = [self._read(clip, rng) for clip, rng in zip(clips.tolist(), rngs, strict=False)]
         clips, crops = np.array([clip for clip, _ in read]), [crop for _, crop in read]
+        features = [crop.features for crop in crops if crop.features is not None]
         return Crops(
             values=torch.from_numpy(np.stack([crop.values for crop in crops])),
             clips=torch.from_numpy(clips),
             starts=torch.tensor([crop.start for crop in crops]),
             labels=None if self.labels is None else torch.from_numpy(self.labels[clips].toarray()),
+            teacher=torch.from_numpy(np.stack(features)) if features else None,
         )
 
     def _read(self, clip: int, rng: np.random.Generator) -> tuple[int, Crop]:

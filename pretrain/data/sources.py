@@ -14,9 +14,11 @@ from m2d_bench import audio
 from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import AudioError, DataError
 from m2d_bench.files import sha256
+from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data import shards
 from m2d_bench.pretrain.data.listing import Paths
-from m2d_bench.pretrain.data.source import Crop, Source
+from m2d_bench.pretrain.data.source import Crop, Crops, Source
+from m2d_bench.pretrain.data.teachers import averaged, beside, frames_a_patch
 
 _REMEDY = "Copy the folder again, or prepare it anew."
 
@@ -78,6 +80,22 @@ class PreparedSource(Source):
         self._intact = np.zeros(len(self._checksums), bool)
         self.n_clips, self.fingerprint = index.n_clips, index.fingerprint
         self.norm_stats = (index.mean, index.std)
+        self.teacher = index.teacher
+        self._taught = 0, 0
+
+    def teach(self, columns: int, patch_frames: int) -> None:
+        """Reads the features of the teacher, too.
+
+        Args:
+            columns: Patch columns of a crop.
+            patch_frames: Log-mel frames of a patch column.
+
+        Raises:
+            UsageError: The teacher's frames do not fit the patches.
+        """
+        assert self.teacher
+        frames = frames_a_patch(self.teacher.hop_ms, patch_frames)
+        self._taught, self.beside = (columns * frames, frames), {"teacher": self.teacher.digest}
 
     @cached_property
     def _paths(self) -> Paths:
@@ -87,33 +105,46 @@ class PreparedSource(Source):
         return self._paths[int(self._rows[index]["file"])]
 
     def read(self, index: int, rng: np.random.Generator) -> Crop:
-        """Reads a random crop, [frames, 80] float16."""
-        _, shard, n_frames, offset, block = self._rows[index].item()
-        start, stop = _random_range(n_frames, self._frames, rng)
-        first, end = start // shards.BLOCK, -(-stop // shards.BLOCK)
-        if not self._intact[block + first : block + end].all():
-            self._check(index, first, end)
-        size = (stop - start) * shards.FRAME_BYTES
-        content = self._bytes(shard, offset + start * shards.FRAME_BYTES, size)
-        if len(content) != size:
-            raise self._damaged(index)
-        frames = np.frombuffer(content, np.float16).reshape(-1, N_MELS)
-        missing = self._frames - len(frames)
-        return Crop(np.pad(frames, ((0, missing), (0, 0)), constant_values=np.nan) if missing else frames, start)
+        """Reads a random crop, [frames, 80] float16, and a teacher's features beside it if there is one."""
+        start, stop = _random_range(int(self._rows[index]["log_mel"]["frames"]), self._frames, rng)
+        frames = self._stretch(index, "log_mel", N_MELS, start, stop)
+        if missing := self._frames - len(frames):
+            frames = np.pad(frames, ((0, missing), (0, 0)), constant_values=np.nan)
+        count, _ = self._taught
+        if not (self.teacher and count):
+            return Crop(frames, start)
+        numbers = beside(start, self.teacher.hop_ms, count, int(self._rows[index]["features"]["frames"]))
+        first, last = int(numbers[0]), int(numbers[-1])
+        features = self._stretch(index, "features", self.teacher.size, first, last + 1)
+        return Crop(frames, start, features[numbers - first])
 
-    def _check(self, index: int, first: int, end: int) -> None:
-        """Compares blocks of a clip with their checksums.
+    def batch(self, crops: Crops, device: torch.device) -> Batch:
+        """Crops with the features of every patch column, if there is a teacher."""
+        batch = super().batch(crops, device)
+        if not isinstance(crops.teacher, Tensor):
+            return batch
+        features = crops.teacher.to(device, non_blocking=True)
+        return batch._replace(teacher_features=averaged(features, self._taught[1]))
+
+    def _stretch(self, index: int, name: str, width: int, start: int, stop: int) -> np.ndarray:
+        """Frames of an array of a clip, [stop − start, width] float16.
 
         Raises:
             DataError: They are not what was prepared.
         """
-        _, shard, n_frames, offset, block = self._rows[index].item()
-        start, stop = first * shards.BLOCK, min(end * shards.BLOCK, n_frames)
-        content = self._bytes(shard, offset + start * shards.FRAME_BYTES, (stop - start) * shards.FRAME_BYTES)
+        row, size = self._rows[index], width * np.dtype(np.float16).itemsize
+        n_frames, offset, block = row[name].item()
+        first, end = start // shards.BLOCK, -(-stop // shards.BLOCK)
+        low, high = first * shards.BLOCK, min(end * shards.BLOCK, n_frames)
+        content = self._bytes(int(row["shard"]), offset + low * size, (high - low) * size)
         blocks = slice(block + first, block + end)
-        if shards.checksums(content) != self._checksums[blocks].tolist():
-            raise self._damaged(index)
+        whole = len(content) == (high - low) * size
+        frames = np.frombuffer(content, np.float16).reshape(-1, width) if whole else np.empty((0, width), np.float16)
+        if not self._intact[blocks].all() and shards.checksums(frames) != self._checksums[blocks].tolist() or not whole:
+            path = self._shards[row["shard"]]
+            raise DataError(f"{path}: {self.path(index)} there is not what was prepared. {_REMEDY}")
         self._intact[blocks] = True
+        return frames[start - low : stop - low]
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes of a shard; fewer where it ends before."""
@@ -123,10 +154,6 @@ class PreparedSource(Source):
                 return os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-
-    def _damaged(self, index: int) -> DataError:
-        path = self._shards[self._rows[index]["shard"]]
-        return DataError(f"{path}: {self.path(index)} there is not what was prepared. {_REMEDY}")
 
     def spectrogram(self, values: Tensor) -> Tensor:
         """Values [B, frames, 80] → log-mel [B, 1, 80, frames]."""

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from m2d_bench import audio
+from m2d_bench.encoders import zoo
 from m2d_bench.encoders.frontend import HOP_MS
-from m2d_bench.encoders.protocol import Encoder, digest_of
+from m2d_bench.encoders.protocol import digest_of, wrap
 from m2d_bench.encoders.vit import ViT
 from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.pretrain.batch import Batch
+from m2d_bench.pretrain.data.shards import TeacherFacts
 from m2d_bench.pretrain.data.source import Crops, Derived, Source
+from m2d_bench.settings import Compute, Storage
 
 LEAST_SECONDS = 7.0
 """Shorter waveforms are zero-padded to it before a teacher encodes them.
@@ -69,9 +72,9 @@ class TaughtSource(Derived):
     """
 
     def __init__(self, source: Source, teacher: SpeechTeacher, columns: int, patch_frames: int) -> None:
-        super().__init__(source, teacher=teacher.digest)
+        super().__init__(source, teacher=teacher.facts.digest)
         self._teacher, self._columns = teacher, columns
-        self._frames = frames_a_patch(teacher.hop_ms, patch_frames)
+        self._frames = frames_a_patch(teacher.facts.hop_ms, patch_frames)
 
     def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
         """Reads crops, and the whole waveforms of their clips."""
@@ -83,49 +86,65 @@ class TaughtSource(Derived):
         """Crops with features of every patch column, [B, N_T, D]."""
         assert isinstance(crops.teacher, tuple)
         features = self._teacher.features(crops.teacher)
-        first = [int(start * HOP_MS / self._teacher.hop_ms) for start in crops.starts.tolist()]
-        rows = [beside(f, i, self._columns, self._frames) for f, i in zip(features, first, strict=True)]
-        return super().batch(crops, device)._replace(teacher_features=torch.stack(rows).to(device))
+        hop_ms, count = self._teacher.facts.hop_ms, self._columns * self._frames
+        rows = [f[beside(i, hop_ms, count, len(f))] for f, i in zip(features, crops.starts.tolist(), strict=True)]
+        columns = averaged(torch.stack(rows).to(device), self._frames)
+        return super().batch(crops, device)._replace(teacher_features=columns)
 
 
 class SpeechTeacher:
     """An encoder of which one layer's frames are features.
 
+    Attributes:
+        facts: What prepared folders note of it.
+
     Args:
-        encoder: The encoder.
+        name: Of the model, for the zoo.
         layer: Which layer, from 1; the last if None.
         sample_rate: Hz of the model that is taught.
+        compute: Device and precision.
+        storage: Cache of released weights.
 
     Raises:
-        UsageError: Another sample rate, or no such layer.
+        UsageError: Another sample rate, or no such layer; and what `zoo.load` raises.
     """
 
-    def __init__(self, encoder: Encoder, layer: int | None, sample_rate: int) -> None:
+    def __init__(
+        self, name: str, layer: int | None, sample_rate: int, compute: Compute, storage: Storage = Storage()
+    ) -> None:
+        encoder = wrap(zoo.load(name, compute=compute, storage=storage))
         if encoder.sample_rate != sample_rate:
             raise UsageError(
-                f"The teacher {encoder.name} works at {encoder.sample_rate} Hz, the model that learns at {sample_rate} "
-                "Hz. Choose a teacher of the same rate, or another with --set sample_rate=…"
+                f"The teacher {name} works at {encoder.sample_rate} Hz, the model that learns at {sample_rate} Hz. "
+                "Choose a teacher of the same rate, or another rate of the model."
             )
-        self._encoder, self._layer, self.sample_rate = encoder, layer, sample_rate
-        self.hop_ms = encoder.hop_ms
-        self.digest = f"{encoder.digest}:{layer or 'last'}"
-        probe = self._encode(torch.zeros(1, int(LEAST_SECONDS * sample_rate)))
-        self.size = probe.shape[-1]
+        self._encoder, self._layer, self._sample_rate = encoder, layer, sample_rate
+        self.facts = TeacherFacts(
+            name=name,
+            layer=layer,
+            digest=f"{encoder.digest}:{layer or 'last'}",
+            size=self._encode(torch.zeros(1, sample_rate)).shape[-1],
+            hop_ms=encoder.hop_ms,
+        )
 
     def read(self, path: Path) -> Tensor:
-        """The waveform of a file, [S], zero-padded to `LEAST_SECONDS`."""
+        """The waveform of a file, [S]."""
         try:
-            waveform = torch.from_numpy(audio.read(path, self.sample_rate))
+            return torch.from_numpy(audio.read(path, self._sample_rate))
         except AudioError as error:
             raise DataError(str(error)) from error
-        return pad(waveform, (0, max(0, int(LEAST_SECONDS * self.sample_rate) - len(waveform))))
 
     def features(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """Features of whole clips, [frames, D] each. Clips of one length are encoded together: padding would show."""
+        """Features of whole clips [S], zero-padded to `LEAST_SECONDS`, [frames, D] each.
+
+        Clips of one length are encoded together: padding to a longer mate would show.
+        """
+        least = int(LEAST_SECONDS * self._sample_rate)
+        waveforms = [pad(waveform, (0, max(0, least - len(waveform)))) for waveform in waveforms]
         rows: dict[int, Tensor] = {}
         numbers = range(len(waveforms))
         for length, group in groupby(sorted(numbers, key=lambda n: len(waveforms[n])), lambda n: len(waveforms[n])):
-            at_once = max(1, int(_SECONDS_AT_ONCE * self.sample_rate / length))
+            at_once = max(1, int(_SECONDS_AT_ONCE * self._sample_rate / length))
             while some := list(islice(group, at_once)):
                 encoded = self._encode(torch.stack([waveforms[n] for n in some]))
                 rows.update(zip(some, encoded, strict=True))
@@ -161,18 +180,19 @@ def frames_a_patch(hop_ms: float, patch_frames: int) -> int:
     return int(frames)
 
 
-def beside(features: Tensor, first: int, columns: int, frames: int) -> Tensor:
-    """A teacher's features beside the patch columns of a crop.
+def beside(start: int, hop_ms: float, count: int, n_frames: int) -> np.ndarray:
+    """Numbers of a teacher's frames beside a crop, [count]; behind the end of the clip the last is repeated.
 
     Args:
-        features: Of the whole clip, [n, D].
-        first: The teacher's frame at which the crop starts.
-        columns: Patch columns of the crop.
-        frames: Teacher frames of a column, which are averaged.
-
-    Returns:
-        [columns, D]; behind the end of the clip the last frame is repeated.
+        start: Log-mel frame at which the crop starts.
+        hop_ms: Milliseconds between the teacher's frames.
+        count: How many.
+        n_frames: Frames of the clip.
     """
-    rows = torch.arange(first, first + columns * frames, device=features.device).clamp(max=len(features) - 1)
-    averaged: Tensor = features[rows].float().unflatten(0, (columns, frames)).mean(1)
-    return averaged
+    return (int(start * HOP_MS / hop_ms) + np.arange(count)).clip(max=n_frames - 1)
+
+
+def averaged(features: Tensor, frames: int) -> Tensor:
+    """Means over the frames of each patch column, [B, T, D] → [B, T // frames, D] float32."""
+    means: Tensor = features.float().unflatten(1, (-1, frames)).mean(2)
+    return means

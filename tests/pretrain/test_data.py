@@ -511,9 +511,9 @@ def break_files(kind, tmp_path, request):
         rows = np.load(whole / shards.ROWS)
         for clip in bad:
             shard = whole / shards.shard_name(rows[clip]["shard"])
-            content, offset = bytearray(shard.read_bytes()), rows[clip]["offset"]
-            content[offset : offset + rows[clip]["frames"] * shards.FRAME_BYTES] = bytes(
-                rows[clip]["frames"] * shards.FRAME_BYTES
+            content, offset = bytearray(shard.read_bytes()), rows[clip]["log_mel"]["offset"]
+            content[offset : offset + rows[clip]["log_mel"]["frames"] * 160] = bytes(
+                rows[clip]["log_mel"]["frames"] * 160
             )
             shard.write_bytes(content)
     else:

@@ -1,6 +1,8 @@
 """The offline branch of M2D-X, noise and teachers: against slow references, sample by sample."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,16 +10,17 @@ import soundfile
 import torch
 
 from m2d_bench.encoders import zoo
-from m2d_bench.encoders.protocol import wrap
 from m2d_bench.encoders.vit import ViTConfig
-from m2d_bench.errors import UsageError
+from m2d_bench.errors import DataError, UsageError
 from m2d_bench.pretrain import method as methods
 from m2d_bench.pretrain.batch import Batch
-from m2d_bench.pretrain.data.listing import Paths
+from m2d_bench.pretrain.data import open_source, shards
 from m2d_bench.pretrain.data.noise import NoisySource, mixed, repeated
+from m2d_bench.pretrain.data.parts import PrepareSettings
+from m2d_bench.pretrain.data.prepare import prepare
 from m2d_bench.pretrain.data.source import Crop, Source
-from m2d_bench.pretrain.data.sources import AudioSource
-from m2d_bench.pretrain.data.teachers import SpeechTeacher, TaughtSource, beside, frames_a_patch
+from m2d_bench.pretrain.data.teachers import SpeechTeacher, TaughtSource, averaged, beside, frames_a_patch
+from m2d_bench.settings import Compute
 
 VIT = ViTConfig(width=64, depth=2, patch_size=(16, 16), input_size=(80, 96))
 SMALL = {"predictor_width": 32, "predictor_depth": 1, "predictor_heads": 2}
@@ -86,7 +89,7 @@ def test_loss_of_features_is_that_of_m2d_against_standardised_ones(scenario):
 
 
 def test_a_weight_of_zero_leaves_its_part_out():
-    batch, mask = batch_of(), built().draw_mask(3)
+    batch, mask = batch_of(), built(offline_size=1).draw_mask(3)
     alone = built(offline_weight=0)
     assert not hasattr(alone, "offline_predictor")
     plain = methods.build("m2d", VIT, SMALL).double()
@@ -179,14 +182,15 @@ def test_noise_ratios_outside_and_noise_of_images_are_refused():
 @pytest.mark.parametrize("length", [40, 300])
 def test_a_teachers_frames_lie_beside_every_crop(patch_frames, hop_ms, length):
     """At every offset, frame by frame: the teacher's frames that begin within a patch column, averaged."""
-    features = torch.randn(length, 3)
-    frames, columns = frames_a_patch(hop_ms, patch_frames), 9
+    features, columns = torch.randn(length, 3), 9
+    frames = frames_a_patch(hop_ms, patch_frames)
     for start in range(60):
-        found = beside(features, int(start * 10 / hop_ms), columns, frames)
+        chosen = averaged(features[beside(start, hop_ms, columns * frames, length)][None], frames)[0]
+        assert chosen.shape == (columns, 3)
         for column in range(columns):
             first = math.floor(start * 10 / hop_ms) + column * frames
             rows = [features[min(first + i, length - 1)] for i in range(frames)]
-            torch.testing.assert_close(found[column], torch.stack(rows).mean(0))
+            torch.testing.assert_close(chosen[column], torch.stack(rows).mean(0))
 
 
 @pytest.mark.parametrize(("patch_frames", "hop_ms"), [(1, 20.0), (3, 20.0), (2, 160.0), (16, 25.0)])
@@ -205,36 +209,75 @@ def sounds(tmp_path_factory):
     return root
 
 
-def teacher_of(layer=None, sample_rate=16000):
-    encoder = wrap(zoo.load("random:m2d_vit_tiny-80x96p80x4", device="cpu", precision="fp32"))
-    return SpeechTeacher(encoder, layer, sample_rate)
+TEACHER = "random:m2d_vit_tiny-80x96p80x4"
+CPU = Compute(device="cpu", precision="fp32")
+
+
+def heard(path, layer):
+    """The teacher's frames of a whole file, from the waveform."""
+    samples = soundfile.read(path, dtype="float32")[0]
+    waveform = np.pad(samples, (0, max(0, 7 * 16000 - len(samples))))[None]
+    return zoo.load(TEACHER, compute=CPU).hidden_states(waveform)[layer - 1 if layer else -1][0]
 
 
 @pytest.mark.parametrize("layer", [None, 3])
 def test_a_teacher_hears_whole_clips_however_they_are_batched(sounds, layer):
-    teacher, source = teacher_of(layer), AudioSource(sounds, Paths([f"{n}.wav" for n in range(12)]), 96, 16000)
+    teacher, source = SpeechTeacher(TEACHER, layer, 16000, CPU), open_source(sounds, 96)
     source.norm_stats = (-7.0, 4.0)
     taught = TaughtSource(source, teacher, columns=6, patch_frames=16)
     crops = taught.crops(np.arange(12), [np.random.default_rng(n) for n in range(12)])
     batch = taught.batch(crops, torch.device("cpu"))
-    assert batch.teacher_features.shape == (12, 6, teacher.size)
-    encoder = zoo.load("random:m2d_vit_tiny-80x96p80x4", device="cpu", precision="fp32")
+    assert batch.teacher_features.shape == (12, 6, teacher.facts.size)
     for row, start in enumerate(crops.starts.tolist()):
-        waveform = np.zeros(16000 * 9, np.float32)
-        samples = soundfile.read(sounds / f"{row}.wav", dtype="float32")[0]
-        waveform[: len(samples)] = samples
-        waveform = waveform[None, : max(len(samples), 7 * 16000)]
-        frames = encoder.hidden_states(waveform)[layer - 1 if layer else -1][0]
+        frames = heard(source.names([row])[0], layer)
         for column in range(6):
             first = start // 4 + 4 * column
             expected = frames[first : first + 4].mean(0)
             torch.testing.assert_close(batch.teacher_features[row, column], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_features_that_were_prepared_are_those_computed_on_the_fly(sounds, tmp_path):
+    teacher = SpeechTeacher(TEACHER, 3, 16000, CPU)
+    settings = PrepareSettings(teacher=TEACHER, layer=3, device="cpu", shard_mb=1)
+    index = prepare([sounds], tmp_path / "mels", settings).index
+    assert index.teacher == teacher.facts
+    stored, plain = open_source(tmp_path / "mels", 96), open_source(sounds, 96)
+    stored.teach(columns=6, patch_frames=16)
+    plain.norm_stats = stored.norm_stats
+    assert stored.names(range(12)) == [str(Path(name).relative_to(sounds)) for name in plain.names(range(12))]
+    taught = TaughtSource(plain, teacher, columns=6, patch_frames=16)
+    for seed in range(8):
+        first = stored.crops(np.arange(12), [np.random.default_rng(seed)] * 12)
+        second = taught.crops(np.arange(12), [np.random.default_rng(seed)] * 12)._replace(starts=first.starts)
+        features = [
+            source.batch(crops, torch.device("cpu")).teacher_features
+            for source, crops in ((stored, first), (taught, second))
+        ]
+        torch.testing.assert_close(*features, atol=4e-3, rtol=4e-3)
+
+
+def test_prepared_features_are_checked_and_resumed_with_the_same_teacher_alone(sounds, tmp_path, caplog):
+    settings = PrepareSettings(teacher=TEACHER, layer=3, device="cpu")
+    prepare([sounds], tmp_path / "mels", settings)
+    assert "GB an hour of sound" in caplog.text
+    with pytest.raises(UsageError, match="was begun with teacher="):
+        prepare([sounds], tmp_path / "mels", replace(settings, layer=2))
+    rows = np.load(tmp_path / "mels" / shards.ROWS)
+    path = tmp_path / "mels" / shards.shard_name(0)
+    content = bytearray(path.read_bytes())
+    content[int(rows[4]["features"]["offset"]) + 100] ^= 1
+    path.write_bytes(content)
+    source = open_source(tmp_path / "mels", 900)
+    source.read(4, np.random.default_rng(0))
+    source.teach(columns=50, patch_frames=16)
+    source.read(3, np.random.default_rng(0))
+    with pytest.raises(DataError, match=r"shard-000000\.tar: .* is not what was prepared"):
+        source.read(4, np.random.default_rng(0))
+
+
 def test_a_teacher_of_another_rate_or_without_the_layer_is_refused():
     with pytest.raises(UsageError, match="works at 16000 Hz, the model that learns at 32000 Hz"):
-        teacher_of(sample_rate=32000)
-    with pytest.raises(UsageError, match="has no layer 99; its layers are 1 to 12"):
-        teacher_of(layer=99)
-    with pytest.raises(UsageError, match="has no layer 0"):
-        teacher_of(layer=0)
+        SpeechTeacher(TEACHER, None, 32000, CPU)
+    for layer in (0, 99):
+        with pytest.raises(UsageError, match=f"has no layer {layer}; its layers are 1 to 12"):
+            SpeechTeacher(TEACHER, layer, 16000, CPU)

@@ -58,8 +58,8 @@ def clips(folder):
     """Path and array of each clip, found by the index's byte offsets."""
     files = list(shards.read_files(folder))
     for row in np.load(folder / shards.ROWS):
-        size = row["frames"] * shards.FRAME_BYTES
-        data = (folder / shards.shard_name(row["shard"])).read_bytes()[row["offset"] :][:size]
+        size = row["log_mel"]["frames"] * 160
+        data = (folder / shards.shard_name(row["shard"])).read_bytes()[row["log_mel"]["offset"] :][:size]
         yield files[row["file"]], np.frombuffer(data, np.float16).reshape(-1, 80)
 
 
