@@ -138,9 +138,11 @@ class PreparedSource(Source):
         low, high = first * shards.BLOCK, min(end * shards.BLOCK, n_frames)
         content = self._bytes(int(row["shard"]), offset + low * size, (high - low) * size)
         blocks = slice(block + first, block + end)
-        whole = len(content) == (high - low) * size
-        frames = np.frombuffer(content, np.float16).reshape(-1, width) if whole else np.empty((0, width), np.float16)
-        if not self._intact[blocks].all() and shards.checksums(frames) != self._checksums[blocks].tolist() or not whole:
+        intact = len(content) == (high - low) * size
+        frames = np.frombuffer(content if intact else b"", np.float16).reshape(-1, width)
+        if not self._intact[blocks].all():
+            intact = shards.checksums(frames) == self._checksums[blocks].tolist()
+        if not intact:
             path = self._shards[row["shard"]]
             raise DataError(f"{path}: {self.path(index)} there is not what was prepared. {_REMEDY}")
         self._intact[blocks] = True
