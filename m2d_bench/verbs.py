@@ -169,7 +169,7 @@ def list_models(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
         rows.append({"model": release.name, "where": where, "what": release.about})
     text = tabulate(rows, headers="keys", tablefmt="simple")
     return Output(
-        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt or .safetensors; "
+        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt, .bin or .safetensors; "
         "random:NAME, NAME's architecture with random weights.\n"
         f"Released weights are under {zoo.LICENCE}; they are kept in {folder}."
     )

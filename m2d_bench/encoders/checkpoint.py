@@ -110,7 +110,7 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     """Reads a checkpoint file, strictly and without running code from it.
 
     Args:
-        path: `.pth`, `.pt`, `.ckpt` or `.safetensors` file, or a folder that holds exactly one.
+        path: `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file, or a folder that holds exactly one.
         changes: Fields of EncoderConfig to set (`features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`,
             `name`); and `patch_size`, to accept the tensors' patch size when the folder's name states another.
 

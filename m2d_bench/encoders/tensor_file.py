@@ -20,7 +20,7 @@ from torch import Tensor
 
 from m2d_bench.errors import CheckpointError
 
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _ZIP = b"PK\x03\x04"
 _INTEGERS = ("norm_stats", "num_batches_tracked")
 """Ends of the keys that may hold whole numbers; weights are floating-point."""
@@ -41,9 +41,18 @@ class _Unread:
 
 
 _PATHS = [f"{kind}{system}Path" for kind in ("", "Pure") for system in ("Posix", "Windows")]
+_OMEGACONF = {
+    "dictconfig": ["DictConfig"],
+    "listconfig": ["ListConfig"],
+    "base": ["ContainerMetadata", "Metadata"],
+    "nodes": [f"{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Enum", "Path", "Bytes")],
+}
+"""What Lightning keeps of a module that Hydra configured; these refer to the types below."""
 _UNREAD = [
     *(f"{module}.{path}" for module in ("pathlib", "pathlib._local") for path in _PATHS),
     *("argparse.Namespace", "datetime.date", "datetime.datetime", "datetime.timedelta"),
+    *(f"omegaconf.{module}.{kind}" for module, kinds in _OMEGACONF.items() for kind in kinds),
+    *("typing.Any", "collections.defaultdict", *(f"builtins.{kind}" for kind in ("dict", "list", "int"))),
 ]
 _NUMPY: list[tuple[str, Any]] = [
     ("scalar", np.float64().__reduce__()[0]),

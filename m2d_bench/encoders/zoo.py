@@ -81,7 +81,7 @@ def load(
     """Loads an encoder by name, frozen and in evaluation mode.
 
     Args:
-        name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt or .safetensors ·
+        name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt, .bin or .safetensors ·
             `random:NAME` (the architecture of NAME with random weights).
         compute: Device and precision.
         storage: The cache folder released weights are downloaded into.
