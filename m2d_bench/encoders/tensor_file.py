@@ -120,6 +120,18 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         raise CheckpointError(f"{path}: not a whole zip file, or it cannot be unpacked: {brief(error)}.") from error
 
 
+def unpacked_size(path: Path, records: Sequence[zipfile.ZipInfo]) -> int:
+    """Bytes that records of a zip unpack to, as it announces; no record unpacks to more.
+
+    Raises:
+        CheckpointError: They are far more than weights are compressed by.
+    """
+    size = sum(record.file_size for record in records)
+    if size > max(_UNPACKED * path.stat().st_size, 1 << 30):
+        raise CheckpointError(f"{path}: unpacks to {size} bytes, far more than weights would. Get the file anew.")
+    return size
+
+
 def check(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Each tensor has numbers of its own, floating-point and finite ones.
 
@@ -158,9 +170,7 @@ def _check_sums(path: Path) -> None:
     """Compares the CRC-32 of each record of a zip."""
     with open_zip(path) as archive:
         records = archive.infolist()
-        size = sum(record.file_size for record in records)
-        if size > max(_UNPACKED * path.stat().st_size, 1 << 30):
-            raise CheckpointError(f"{path}: unpacks to {size} bytes, far more than weights would. Get the file anew.")
+        unpacked_size(path, records)
         wrong = archive.testzip() if any(record.CRC for record in records) else None  # torch can leave them out
     if wrong is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of {listing([wrong])} does not match. Get the file anew.")
