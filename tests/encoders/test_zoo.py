@@ -253,9 +253,7 @@ def test_a_full_disk_is_named_before_unpacking_and_the_download_is_kept(server, 
     server.content, storage = released_zip(NAME), Storage(cache=tmp_path)
     with monkeypatch.context() as full:
         full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 20, 1 << 20, 0))
-        with pytest.raises(
-            StorageError, match=r"weights: the disk is full, 0\.0 MiB .* \d\.\d MiB are to be.*--cache"
-        ):
+        with pytest.raises(StorageError, match=r"weights: the disk is full, 0\.0 MiB .* \d\.\d MiB are to be.*--cache"):
             zoo.load(NAME, compute=CPU, storage=storage)
     assert zoo.load(NAME, compute=CPU, storage=storage).config.name == NAME
     assert server.ranges == [None]
