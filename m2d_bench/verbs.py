@@ -16,7 +16,7 @@ from tabulate import tabulate
 from m2d_bench import audio, tasks
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint
-from m2d_bench.errors import DataError, UsageError
+from m2d_bench.errors import DataError, UsageError, note
 from m2d_bench.evaluation import linear as evaluation
 from m2d_bench.evaluation import predict as predicting
 from m2d_bench.evaluation.embeddings import check_output, embed_files, write_embeddings
@@ -124,7 +124,7 @@ def _sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         try:
             inside, others = audio.find_sounds(path)
         except DataError as error:
-            failures.append(str(error))
+            failures.append(note(error))
             continue
         audio.warn_of_others(path, others)
         sounds += [path / name for name in inside]
