@@ -203,7 +203,8 @@ def test_what_hydra_configured_is_passed_over(tmp_path):
 
 def test_hidden_twins_and_other_files_of_a_folder_do_not_count(tmp_path):
     folder = write(tmp_path, STATE).parent
-    for name in ("._checkpoint-1.pth", "log.txt", "archive.zip"):
+    beside = ("optimizer.bin", "scheduler.pt", "rng_state_0.pth", "training_args.bin", "sampler.bin", "scaler.pt")
+    for name in ("._checkpoint-1.pth", "log.txt", "archive.zip", *beside):
         (folder / name).write_bytes(b"\0\5\26\7")
     (folder / "events.pt").mkdir()
     assert same(checkpoint.read(folder))
