@@ -16,7 +16,7 @@ from tabulate import tabulate
 from m2d_bench import audio, tasks
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint
-from m2d_bench.errors import DataError, UsageError
+from m2d_bench.errors import DataError, UsageError, note
 from m2d_bench.evaluation import linear as evaluation
 from m2d_bench.evaluation import predict as predicting
 from m2d_bench.evaluation.embeddings import check_output, embed_files, write_embeddings
@@ -124,7 +124,7 @@ def _sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         try:
             inside, others = audio.find_sounds(path)
         except DataError as error:
-            failures.append(str(error))
+            failures.append(note(error))
             continue
         audio.warn_of_others(path, others)
         sounds += [path / name for name in inside]
@@ -169,7 +169,7 @@ def list_models(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
         rows.append({"model": release.name, "where": where, "what": release.about})
     text = tabulate(rows, headers="keys", tablefmt="simple")
     return Output(
-        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt or .safetensors; "
+        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt, .bin or .safetensors; "
         "random:NAME, NAME's architecture with random weights;\n"
         "hf:REPO_OR_FOLDER[@layer=N], a speech encoder of Hugging Face (wav2vec 2.0, HuBERT, WavLM).\n"
         f"Released weights are under {zoo.LICENCE}; they are kept in {folder}."
