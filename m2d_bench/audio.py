@@ -36,6 +36,9 @@ _LOUD = 10.0
 _BLOCK = 2**16
 """Frames that are decoded at once."""
 
+_SAMPLE_BYTES = 3 * 4
+"""Memory of a mono sample, which is there as blocks, joined, and resampled."""
+
 _HEADERLESS = {"RAW", "MAT4", "MAT5"}
 """Formats whose files do not say that they are sound: bare samples, matrices of any kind."""
 
@@ -59,14 +62,16 @@ _UNKNOWN_LENGTH = 2**62
 _OPEN_SIZE = 0x7FFF0000
 """A chunk of this size or more is what programs write that do not know the size beforehand."""
 
-_SHORT_CHUNK = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_COUNTING = ("AIFF", "AVR", "RF64")
+_SHORT_CHUNK = re.compile(
+    r"^ *(?:data|SSND|BODY|Data Size|Data length|riff|Riff size) *:? (\d+) \(?should be (\d+)\b", re.MULTILINE
+)
+_COUNTING = ("AIFF", "AVR", "MPC2K", "RF64")
 _NIST_COUNT = re.compile(rb"sample_count -i (\d{1,12})\s")
 _FRAMES = re.compile(r"^ *Frames *: (\d+)$", re.MULTILINE)
 _DAMAGE = re.compile(
     r"^[ *]*(?:Ogg ?: |Warning ?: )?(?:Skipped [0-9]+ bytes looking for the next page"
     "|libogg reports a hole at [0-9]+ bytes|Last page lacks an end-of-stream bit|Junk after the last page"
-    "|data chunk seems to be truncated|Seems to be a truncated file)",
+    "|short read|data chunk seems to be truncated|Seems to be a truncated file)",
     re.MULTILINE,
 )
 """libsndfile's log tells what its numbers hide: it cuts lengths to the size of the file and leaves out broken pages."""
@@ -136,6 +141,16 @@ def duration(path: str | os.PathLike[str]) -> float:
         return frames / int(file.samplerate)
 
 
+def memory_to_read(path: str | os.PathLike[str], seconds: float | None = None) -> float:
+    """Bytes that reading a file takes by its header: infinite where that is silent, 0 for what cannot be opened."""
+    try:
+        with _opened(path) as file:
+            frames = math.inf if file.frames >= _UNKNOWN_LENGTH else file.frames
+            return _SAMPLE_BYTES * min(frames, math.inf if seconds is None else seconds * file.samplerate)
+    except AudioError:
+        return 0
+
+
 @cache
 def suffixes() -> frozenset[str]:
     """Lower-case suffixes, with their dot, of the formats that the installed libsndfile reads."""
@@ -143,17 +158,17 @@ def suffixes() -> frozenset[str]:
     return frozenset(f".{name.lower()}" for each in formats for name in (each, *_OTHER_SUFFIXES.get(each, ())))
 
 
-def find_sounds(folder: Path) -> tuple[list[str], list[str]]:
-    """Finds the sound files of a tree by their suffix, see `m2d_bench.files.find`; and its other files.
+def find_sounds(folder: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """Finds the sound files of a tree by their suffix; its other files; and its folders that cannot be listed.
 
-    Raises:
-        DataError: A folder cannot be listed.
+    See `m2d_bench.files.find`.
     """
     sounds: list[str] = []
     others: list[str] = []
-    for file in find(folder):
+    files, unlisted = find(folder)
+    for file in files:
         (sounds if os.path.splitext(file)[1].lower() in suffixes() else others).append(file)
-    return sounds, others
+    return sounds, others, unlisted
 
 
 def warn_of_others(folder: Path, others: Sequence[str]) -> None:
@@ -239,11 +254,11 @@ def _padding(path: str | os.PathLike[str], file: _Stream) -> int:
 
 
 def _check_memory(path: str | os.PathLike[str], frames: float) -> None:
-    """Raises an AudioError where so many mono samples, thrice, would not fit this machine's memory."""
-    if 3 * 4 * frames > _memory():
+    """Raises an AudioError where so many mono samples would not fit this machine's memory."""
+    if _SAMPLE_BYTES * frames > _memory():
         raise AudioError(
-            f"{path}: its {frames:.0f} samples need {3 * 4 * frames / 2**30:.0f} GiB, more memory than this machine "
-            "has. Cut the file into shorter ones."
+            f"{path}: its {frames:.0f} samples need {_SAMPLE_BYTES * frames / 2**30:.0f} GiB, more memory than this "
+            "machine has. Cut the file into shorter ones."
         )
 
 

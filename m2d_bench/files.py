@@ -8,33 +8,34 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from m2d_bench.errors import DataError
 
-
-def find(folder: Path) -> list[str]:
+def find(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Finds the files of a tree; links are followed, hidden names left out.
 
     Args:
         folder: Where to look.
 
     Returns:
-        Paths relative to the folder, with forward slashes, sorted.
-
-    Raises:
-        DataError: A folder cannot be listed.
+        Paths relative to the folder, with forward slashes, sorted; and folders that cannot be listed, with the reason.
     """
-    paths, visited = [], set()
-    for folder_path, folders, files in os.walk(folder, onerror=_unlistable, followlinks=True):
+    paths, unlisted, visited = [], [], set()
+
+    def inside(path: str) -> str:
+        return os.path.relpath(path, folder).replace(os.sep, "/")
+
+    def note(error: OSError) -> None:
+        unlisted.append((inside(error.filename), f"cannot be listed ({error.strerror})."))
+
+    for folder_path, folders, files in os.walk(folder, onerror=note, followlinks=True):
         status = os.stat(folder_path)
         if (status.st_dev, status.st_ino) in visited:  # a link back up, or a second one to the same folder
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(folder_path, folder).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
+        prefix = f"{inside(folder_path)}/".removeprefix("./")
         paths += [prefix + name for name in files if not name.startswith(".")]
-    return sorted(paths)
+    return sorted(paths), unlisted
 
 
 def kinds(files: Iterable[str]) -> str:
@@ -50,7 +51,3 @@ def sha256(path: Path) -> str:
         while block := file.read(2**20):
             sha.update(block)
     return sha.hexdigest()
-
-
-def _unlistable(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot be listed ({error.strerror}).") from error

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from m2d_bench import audio, tasks
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint
-from m2d_bench.errors import DataError, UsageError, note
+from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import linear as evaluation
 from m2d_bench.evaluation import predict as predicting
 from m2d_bench.evaluation.embeddings import check_output, embed_files, write_embeddings
@@ -114,21 +114,19 @@ def predict(
 
 
 def _sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The paths, with the sound files of a folder in its place; and a message for each folder that has none."""
+    """The paths, with the sound files of a folder in its place; and a message for each folder that has none
+    or cannot be listed."""
     sounds: list[Path] = []
     failures: list[str] = []
     for path in paths:
         if not os.path.isdir(path):  # unlike Path.is_dir, of any name
             sounds.append(path)
             continue
-        try:
-            inside, others = audio.find_sounds(path)
-        except DataError as error:
-            failures.append(note(error))
-            continue
+        inside, others, unlisted = audio.find_sounds(path)
         audio.warn_of_others(path, others)
         sounds += [path / name for name in inside]
-        if not inside:
+        failures += [f"{path / name}: {reason}" for name, reason in unlisted]
+        if not inside and not unlisted:
             failures.append(f"{path}: no sound files, in subfolders neither.")
     return sounds, failures
 

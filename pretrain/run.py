@@ -24,7 +24,7 @@ from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.progress import bar
 from m2d_bench.runs import TasksFailed
-from m2d_bench.settings import Storage, file_name, make_folder, replacing
+from m2d_bench.settings import OnBadFile, Storage, file_name, make_folder, replacing
 from m2d_bench.tasks import dataset
 from m2d_bench.training.launch import Precision, launch
 from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Checked):
-    """Where a pre-training runs. Only `held_out` and `init` change its result, the others no more than rounding does.
+    """Where a pre-training runs. Only `held_out`, `on_bad_file` and `init` change its result, others but by rounding.
 
     Args:
         device: auto (a GPU if there is one), cpu, cuda, …; several under torchrun or Slurm.
@@ -55,6 +55,7 @@ class RunSettings(Checked):
         log_steps: Steps between records of the log.
         watch_epochs: Epochs between looks at the features of held-out clips; 0: never.
         held_out: Clips that are kept out of training for that; at most a tenth of them. 0 trains on all.
+        on_bad_file: A file that cannot be read ends the training (stop), or another takes its place (skip).
         tasks: Tasks of linear evaluation at every checkpoint.
         resume: Go on where a training in this folder stopped.
         init: Checkpoint to begin from, of the same method and sizes.
@@ -74,6 +75,7 @@ class RunSettings(Checked):
     log_steps: PositiveInt = 20
     watch_epochs: NonNegativeInt = 10
     held_out: NonNegativeInt = 256
+    on_bad_file: OnBadFile = "stop"
     tasks: Annotated[tuple[str, ...], Names] = ()
     resume: bool = False
     init: Path | None = None
@@ -118,7 +120,12 @@ def pretrain(
     make_folder(folder)
     state = _state(folder, settings.resume)
     source = open_source(
-        _path(data, storage), recipe.input_size[1], recipe.sample_rate, root=data_root, height=recipe.input_size[0]
+        _path(data, storage),
+        recipe.input_size[1],
+        recipe.sample_rate,
+        root=data_root,
+        height=recipe.input_size[0],
+        on_bad_file=settings.on_bad_file,
     )
     if source.channels != recipe.channels:
         raise UsageError(

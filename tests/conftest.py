@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests run in as many processes as cores
@@ -35,6 +37,22 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["M2D_BENCH_CACHE"] = str(folder)
     os.environ.pop("M2D_BENCH_DATA", None)
     return folder
+
+
+@pytest.fixture
+def unlistable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes folders of these names ones that cannot be listed, for root too."""
+
+    def deny(*names: str) -> None:
+        def scandir(path: str | Path | int) -> object:
+            if not isinstance(path, int) and Path(path).name in names:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    scan = os.scandir
+    return deny
 
 
 def small_encoder(

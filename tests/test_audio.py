@@ -151,6 +151,18 @@ def test_an_mp3_that_counts_no_frames_promises_no_length(tmp_path):
         audio.read(path, 44100)
 
 
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("SDS", "PCM_16"), ("SDS", "PCM_24"), ("WVE", "ALAW"), ("MPC2K", "PCM_16")]
+)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.97])
+def test_files_of_rare_formats_that_are_cut_are_errors(tmp_path, kind, subtype, share):
+    wave = np.random.default_rng(0).standard_normal(20000) * 0.1
+    path = write(tmp_path / f"x.{kind.lower()}", wave, 8000, subtype=subtype, format=kind)
+    assert len(audio.read(path, 8000)) == 20000
+    with pytest.raises(AudioError, match=r"(is damaged or cut short|ends after)"):
+        audio.read(cut(path, share), 8000)
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
 def test_ogg_files_that_are_cut_or_have_a_broken_page_are_errors(tmp_path, subtype, share):
@@ -192,6 +204,15 @@ def test_a_length_that_no_memory_holds_is_refused_before_it_is_decoded(tmp_path,
     overwrite(path, 21, b"\xf0" + bytes(4))
     with pytest.raises(AudioError, match="its 16000 samples need"):
         audio.read(path, 16000)
+
+
+def test_the_memory_to_read_a_file_is_told_by_its_header(tmp_path):
+    path = write(tmp_path / "x.flac", tone(16000))
+    assert audio.memory_to_read(path) == 12 * 16000
+    assert audio.memory_to_read(path, seconds=0.25) == 12 * 4000
+    overwrite(path, 21, b"\xf0" + bytes(4))
+    assert audio.memory_to_read(path) == np.inf
+    assert audio.memory_to_read(tmp_path / "none.wav") == 0
 
 
 def test_a_limit_beyond_any_memory_takes_what_is_there(tmp_path):
@@ -261,12 +282,22 @@ def test_sounds_are_found_by_libsndfile_s_own_formats_and_the_others_are_counted
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    sounds, others = audio.find_sounds(tmp_path)
+    sounds, others, _ = audio.find_sounds(tmp_path)
     assert sounds == ["a.CAF", "b.opus", "c/d.w64", "e.aif"]
     audio.warn_of_others(tmp_path, others)
     assert "files left out, no sound by their suffix: 2 .m4a, 1 .wma, 1 without suffix, 1 .raw." in caplog.text
     written = {f".{name.lower()}" for name in soundfile.available_formats()}
     assert written - audio.suffixes() == {".raw", ".mat4", ".mat5"}
+
+
+def test_folders_that_cannot_be_listed_are_told_and_the_others_searched(tmp_path, unlistable):
+    for name in ("a/x.wav", "b/c/y.wav", "b/d/z.wav"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    unlistable("a", "d")
+    reason = "cannot be listed (Permission denied)."
+    assert audio.find_sounds(tmp_path) == (["b/c/y.wav"], [], [("a", reason), ("b/d", reason)])
+    assert audio.find_sounds(tmp_path / "a") == ([], [], [(".", reason)])
 
 
 def test_a_title_that_speaks_of_damage_is_none(tmp_path):

@@ -162,6 +162,19 @@ def test_verbose_shows_where_the_error_of_each_single_file_comes_from(capsys, ca
     assert sorted(traced) == sorted(line.removeprefix("ERROR: ") for line in err.splitlines() if "ERROR: " in line)
 
 
+def test_embed_names_a_folder_that_cannot_be_listed_and_embeds_the_others(capsys, tmp_path, unlistable):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "x.wav", 0.1 * np.ones(16000), 16000)
+    unlistable("b", "c")
+    words = ("embed", tmp_path, tmp_path / "c", "-o", tmp_path / "out.npz", "--model", MODEL)
+    code, out, err = run(capsys, *words)
+    assert code == 1
+    assert "1 embeddings of 960" in out
+    assert err.count("cannot be listed (Permission denied)") == 3
+    assert "no sound files" not in err
+
+
 def test_embed_refuses_an_unknown_suffix_before_any_work(capsys, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", np.ones(16000), 16000)
     monkeypatch.setattr("m2d_bench.encoders.zoo.load", None)  # not even the model is read

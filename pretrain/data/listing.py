@@ -23,11 +23,13 @@ class Files:
         root: The tree.
         paths: Relative to it, with forward slashes.
         sizes: In bytes.
+        unlisted: Folders that cannot be listed, and why.
     """
 
     root: Path
     paths: list[str]
     sizes: list[int]
+    unlisted: list[tuple[str, str]]
 
     def digest(self) -> str:
         """Identity of the list: paths and sizes."""

@@ -2,12 +2,13 @@
 
 An epoch is one permutation of all clips, drawn from (seed, epoch). Global batch s is its slice [s·W·b : (s+1)·W·b]
 for W ranks and batches of b; rank r reads [r·b : (r+1)·b] of it. The offset of a crop is drawn from (seed, epoch,
-position in the permutation). So batches depend neither on the number of ranks or workers nor on where an epoch was
-resumed.
+position in the permutation), and so is the clip that takes the place of one that cannot be read. So batches depend
+neither on the number of ranks or workers nor on where an epoch was resumed.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.pretrain.data.source import Crops, Source
 from m2d_bench.training.signals import stop_signals_blocked
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 64
 """Crops a worker reads at a time, which bounds the memory of prefetching whatever the batch size."""
@@ -129,8 +132,8 @@ class EpochSampler:
             start_batch = 0
 
 
-_Read = tuple[Crops, bool] | M2DBenchError
-"""Crops and whether they end a batch; or why they cannot be read."""
+_Read = tuple[Crops, bool, dict[str, str]] | M2DBenchError
+"""Crops, whether they end a batch, and `Source.skipped` of the worker; or why they cannot be read."""
 
 
 class _Chunks(Dataset[_Read]):
@@ -142,7 +145,7 @@ class _Chunks(Dataset[_Read]):
     def __getitems__(self, chunk: Chunk) -> _Read:
         rngs = (np.random.default_rng([self._seed, chunk.epoch, position]) for position in count(chunk.position))
         try:
-            return self._source.crops(chunk.clips, rngs), chunk.last
+            return self._source.crops(chunk.clips, rngs), chunk.last, self._source.skipped or {}
         except M2DBenchError as error:
             return error
 
@@ -167,7 +170,7 @@ class CropLoader:
     def __init__(self, source: Source, sampler: EpochSampler, workers: int = 0) -> None:
         if workers < 0:
             raise UsageError(f"workers is at least 0, got {workers}.")
-        self._sampler = sampler
+        self._source, self._sampler = source, sampler
         self._chunks = DataLoader(
             _Chunks(source, sampler.seed),
             batch_sampler=sampler,  # type: ignore[arg-type]  # a chunk in place of a list
@@ -190,7 +193,8 @@ class CropLoader:
             for read in chunks:
                 if isinstance(read, M2DBenchError):
                     raise read
-                crops, last = read
+                crops, last, skipped = read
+                self._source.skip(skipped)
                 parts.append(crops)
                 if last:
                     yield Crops._make(
@@ -201,6 +205,8 @@ class CropLoader:
             del chunks  # asks the workers to end, and waits for seconds
             for worker in workers:  # one that hangs, deaf to SIGTERM as it is, would be waited for at exit
                 worker.kill()
+            if self._source.skipped:
+                logger.warning("%s clips could not be read; others took their place.", len(self._source.skipped))
 
 
 def _concatenated(tensors: tuple[Tensor, ...]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 from m2d_bench import audio
@@ -12,9 +13,12 @@ from m2d_bench.files import kinds
 from m2d_bench.pretrain.data import images, parts, shards
 from m2d_bench.pretrain.data.labels import read_labels
 from m2d_bench.pretrain.data.listing import Paths
-from m2d_bench.pretrain.data.source import Source
+from m2d_bench.pretrain.data.source import SKIP, Source
 from m2d_bench.pretrain.data.sources import ArraySource, AudioSource, PreparedSource
+from m2d_bench.settings import OnBadFile
 from m2d_bench.tasks import index
+
+logger = logging.getLogger(__name__)
 
 _ALLOWED = (
     "Allowed are a folder that m2d-bench prepare wrote, a CSV file with the column file_name that lists .npy log-mels, "
@@ -30,6 +34,7 @@ def open_source(
     root: Path | None = None,
     height: int | None = None,
     labels: Path | None = None,
+    on_bad_file: OnBadFile = "stop",
 ) -> Source:
     """Opens what a path holds.
 
@@ -43,6 +48,7 @@ def open_source(
         height: Height of a crop of an image; None: as its width.
         labels: CSV file with the columns file_name, the clips' paths relative to the data's folder, and label, one or
             several separated by commas. None: the clips come without labels.
+        on_bad_file: Whether what cannot be read is an error (stop) or left out (skip), see `Source.skipped`.
 
     Raises:
         DataError: It is none of them, is incomplete or does not fit the model, or a clip has no label.
@@ -59,15 +65,9 @@ def open_source(
     elif (path / parts.UNFINISHED).exists():
         raise DataError(f"{path}: was not prepared to the end. Start the same m2d-bench prepare again.")
     else:
-        sounds, others = audio.find_sounds(path)
-        pictures = [name for name in others if name.lower().endswith(images.SUFFIXES)]
-        if sounds:
-            audio.warn_of_others(path, others)
-            source = AudioSource(path, Paths(sounds), frames, sample_rate)
-        elif pictures:
-            source = images.ImageSource(path, Paths(pictures), (height or frames, frames))
-        else:
-            raise DataError(f"{path}: holds {f'files: {kinds(others)}' if others else 'no files'}. {_ALLOWED}")
+        source = _open_tree(path, frames, sample_rate, height or frames, on_bad_file)
+    if on_bad_file == "skip":
+        source.skipped = {}
     if labels:
         source.classes, matrix = read_labels(labels, map(source.path, range(source.n_clips)))
         content = (
@@ -75,6 +75,22 @@ def open_source(
         )
         source.labels, source.fingerprint = matrix, hashlib.sha256(content).hexdigest()[:16]
     return source
+
+
+def _open_tree(path: Path, frames: int, sample_rate: int, height: int, on_bad_file: OnBadFile) -> Source:
+    """The sound files of a tree; its images where it has none."""
+    sounds, others, unlisted = audio.find_sounds(path)
+    for name, reason in unlisted:
+        if on_bad_file == "stop":
+            raise DataError(f"{path / name}: {reason} {SKIP}")
+        logger.warning("%s: %s", path / name, reason)
+    pictures = [name for name in others if name.lower().endswith(images.SUFFIXES)]
+    if sounds:
+        audio.warn_of_others(path, others)
+        return AudioSource(path, Paths(sounds), frames, sample_rate)
+    if pictures:
+        return images.ImageSource(path, Paths(pictures), (height, frames))
+    raise DataError(f"{path}: holds {f'files: {kinds(others)}' if others else 'no files'}. {_ALLOWED}")
 
 
 def _read_list(path: Path) -> list[str]:

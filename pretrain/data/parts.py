@@ -44,12 +44,15 @@ class PrepareSettings(Checked):
         jobs: Threads that decode and transform, a file each; 0 means one a core.
         shard_mb: Size at which a shard is closed, in megabytes.
         max_seconds: Longer files are cut to it; by default they are kept whole.
+        memory_gb: Memory that files decoded at the same time take together, by their headers, in 10⁹ bytes; one that
+            takes more is decoded alone.
     """
 
     sample_rate: Literal[16000, 32000] = 16000
     jobs: NonNegativeInt = 0
     shard_mb: PositiveFloat = 256
     max_seconds: PositiveFloat | None = None
+    memory_gb: PositiveFloat = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class Part:
     Args:
         end: Number of the first file after it.
         clips: File, frames and offset of each clip.
+        checksums: Of the blocks of the clips, see `shards.checksums`; bytes in hexadecimal digits.
         failures: File and reason.
         sums: Of the values.
         size: Bytes of the shard; 0 where no file could be read and there is none.
@@ -66,6 +70,7 @@ class Part:
 
     end: int
     clips: list[tuple[int, int, int]]
+    checksums: str
     failures: list[tuple[int, str]]
     sums: Sums
     size: int
@@ -86,12 +91,20 @@ def write_parts(out: Path, files: Files, settings: PrepareSettings) -> list[Part
     def transform(number: int) -> _Result:
         return number, _log_mel(files.root / files.paths[number], front_end, settings.max_seconds)
 
+    def memory(number: int) -> float:
+        return audio.memory_to_read(files.root / files.paths[number], settings.max_seconds)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # leaves the cores to the jobs
     try:
         with bar("Preparing", total, "files", done=done) as advance:
             results = map_ahead(
-                transform, range(done, total), settings.jobs, 2 * (settings.jobs or os.cpu_count() or 1)
+                transform,
+                range(done, total),
+                settings.jobs,
+                2 * (settings.jobs or os.cpu_count() or 1),
+                weight=memory,
+                heaviest=settings.memory_gb * 1e9,
             )
             while done < total:
                 part = _write_part(out, len(parts), results, files, settings.shard_mb * 1e6, advance)
@@ -121,7 +134,7 @@ def _write_part(
 ) -> Part:
     """Writes one shard, closed when it has enough bytes or no file is left."""
     path = out / shards.shard_name(number)
-    clips, failures, histogram, end = [], [], Histogram(), 0
+    clips, checksums, failures, histogram, end = [], [], [], Histogram(), 0
     with replacing(path) as file, closing(ShardWriter(file)) as writer:
         for index, result in results:
             end = index + 1
@@ -130,13 +143,15 @@ def _write_part(
                 failures.append((index, result))
                 continue
             histogram.add(result)
+            checksums += shards.checksums(result.tobytes())
             clips.append((index, len(result), writer.add(shards.key(index, files.paths[index]), result)))
             if file.tell() >= enough:
                 break
     if not clips:
         path.unlink()
     size = path.stat().st_size if clips else 0
-    return Part(end=end, clips=clips, failures=failures, sums=histogram.sums(), size=size)
+    digits = np.array(checksums, shards.CHECKSUM).tobytes().hex()
+    return Part(end=end, clips=clips, checksums=digits, failures=failures, sums=histogram.sums(), size=size)
 
 
 def _log_mel(path: Path, front_end: LogMel, max_seconds: float | None) -> np.ndarray | str:

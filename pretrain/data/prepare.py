@@ -17,10 +17,11 @@ from filelock import FileLock, Timeout
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.files import sha256
 from m2d_bench.pretrain.data import shards
 from m2d_bench.pretrain.data.listing import Files
 from m2d_bench.pretrain.data.parts import UNFINISHED, Part, PrepareSettings, write_parts
-from m2d_bench.pretrain.data.shards import Index, read_table, write_table
+from m2d_bench.pretrain.data.shards import Index
 from m2d_bench.settings import make_folder, replacing
 
 _PLAN = "plan.json"
@@ -33,12 +34,10 @@ class Prepared:
     Args:
         folder: Where.
         index: Facts of the whole.
-        failures: Path and reason of every file that could not be read.
     """
 
     folder: Path
     index: Index
-    failures: tuple[tuple[str, str], ...]
 
 
 def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Prepared:
@@ -74,7 +73,7 @@ def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Pr
         if not (out / shards.INDEX).exists():
             _finish(out, files, plan, write_parts(out, files, settings))
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-        return Prepared(folder=out, index=Index.read(out), failures=tuple(read_table(out / shards.FAILURES)))
+        return Prepared(folder=out, index=Index.read(out))
 
 
 def _list_files(folders: Sequence[Path]) -> Files:
@@ -84,19 +83,22 @@ def _list_files(folders: Sequence[Path]) -> Files:
             raise UsageError(f"{folder}: no such folder. Name folders of sound files, then the folder to write.")
     root = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
     inside_root: set[str] = set()
+    unlisted: dict[str, str] = {}
     for folder in folders:
         inside = os.path.relpath(os.path.abspath(folder), root).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        sounds, others = audio.find_sounds(folder)
+        sounds, others, failures = audio.find_sounds(folder)
         audio.warn_of_others(folder, others)
         inside_root.update(prefix + path for path in sounds)
+        unlisted.update((os.path.normpath(prefix + path), reason) for path, reason in failures)
     if not inside_root:
         where, looked_for = ", ".join(map(str, folders)), ", ".join(sorted(audio.suffixes()))
-        raise DataError(f"{where}: no sound files. Looked for {looked_for}, in subfolders too.")
+        denied = "".join(f" {root / path}: {reason}" for path, reason in unlisted.items())
+        raise DataError(f"{where}: no sound files. Looked for {looked_for}, in subfolders too.{denied}")
     paths = sorted(inside_root)
     names = [root / path for path in paths]  # a broken link has size −1 and will be among the failures
     sizes = [os.path.getsize(name) if os.path.exists(name) else -1 for name in names]
-    return Files(root=root, paths=paths, sizes=sizes)
+    return Files(root=root, paths=paths, sizes=sizes, unlisted=sorted(unlisted.items()))
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def _begin(out: Path, files: Files, plan: dict[str, object]) -> None:
     if begun is None:
         if other := sorted(out.glob("*.tar")):
             raise UsageError(f"{out}: holds {other[0].name}, which was not begun by this command. Name a new folder.")
-        write_table(out / shards.FILES, ("path", "bytes"), zip(files.paths, files.sizes, strict=True))
+        shards.write_files(out, files.paths, files.sizes)
         with replacing(out / UNFINISHED / _PLAN) as file:
             file.write(json.dumps(plan).encode())
         return
@@ -135,7 +137,7 @@ def _begin(out: Path, files: Files, plan: dict[str, object]) -> None:
 
 def _differences(out: Path, files: Files) -> str:
     """Describes how the files differ from those the folder was begun with."""
-    before = {path: int(size) for path, size in read_table(out / shards.FILES)}
+    before = shards.read_files(out)
     now = dict(zip(files.paths, files.sizes, strict=True))
     kinds = {
         "new": [path for path in now if path not in before],
@@ -151,26 +153,31 @@ def _differences(out: Path, files: Files) -> str:
 
 def _finish(out: Path, files: Files, plan: dict[str, object], parts: Sequence[Part]) -> None:
     """Writes the index, its JSON last: with it the folder is finished."""
-    failures = [(files.paths[index], reason) for part in parts for index, reason in part.failures]
+    failures = [*files.unlisted, *((files.paths[i], reason) for part in parts for i, reason in part.failures)]
     if failures:
-        write_table(out / shards.FAILURES, ("path", "reason"), failures)
+        shards.write_failures(out, failures)
     rows = np.array(
-        [(i, shard, frames, offset) for shard, part in enumerate(parts) for i, frames, offset in part.clips],
+        [(i, shard, frames, offset, 0) for shard, part in enumerate(parts) for i, frames, offset in part.clips],
         dtype=shards.ROW,
     )
     if not len(rows):
         raise DataError(f"{out}: none of the {len(files.paths)} files can be read; {shards.FAILURES} there says why.")
-    with replacing(out / shards.ROWS) as file:
-        np.save(file, rows)
-    sums = [part.sums for part in parts]
-    mean, std = shards.mean_and_std(sums)
-    identity = json.dumps([plan, [sum(column) for column in zip(*sums, strict=True)]]).encode() + rows.tobytes()
+    blocks = -(-rows["frames"].astype(np.int64) // shards.BLOCK)
+    rows["block"] = np.cumsum(blocks) - blocks
+    checksums = np.frombuffer(bytes.fromhex("".join(part.checksums for part in parts)), shards.CHECKSUM)
+    for name, array in ((shards.ROWS, rows), (shards.CHECKSUMS, checksums)):
+        with replacing(out / name) as file:
+            np.save(file, array)
+    mean, std = shards.mean_and_std(part.sums for part in parts)
+    identity = json.dumps(plan).encode() + rows.tobytes() + checksums.tobytes()
     facts = {
         "n_clips": len(rows),
         "n_frames": int(rows["frames"].sum(dtype=np.int64)),
         "mean": mean,
         "std": std,
         "shard_bytes": tuple(part.size for part in parts if part.size),
+        "sha256": {name: sha256(out / name) for name in (shards.ROWS, shards.CHECKSUMS, shards.FILES)},
+        "failures": tuple(failures),
         "fingerprint": hashlib.sha256(identity).hexdigest()[:16],
     }
     with replacing(out / shards.INDEX) as file:

@@ -1,10 +1,13 @@
 """Prepared folders: log-mel spectrograms in WebDataset shards, and the index that finds a crop in them.
 
     shard-000000.tar …  plain tar files; a clip is one member KEY.npy: float16 log-mel, not normalised, [frames, 80]
-    index.npy           one row a clip: its line of files.csv, shard, number of frames, byte offset of its first frame
-    index.json          facts of the whole: front end, exact mean and std, sizes of the shards, fingerprint
-    files.csv           every sound file that was asked for, its path and size
-    failures.csv        those that could not be read, and why; only where there are any
+    index.npy           one row a clip: its line of files.csv, shard, number of frames, byte offset of its first frame,
+                        number of its first checksum
+    checksums.npy       CRC-32 of every 64 frames of a clip, one clip after the other
+    index.json          facts of the whole: front end, exact mean and std, sizes of the shards, SHA-256 of the files
+                        above and below, what could not be read, fingerprint
+    files.csv           every sound file that was asked for, its path and size; read back, so cells are as they are
+    failures.csv        what could not be read, and why, for people; only where there is any
 
 The arrays are time-major, unlike the [80, frames] of the front end, so that any crop is one contiguous stretch of its
 shard: a single read, of nothing but the crop.
@@ -18,6 +21,7 @@ import json
 import math
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -28,17 +32,22 @@ import numpy as np
 
 from m2d_bench.encoders.frontend import N_MELS
 from m2d_bench.errors import DataError
+from m2d_bench.output import csv_text
 from m2d_bench.settings import replacing
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout."""
 
 FRONT_END = 1
 """Version of the front end's numbers: raise it when they change, so that old folders are refused."""
 
-INDEX, ROWS, FILES, FAILURES = "index.json", "index.npy", "files.csv", "failures.csv"
-ROW = np.dtype([("file", "<i4"), ("shard", "<i4"), ("frames", "<i4"), ("offset", "<i8")])
+INDEX, ROWS, CHECKSUMS = "index.json", "index.npy", "checksums.npy"
+FILES, FAILURES = "files.csv", "failures.csv"
+ROW = np.dtype([("file", "<i4"), ("shard", "<i4"), ("frames", "<i4"), ("offset", "<i8"), ("block", "<i8")])
+CHECKSUM = np.dtype("<u4")
 FRAME_BYTES = N_MELS * np.dtype(np.float16).itemsize
+BLOCK = 64
+"""Frames of a checksum: 10 KiB, so that checking a crop reads little beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,8 @@ class Index:
         mean: Mean of all values.
         std: Standard deviation of all values.
         shard_bytes: Size of each shard.
+        sha256: Of the other files of the folder that are read back, by name.
+        failures: Path and reason of everything that could not be read.
         fingerprint: Identity of the clips and their values, 16 hexadecimal digits.
     """
 
@@ -75,6 +86,8 @@ class Index:
     mean: float
     std: float
     shard_bytes: tuple[int, ...]
+    sha256: dict[str, str]
+    failures: tuple[tuple[str, str], ...]
     fingerprint: str
 
     def to_bytes(self) -> bytes:
@@ -97,7 +110,8 @@ class Index:
                     f"{path}: written with format {versions[0]} and front end {versions[1]}; this version reads format "
                     f"{FORMAT} and front end {FRONT_END}. Prepare the audio again, into a new folder."
                 )
-            return cls(**{**facts, "shard_bytes": tuple(facts["shard_bytes"])})
+            lists = {"shard_bytes": tuple(facts["shard_bytes"]), "failures": tuple(map(tuple, facts["failures"]))}
+            return cls(**{**facts, **lists})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not the index of a folder that m2d-bench prepare wrote ({error}).") from error
 
@@ -110,6 +124,12 @@ def shard_name(number: int) -> str:
 def key(number: int, path: str) -> str:
     """WebDataset key of a clip: unique by its number, readable by its path, without a dot."""
     return f"{number:08d}-{re.sub('[^A-Za-z0-9=-]+', '_', path).strip('_')[-80:]}"  # ustar holds 100 characters
+
+
+def checksums(content: bytes) -> list[int]:
+    """CRC-32 of each block of frames, the last of which may be short."""
+    size = BLOCK * FRAME_BYTES
+    return [zlib.crc32(content[start : start + size]) for start in range(0, len(content), size)]
 
 
 class ShardWriter:
@@ -176,19 +196,23 @@ def mean_and_std(sums: Iterable[Sums]) -> tuple[float, float]:
     return float(Fraction(total, number * 2**24)), math.sqrt(variance)
 
 
-def write_table(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, object]]) -> None:
-    """Writes a CSV file of two columns, the first of which holds paths."""
-    with replacing(path) as file:
+def write_files(folder: Path, paths: Iterable[str], sizes: Iterable[int]) -> None:
+    """Writes a folder's files.csv."""
+    with replacing(folder / FILES) as file:
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerow(("path", "bytes"))
+        writer.writerows(zip(paths, sizes, strict=True))
         text.detach()
 
 
-def read_table(path: Path) -> list[tuple[str, str]]:
-    """The rows of a CSV file of two columns; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return [(row[0], row[1]) for row in csv.reader(file)][1:]
+def read_files(folder: Path) -> dict[str, int]:
+    """Path and size of the sound files of a folder's files.csv."""
+    with (folder / FILES).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {row[0]: int(row[1]) for row in list(csv.reader(file))[1:]}
+
+
+def write_failures(folder: Path, failures: Iterable[tuple[str, str]]) -> None:
+    """Writes a folder's failures.csv, a table for people: nothing that a spreadsheet would compute."""
+    with replacing(folder / FAILURES) as file:
+        file.write(f"{csv_text(('path', 'reason'), failures)}\n".encode("utf-8", "surrogateescape"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +13,17 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from m2d_bench.errors import UsageError
+from m2d_bench.errors import DataError, UsageError
 from m2d_bench.pretrain.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+SKIP = "To go on without such files: --on-bad-file skip."
+
+_MOST_TRIES = 100
+"""Clips in a row that cannot be read, after which the reason is another than that some files are bad."""
 
 
 class Crop(NamedTuple):
@@ -63,6 +72,7 @@ class Source(ABC):
         classes: Names of the classes of the labels.
         labels: Multi-hot, [n_clips, n_classes] float32; None where the clips have none.
         root: Folder the clips' paths are relative to.
+        skipped: Path of each clip that could not be read, and why: another took its place. None: the first is an error.
     """
 
     n_clips: int
@@ -72,6 +82,7 @@ class Source(ABC):
     classes: tuple[str, ...] = ()
     labels: csr_array | None = None
     root: Path = Path()
+    skipped: dict[str, str] | None = None
 
     @abstractmethod
     def path(self, index: int) -> str:
@@ -101,19 +112,41 @@ class Source(ABC):
         """Reads a random crop of each of several clips.
 
         Args:
-            clips: Which, [n] int64.
+            clips: Which, [n] int64; the `clips` of the result are others where files are skipped.
             rngs: A generator for each, such as the same one repeated without end.
 
         Raises:
             DataError: A file cannot be read.
         """
-        crops = [self.read(clip, rng) for clip, rng in zip(clips.tolist(), rngs, strict=False)]
+        read = [self._read(clip, rng) for clip, rng in zip(clips.tolist(), rngs, strict=False)]
+        clips, crops = np.array([clip for clip, _ in read]), [crop for _, crop in read]
         return Crops(
             values=torch.from_numpy(np.stack([crop.values for crop in crops])),
             clips=torch.from_numpy(clips),
             starts=torch.tensor([crop.start for crop in crops]),
             labels=None if self.labels is None else torch.from_numpy(self.labels[clips].toarray()),
         )
+
+    def _read(self, clip: int, rng: np.random.Generator) -> tuple[int, Crop]:
+        """A clip and a crop of it; where it cannot be read and such are skipped, of one that the generator draws."""
+        for _ in range(_MOST_TRIES):
+            try:
+                return clip, self.read(clip, rng)
+            except DataError as error:
+                if self.skipped is None:
+                    raise DataError(f"{error} {SKIP}") from error
+                last = error
+                self.skip({self.path(clip): str(error)})
+                clip = int(rng.integers(self.n_clips))
+        raise DataError(f"{_MOST_TRIES} clips in a row cannot be read. The last: {last}") from last
+
+    def skip(self, reasons: dict[str, str]) -> None:
+        """Notes clips that cannot be read, by their paths; the main process names each once."""
+        for path, reason in reasons.items():
+            if self.skipped is not None and path not in self.skipped:
+                self.skipped[path] = reason
+                if get_worker_info() is None:
+                    logger.warning("%s Another clip takes its place.", reason)
 
     def spectrogram(self, values: Tensor) -> Tensor:
         """Values of crops before normalisation.
@@ -161,7 +194,7 @@ class Subset(Source):
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         self._source, self._indices = source, indices
         self.n_clips, self.channels, self.root = len(indices), source.channels, source.root
-        self.norm_stats, self.classes = source.norm_stats, source.classes
+        self.norm_stats, self.classes, self.skipped = source.norm_stats, source.classes, source.skipped
         self.labels = None if source.labels is None else source.labels[indices]
         self.fingerprint = hashlib.sha256(source.fingerprint.encode() + indices.tobytes()).hexdigest()[:16]
 

@@ -13,9 +13,12 @@ from torch import Tensor
 from m2d_bench import audio
 from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import AudioError, DataError
+from m2d_bench.files import sha256
 from m2d_bench.pretrain.data import shards
 from m2d_bench.pretrain.data.listing import Paths
 from m2d_bench.pretrain.data.source import Crop, Source
+
+_REMEDY = "Copy the folder again, or prepare it anew."
 
 
 class FileSource(Source):
@@ -38,7 +41,8 @@ class FileSource(Source):
 class PreparedSource(Source):
     """A folder that `m2d-bench prepare` wrote.
 
-    A crop is one read of its bytes and stays as it is, half as large as float32, until it is on the device.
+    A crop is one read of its bytes and stays as it is, half as large as float32, until it is on the device. Before its
+    blocks are first used by a process, they are compared with their checksums.
 
     Args:
         folder: The folder.
@@ -46,7 +50,7 @@ class PreparedSource(Source):
         sample_rate: Hz the model works at.
 
     Raises:
-        DataError: Shards are missing or incomplete, or of another sample rate.
+        DataError: Files are missing, incomplete or not what was written, or of another sample rate.
     """
 
     def __init__(self, folder: Path, frames: int, sample_rate: int) -> None:
@@ -62,37 +66,67 @@ class PreparedSource(Source):
             actual = path.stat().st_size if path.exists() else None
             if actual != size:
                 what = "is missing" if actual is None else f"has {actual} bytes, not {size}"
-                raise DataError(f"{path}: {what}. Copy the folder again, or prepare it anew.")
-        try:  # a map of the file, which all worker processes share
-            self._rows = np.load(folder / shards.ROWS, mmap_mode="r").view(np.ndarray)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder / shards.ROWS}: cannot be read ({error}). Prepare the folder anew.") from error
+                raise DataError(f"{path}: {what}. {_REMEDY}")
+        for name, digest in index.sha256.items():
+            path = folder / name
+            if not path.exists() or sha256(path) != digest:
+                raise DataError(f"{path}: is missing or not what was prepared. {_REMEDY}")
+        # maps of the files, which all worker processes share
+        self._rows, self._checksums = (
+            np.load(folder / name, mmap_mode="r").view(np.ndarray) for name in (shards.ROWS, shards.CHECKSUMS)
+        )
+        self._intact = np.zeros(len(self._checksums), bool)
         self.n_clips, self.fingerprint = index.n_clips, index.fingerprint
         self.norm_stats = (index.mean, index.std)
 
     @cached_property
     def _paths(self) -> Paths:
-        return Paths(path for path, _ in shards.read_table(self._folder / shards.FILES))
+        return Paths(shards.read_files(self._folder))
 
     def path(self, index: int) -> str:
         return self._paths[int(self._rows[index]["file"])]
 
     def read(self, index: int, rng: np.random.Generator) -> Crop:
         """Reads a random crop, [frames, 80] float16."""
-        row = self._rows[index]
-        start, stop = _random_range(int(row["frames"]), self._frames, rng)
+        _, shard, n_frames, offset, block = self._rows[index].item()
+        start, stop = _random_range(n_frames, self._frames, rng)
+        first, end = start // shards.BLOCK, -(-stop // shards.BLOCK)
+        if not self._intact[block + first : block + end].all():
+            self._check(index, first, end)
         size = (stop - start) * shards.FRAME_BYTES
-        path = self._shards[row["shard"]]
-        try:
-            with open(path, "rb", buffering=0) as file:
-                content = os.pread(file.fileno(), size, int(row["offset"]) + start * shards.FRAME_BYTES)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+        content = self._bytes(shard, offset + start * shards.FRAME_BYTES, size)
         if len(content) != size:
-            raise DataError(f"{path}: ends within {self.path(index)}. Prepare the folder anew.")
+            raise self._damaged(index)
         frames = np.frombuffer(content, np.float16).reshape(-1, N_MELS)
         missing = self._frames - len(frames)
         return Crop(np.pad(frames, ((0, missing), (0, 0)), constant_values=np.nan) if missing else frames, start)
+
+    def _check(self, index: int, first: int, end: int) -> None:
+        """Compares blocks of a clip with their checksums.
+
+        Raises:
+            DataError: They are not what was prepared.
+        """
+        _, shard, n_frames, offset, block = self._rows[index].item()
+        start, stop = first * shards.BLOCK, min(end * shards.BLOCK, n_frames)
+        content = self._bytes(shard, offset + start * shards.FRAME_BYTES, (stop - start) * shards.FRAME_BYTES)
+        blocks = slice(block + first, block + end)
+        if shards.checksums(content) != self._checksums[blocks].tolist():
+            raise self._damaged(index)
+        self._intact[blocks] = True
+
+    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        """Bytes of a shard; fewer where it ends before."""
+        path = self._shards[shard]
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+    def _damaged(self, index: int) -> DataError:
+        path = self._shards[self._rows[index]["shard"]]
+        return DataError(f"{path}: {self.path(index)} there is not what was prepared. {_REMEDY}")
 
     def spectrogram(self, values: Tensor) -> Tensor:
         """Values [B, frames, 80] → log-mel [B, 1, 80, frames]."""

@@ -1,9 +1,12 @@
 """Batches for pre-training: every clip in its turn, whoever reads it, from whatever the path holds."""
 
 import csv
+import json
 import multiprocessing
+import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,8 +258,7 @@ def test_a_folder_that_is_not_prepared_to_the_end_is_refused(tmp_path):
 def test_a_prepared_folder_of_another_rate_or_with_damage_is_refused(prepared, tmp_path):
     with pytest.raises(DataError, match=r"prepared at 16000 Hz, the model works at 32000 Hz.*--sample-rate 32000"):
         open_source(prepared, FRAMES, 32000)
-    for path in prepared.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copied(prepared, tmp_path)
     shard = tmp_path / shards.shard_name(1)
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(DataError, match=r"shard-000001\.tar: has \d+ bytes, not \d+"):
@@ -266,13 +268,91 @@ def test_a_prepared_folder_of_another_rate_or_with_damage_is_refused(prepared, t
         open_source(tmp_path, FRAMES)
 
 
-def test_a_shard_that_shrinks_while_it_is_read_is_named(sounds, tmp_path):
+@pytest.mark.parametrize("read_before", [False, True])
+def test_a_shard_that_shrinks_while_it_is_read_is_named(sounds, tmp_path, read_before):
     prepare([sounds], tmp_path, PrepareSettings())
     source = open_source(tmp_path, FRAMES)
+    if read_before:
+        source.read(4, rng())
     shard = tmp_path / shards.shard_name(0)
     shard.write_bytes(shard.read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"shard-000000\.tar: ends within 4\.wav"):
+    with pytest.raises(DataError, match=r"shard-000000\.tar: 4\.wav there is not what was prepared"):
         source.read(4, rng())
+
+
+def with_one_bit_flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGE = {
+    "zeroed": lambda content, other: bytes(len(content)),
+    "zeroed in one page": lambda content, other: content[:4096] + bytes(4096) + content[8192:],
+    "of another folder": lambda content, other: other,
+    "backwards": lambda content, other: content[::-1],
+    "shifted": lambda content, other: content[2:] + content[:2],
+    "one bit": lambda content, other: with_one_bit_flipped(content),
+}
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """A prepared folder of two clips of 601 frames in a shard, and another of the same sizes with other values."""
+    folders = []
+    for seed in range(2):
+        sounds, folder = tmp_path_factory.mktemp("sounds"), tmp_path_factory.mktemp("alike")
+        for i in range(2):
+            soundfile.write(sounds / f"{i}.wav", rng(10 * seed + i).standard_normal(96000) * 0.1, 16000)
+        prepare([sounds], folder, PrepareSettings())
+        folders.append(folder)
+    return folders
+
+
+def copied(folder, target):
+    return shutil.copytree(folder, target, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_values_that_are_not_those_prepared_are_refused_before_they_are_used(alike, tmp_path, damage):
+    folder, other = copied(alike[0], tmp_path), alike[1]
+    shard = folder / shards.shard_name(0)
+    content = shard.read_bytes()
+    changed = DAMAGE[damage](content, (other / shard.name).read_bytes())
+    assert len(changed) == len(content)
+    shard.write_bytes(changed)
+    whole, source = open_source(alike[0], FRAMES), open_source(folder, FRAMES)
+    refused = []
+    for seed in range(200):
+        expected = whole.read(seed % 2, rng(seed))
+        try:
+            crop = source.read(seed % 2, rng(seed))
+        except DataError as error:
+            refused.append((seed, str(error)))
+        else:
+            assert np.array_equal(crop.values, expected.values)
+    assert all(f"000.tar: {seed % 2}.wav there is not what was prepared. Copy" in reason for seed, reason in refused)
+    assert len(refused) == 200 if damage not in ("zeroed in one page", "one bit") else 0 < len(refused) < 100
+
+
+@pytest.mark.parametrize("name", [shards.ROWS, shards.CHECKSUMS, shards.FILES])
+@pytest.mark.parametrize("damage", [*DAMAGE, "missing"])
+def test_an_index_that_is_not_what_was_written_is_refused(alike, tmp_path, name, damage):
+    path = copied(alike[0], tmp_path) / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes(DAMAGE[damage](content, content[:-1] + b"7"))
+    with pytest.raises(DataError, match=rf"{name}: is missing or not what was prepared\. Copy"):
+        open_source(tmp_path, FRAMES)
+
+
+def test_a_folder_of_the_format_before_is_to_be_prepared_again(alike, tmp_path):
+    index = copied(alike[0], tmp_path) / shards.INDEX
+    facts = json.loads(index.read_bytes())
+    index.write_text(json.dumps({**{name: facts[name] for name in facts if name != "sha256"}, "format": 1}))
+    with pytest.raises(DataError, match=r"written with format 1 .* Prepare the audio again, into a new folder"):
+        open_source(tmp_path, FRAMES)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +499,111 @@ def test_a_file_that_breaks_in_mid_epoch_is_named_at_its_batch(tmp_path, workers
     next(stream)
     with pytest.raises(DataError, match=rf"^[^\n]*{broken}\.npy: not a \.npy file[^\n]*$"):
         next(stream)
+
+
+def break_files(kind, tmp_path, request):
+    """What opens a copy of the sources of a kind, in which some files cannot be read; and their numbers."""
+    whole = copied(request.getfixturevalue(kind), tmp_path)
+    path = whole / "files.csv" if kind == "arrays" else whole
+    source = open_source(path, FRAMES)
+    bad = range(1, source.n_clips, 3)
+    if kind == "prepared":
+        rows = np.load(whole / shards.ROWS)
+        for clip in bad:
+            shard = whole / shards.shard_name(rows[clip]["shard"])
+            content, offset = bytearray(shard.read_bytes()), rows[clip]["offset"]
+            content[offset : offset + rows[clip]["frames"] * shards.FRAME_BYTES] = bytes(
+                rows[clip]["frames"] * shards.FRAME_BYTES
+            )
+            shard.write_bytes(content)
+    else:
+        for name in source.names(bad):
+            Path(name).write_bytes(b"nothing")
+    return path, set(bad)
+
+
+KINDS = ["prepared", "arrays", "sounds", "images"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_files_are_skipped_for_others_the_same_ones_however_they_are_read(kind, tmp_path, request, caplog):
+    path, bad = break_files(kind, tmp_path, request)
+
+    def skipping():
+        return open_source(path, FRAMES, on_bad_file="skip")
+
+    settings = {"batch_size": 4, "epoch_clips": 40}
+    whole = batches(skipping(), **settings)
+    named = [record.message for record in caplog.records if "takes its place" in record.message]
+    assert len(named) == len(set(named)) == len(bad)
+    assert caplog.messages[-1] == f"{len(bad)} clips could not be read; others took their place."
+    assert all(len(values) == 4 for values, _ in whole)
+    assert not bad & {int(clip) for _, clips in whole for clip in clips}
+    caplog.clear()
+    with_workers = skipping()
+    assert same(batches(with_workers, workers=2, **settings), whole)
+    assert sorted(m for m in caplog.messages if "takes its place" in m) == sorted(named)
+    assert len(with_workers.skipped) == len(bad)
+    assert same(batches(skipping(), start_batch=4, workers=1, **settings), whole[4:])
+    ranks = [
+        batches(skipping(), **{**settings, "batch_size": 2}, rank=rank, world_size=2, workers=rank) for rank in (0, 1)
+    ]
+    together = [(torch.cat([a, b]), torch.cat([i, j])) for (a, i), (b, j) in zip(*ranks, strict=True)]
+    assert same(together, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_good_files_are_read_the_same_whether_bad_ones_are_skipped(kind, request):
+    folder = request.getfixturevalue(kind)
+    path = folder / "files.csv" if kind == "arrays" else folder
+    stopping, skipping = (open_source(path, FRAMES, on_bad_file=policy) for policy in ("stop", "skip"))
+    assert same(batches(stopping), batches(skipping))
+    assert stopping.fingerprint == skipping.fingerprint
+    assert skipping.skipped == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_file_ends_the_reading_unless_told_otherwise(kind, tmp_path, request):
+    path, _ = break_files(kind, tmp_path, request)
+    with pytest.raises(DataError, match=r"To go on without such files: --on-bad-file skip\.$"):
+        batches(open_source(path, FRAMES))
+
+
+def test_labels_and_subset_of_a_clip_that_takes_the_place_of_another_are_its_own(tmp_path, request):
+    path, bad = break_files("sounds", tmp_path, request)
+    write_list(tmp_path / "labels.csv", [])
+    with (tmp_path / "labels.csv").open("a", newline="") as file:
+        csv.writer(file).writerows([[f"{i}.wav", str(i)] for i in range(10)])
+    source = open_source(path, FRAMES, labels=tmp_path / "labels.csv", on_bad_file="skip")
+    part = Subset(source, np.array([1, 2, 3, 4]))
+    seen = set()
+    for crops in loader(part, epoch_clips=40):
+        assert torch.equal(crops.labels.argmax(1), crops.clips + 1)
+        seen |= set((crops.clips + 1).tolist())
+    assert seen == {2, 3} == {1, 2, 3, 4} - bad
+    assert set(source.skipped) == {"1.wav", "4.wav"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_tree_none_of_which_can_be_read_any_more_is_an_error(tmp_path, workers):
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", np.full(800, 0.1), 16000)
+    source = open_source(tmp_path, FRAMES, on_bad_file="skip")
+    for i in range(4):
+        (tmp_path / f"{i}.wav").unlink()
+    with pytest.raises(DataError, match=r"100 clips in a row cannot be read\. The last: .*\.wav: no such file"):
+        batches(source, workers=workers)
+
+
+def test_a_tree_with_a_folder_that_cannot_be_listed_is_refused_or_said(tmp_path, unlistable, caplog):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "x.wav", np.full(800, 0.1), 16000)
+    unlistable("b")
+    with pytest.raises(DataError, match=r"b: cannot be listed \(Permission denied\)\. .*--on-bad-file skip"):
+        open_source(tmp_path, FRAMES)
+    assert open_source(tmp_path, FRAMES, on_bad_file="skip").n_clips == 1
+    assert "b: cannot be listed (Permission denied)." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sound files become shards: the right values, the same bytes whatever happens, and no file lost in silence."""
 
+import csv
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from fractions import Fraction
 
@@ -54,11 +56,16 @@ def contents(folder):
 
 def clips(folder):
     """Path and array of each clip, found by the index's byte offsets."""
-    files = [path for path, _ in shards.read_table(folder / shards.FILES)]
+    files = list(shards.read_files(folder))
     for row in np.load(folder / shards.ROWS):
         size = row["frames"] * shards.FRAME_BYTES
         data = (folder / shards.shard_name(row["shard"])).read_bytes()[row["offset"] :][:size]
         yield files[row["file"]], np.frombuffer(data, np.float16).reshape(-1, 80)
+
+
+def failures_csv(folder):
+    with (folder / shards.FAILURES).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.reader(file))[1:]
 
 
 def log_mel_of(path, rate=16000):
@@ -156,7 +163,7 @@ def test_keys_are_unique_and_fit_a_tar_header():
     assert keys[0] == "00000000-a_b_wav"
 
 
-@pytest.mark.parametrize("nth", range(1, 15))
+@pytest.mark.parametrize("nth", range(1, 16))
 def test_a_run_that_stops_at_any_replacement_goes_on_to_the_same_bytes(sounds, prepared, tmp_path, monkeypatch, nth):
     calls, replace = [], os.replace
 
@@ -255,10 +262,57 @@ def test_broken_files_are_listed_and_the_others_written(tmp_path, capsys):
         assert "6 clips" in output.text
         named = [failure.split(":")[0] for failure in output.failures]
         assert named == ["broken.wav", "gone.flac", "huge.wav", "nan.wav", "zz empty.wav"]
-    table = dict(shards.read_table(tmp_path / "out" / shards.FAILURES))
+    table = dict(failures_csv(tmp_path / "out"))
     assert list(table) == named
     assert "no such file" in table["gone.flac"]
     assert len(dict(clips(tmp_path / "out"))) == 6
+
+
+def test_folders_that_cannot_be_listed_are_named_and_the_others_written(tmp_path, unlistable):
+    sounds = write_sounds(tmp_path / "sounds", count=6)
+    (sounds / "deep" / "shut").mkdir(parents=True)
+    unlistable("sub.1", "shut")
+    for _ in range(2):  # the second time from what is written
+        output = verb((sounds, tmp_path / "out"), settings=SMALL)
+        assert "3 clips" in output.text
+        reason = "cannot be listed (Permission denied)."
+        assert output.failures == (f"deep/shut: {reason}", f"sub.1: {reason}")
+        assert failures_csv(tmp_path / "out") == [["deep/shut", reason], ["sub.1", reason]]
+    with pytest.raises(DataError, match=r"no sound files.*sub\.1: cannot be listed \(Permission denied\)"):
+        prepare([sounds / "sub.1"], tmp_path / "none", SMALL)
+
+
+def test_names_that_a_spreadsheet_would_compute_are_defused_for_people_and_kept_for_the_command(tmp_path):
+    write_sounds(tmp_path / "sounds", count=1)
+    names = ["+1-1.wav", "-a.flac", "=cmd.wav", "@x.wav"]
+    for name in names:
+        (tmp_path / "sounds" / name).write_bytes(b"nothing")
+    for _ in range(2):  # the second time from what is written
+        index = prepare([tmp_path / "sounds"], tmp_path / "out", SMALL).index
+        assert [path for path, _ in index.failures] == names
+        assert [path for path, _ in failures_csv(tmp_path / "out")] == [f"'{name}" for name in names]
+    assert list(shards.read_files(tmp_path / "out"))[:4] == names
+
+
+@pytest.mark.parametrize("memory_gb", [1e-9, 4e-4])
+def test_long_files_are_decoded_one_by_one_where_memory_is_scarce(sounds, prepared, tmp_path, monkeypatch, memory_gb):
+    reading, most, lock, read = [0.0], [], threading.Lock(), audio.read
+
+    def counted(path, *arguments, **settings):
+        taken = audio.memory_to_read(path)
+        with lock:
+            reading.append(taken)
+            most.append((len(reading) - 1, sum(reading)))
+        try:
+            return read(path, *arguments, **settings)
+        finally:
+            with lock:
+                reading.remove(taken)
+
+    monkeypatch.setattr(audio, "read", counted)
+    prepare([sounds], tmp_path, PrepareSettings(shard_mb=0.05, jobs=4, memory_gb=memory_gb))
+    assert contents(tmp_path) == contents(prepared.folder)
+    assert all(files == 1 or together <= memory_gb * 1e9 for files, together in most)
 
 
 def test_damaged_files_stop_no_shard_and_what_is_no_sound_is_counted(tmp_path, caplog):
@@ -275,7 +329,7 @@ def test_damaged_files_stop_no_shard_and_what_is_no_sound_is_counted(tmp_path, c
             (sounds / f"{number}.{suffix}").write_bytes(changed.tobytes())
     (sounds / "sub.1" / "left.m4a").write_bytes(b"no sound")
     done = prepare([sounds], tmp_path / "out", SMALL)
-    failed = {path for path, _ in done.failures}
+    failed = {path for path, _ in done.index.failures}
     assert {f"cut.{suffix}" for suffix in ("wav", "flac", "ogg", "mp3", "aiff")} <= failed
     written = dict(clips(tmp_path / "out"))
     assert len(written) + len(failed) == 6 + 5 * 8
@@ -289,7 +343,7 @@ def test_broken_files_behind_the_last_shard_make_none_of_their_own(tmp_path):
     (tmp_path / "zz.wav").write_bytes(b"nothing")
     done = prepare([tmp_path], tmp_path / "out", PrepareSettings(shard_mb=0.001))
     assert len(done.index.shard_bytes) == len(list((tmp_path / "out").glob("*.tar"))) == 2
-    assert [path for path, _ in done.failures] == ["zz.wav"]
+    assert [path for path, _ in done.index.failures] == ["zz.wav"]
 
 
 def test_files_none_of_which_can_be_read_are_an_error(tmp_path):
@@ -306,7 +360,7 @@ def test_many_failures_are_counted_where_they_are_not_named(tmp_path):
     failures = verb((tmp_path, tmp_path / "out"), settings=SMALL).failures
     assert len(failures) == 21
     assert "5 more" in failures[-1]
-    assert len(shards.read_table(tmp_path / "out" / shards.FAILURES)) == 25
+    assert len(failures_csv(tmp_path / "out")) == 25
 
 
 def test_suffixes_count_in_any_case_and_hidden_files_and_loops_of_links_do_not(tmp_path):
@@ -317,14 +371,14 @@ def test_suffixes_count_in_any_case_and_hidden_files_and_loops_of_links_do_not(t
     (sounds / "notes.txt").write_text("no sound")
     (sounds / "sub.0" / "loop").symlink_to(sounds)
     prepare([sounds], tmp_path / "out", SMALL)
-    assert [path for path, _ in shards.read_table(tmp_path / "out" / shards.FILES)] == ["LOUD.WAV"]
+    assert list(shards.read_files(tmp_path / "out")) == ["LOUD.WAV"]
 
 
 def test_several_trees_are_named_by_what_tells_them_apart_and_each_file_counts_once(tmp_path):
     for name in "ab":
         write_sounds(tmp_path / name, count=2)
     prepare([tmp_path / "a", tmp_path / "b", tmp_path / "b" / "sub.0"], tmp_path / "out", SMALL)
-    files = [path for path, _ in shards.read_table(tmp_path / "out" / shards.FILES)]
+    files = list(shards.read_files(tmp_path / "out"))
     assert files == [f"{tree}/sub.{i}/clip 00{i}.{s}" for tree in "ab" for i, s in enumerate(("wav", "flac"))]
 
 
@@ -346,10 +400,10 @@ def test_names_that_are_not_utf8_are_kept(tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff,\n.wav"
     with open(name, "wb") as file:
         file.write(b"nothing")
-    failures = prepare([tmp_path], tmp_path / "out", SMALL).failures
+    failures = prepare([tmp_path], tmp_path / "out", SMALL).index.failures
     assert [os.fsencode(path) for path, _ in failures] == [b"\xff,\n.wav"]
-    files = shards.read_table(tmp_path / "out" / shards.FILES)
-    assert [(os.fsencode(path), int(size)) for path, size in files][1] == (b"\xff,\n.wav", 7)
+    files = shards.read_files(tmp_path / "out")
+    assert [(os.fsencode(path), size) for path, size in files.items()][1] == (b"\xff,\n.wav", 7)
 
 
 def test_the_fingerprint_tells_other_sounds_apart(sounds, prepared, tmp_path):
