@@ -1,20 +1,15 @@
 """Files are read to their end once; an edit is seen, and what cannot be decoded is named or left out."""
 
-import errno
 import os
 import shutil
 
-import numpy as np
 import pytest
-import soundfile
 
 from m2d_bench import audio
-from m2d_bench.errors import DataError, StorageError
+from m2d_bench.errors import DataError
 from m2d_bench.settings import Storage
 from m2d_bench.tasks import contents, dataset
 from m2d_bench.tasks.contents import Contents
-from m2d_bench.tasks.synthetic import scene
-from m2d_bench.tasks.task import Folds
 from tests.tasks.test_dataset import ROWS, tiny_task, write_task
 
 
@@ -133,30 +128,3 @@ def test_a_file_that_may_not_be_read_is_a_fault(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     (content,) = Contents(tmp_path).of(["folder.wav"])
     assert "folder.wav" in content.fault
-
-
-@pytest.mark.parametrize(("refusal", "why"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written")])
-def test_a_generated_task_says_where_there_is_no_room_for_it(tmp_path, monkeypatch, refusal, why):
-    def refused(*_):
-        raise OSError(refusal, os.strerror(refusal))
-
-    monkeypatch.setattr(scene, "two", lambda: [scene.Clip(np.zeros(99, np.float32), "x", 1)], raising=False)
-    monkeypatch.setattr("pathlib.Path.write_bytes", refused)
-    task = tiny_task(layouts=(), generator="m2d_bench.tasks.synthetic.scene:two")
-    with pytest.raises(StorageError, match=rf"{tmp_path}: .*{why}.*0\.2 MiB.*--cache"):
-        dataset.load(task, Storage(cache=tmp_path))
-
-
-def test_a_generated_task_is_read_from_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    clips = [scene.Clip(np.full(8000, i / 9, np.float32), "xxyy"[i], i % 2) for i in range(4)]
-    monkeypatch.setattr(scene, "four", lambda: clips, raising=False)
-    task = tiny_task(layouts=(), generator="m2d_bench.tasks.synthetic.scene:four", folds=Folds(column="fold", count=2))
-    before = dataset.load(task, Storage(cache=tmp_path))
-    assert soundfile.info(before.root / before.files[3]).subtype == "PCM_16"
-
-    def refused(*_, **__):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr("pathlib.Path.mkdir", refused)
-    monkeypatch.setattr(dataset, "FileLock", refused)
-    assert dataset.load(task, Storage(cache=tmp_path)).fingerprint == before.fingerprint
