@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ class Content:
 
     Args:
         digest: SHA-256 of its bytes.
-        seconds: Duration by its header, NaN where it cannot be opened.
+        sound: SHA-256 of its samples, see `audio.inspect`; empty where they cannot be decoded.
+        seconds: Duration, see `audio.duration`; NaN where it cannot be decoded.
         fault: What is wrong with it, empty where it can be decoded to its end.
     """
 
     digest: str
-    seconds: float
+    sound: str = ""
+    seconds: float = np.nan
     fault: str = ""
 
 
@@ -112,9 +114,9 @@ def durations(root: Path, files: Sequence[str]) -> list[float]:
 
 
 def _reader() -> list[str]:
-    """What decodes files: another version may find other faults in them, or none."""
+    """What decodes files, and what it tells of them: another version may find other faults in them, or none."""
     versions = runs.environment("")["versions"]
-    return [versions["m2d-bench"], versions["soundfile"]]
+    return [versions["m2d-bench"], versions["soundfile"], *(field.name for field in fields(Content))]
 
 
 def _mark(path: Path) -> list[int]:
@@ -124,12 +126,10 @@ def _mark(path: Path) -> list[int]:
 
 
 def _read(root: Path, file: str) -> Content:
-    """Reads a file to its end, twice: as bytes and as sound."""
-    path, digest, seconds = root / file, "", np.nan
+    """Reads a file to its end, as bytes and as sound."""
+    path, digest = root / file, ""
     try:
         digest = sha256(path)
-        seconds = audio.duration(path)
-        audio.read(path, 16000)
+        return Content(digest, *audio.inspect(path))
     except (AudioError, OSError) as error:
-        return Content(digest, seconds, str(error))
-    return Content(digest, seconds)
+        return Content(digest, fault=str(error))

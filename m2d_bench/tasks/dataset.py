@@ -89,12 +89,12 @@ class Dataset:
         splits = self.splits.tolist()
         alike: dict[str, list[int]] = {}
         for clip, content in enumerate(self._contents):
-            alike.setdefault(content.digest, []).append(clip)
+            alike.setdefault(content.sound, []).append(clip)
         copies = [
             f"{_first([*dict.fromkeys(self.files[clip] for clip in group)], ' = ', 3)} "
             f"({', '.join(dict.fromkeys(splits[clip] for clip in group))})"
-            for digest, group in alike.items()
-            if digest and len({splits[clip] for clip in group}) > 1
+            for sound, group in alike.items()
+            if sound and len({splits[clip] for clip in group}) > 1
         ]
         lines = Counter(zip(self.files, splits, strict=True))
         untrained = [
