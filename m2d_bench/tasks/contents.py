@@ -20,7 +20,7 @@ from m2d_bench.errors import AudioError, DataError
 from m2d_bench.files import sha256
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
-from m2d_bench.settings import Storage, read_checked, write_checked
+from m2d_bench.settings import read_checked, write_checked
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +97,19 @@ class Contents:
         return facts["files"] if facts.get("reader") == _reader() else {}
 
 
-def durations(root: Path, files: Sequence[str]) -> list[float]:
+def durations(root: Path, files: Sequence[str], cache: Path) -> list[float]:
     """Durations in seconds of the files that can be decoded; what is wrong with others is said when they are read.
+
+    Args:
+        root: Folder of the files.
+        files: Paths relative to it; those that are missing are passed over.
+        cache: Folder that remembers them.
 
     Raises:
         DataError: None can be.
     """
     there = [file for file in files if (root / file).is_file()]
-    contents = Contents(root, Storage().cache_root).of(there, root.name)
+    contents = Contents(root, cache).of(there, root.name)
     seconds = [content.seconds for content in contents if not content.fault]
     if not seconds:
         raise DataError(

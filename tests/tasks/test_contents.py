@@ -9,10 +9,12 @@ import pytest
 import soundfile
 
 from m2d_bench import audio
+from m2d_bench.cli import main
 from m2d_bench.errors import DataError
 from m2d_bench.settings import Storage, read_checked, write_checked
 from m2d_bench.tasks import contents, dataset
 from m2d_bench.tasks.contents import Contents
+from tests.tasks import test_hear, test_index
 from tests.tasks.test_dataset import ROWS, tiny_task, write_task
 
 
@@ -231,3 +233,25 @@ def test_what_an_older_version_remembered_is_read_anew(storage, settled, cached)
     older = {file: {"mark": entry["mark"], "content": cached} for file, entry in facts["files"].items()}
     write_checked(memory, json.dumps({"reader": facts["reader"][:2], "files": older}).encode())
     assert loaded(storage).fingerprint == before
+
+
+VERBS = {
+    "linear": "linear --model none --tasks TASK",
+    "finetune": "finetune --model none --tasks TASK --out OUT",
+    "pretrain": "pretrain --data none --recipe debug --tasks TASK --out OUT",
+    "evar export": "evar export TASK --output OUT",
+}
+
+
+@pytest.mark.parametrize("format_", ["evar", "hear"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_remembers_durations_in_the_cache_that_was_named(tmp_path, settled, monkeypatch, verb, format_):
+    monkeypatch.setenv("M2D_BENCH_CACHE", str(tmp_path / "default"))
+    monkeypatch.chdir(tmp_path)
+    if format_ == "evar":
+        task = test_index.evar(tmp_path / "data")
+    else:
+        task = f"hear:{test_hear.write_hear(tmp_path / 'data', test_hear.OFFICIAL, clips=4, sample_duration=None)}"
+    main([*VERBS[verb].replace("TASK", task).replace("OUT", "out").split(), "--cache", "named"])
+    assert list((tmp_path / "named" / "contents").iterdir())
+    assert not (tmp_path / "default").exists()
