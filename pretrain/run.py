@@ -114,7 +114,7 @@ def pretrain(
         TrainingError: A loss is not finite, or the state to go on from cannot be read.
     """
     for name in settings.tasks:  # before the hours, not after them
-        dataset.load(tasks.get(name), storage, recipe.sample_rate)
+        dataset.load(tasks.get(name, storage), storage, recipe.sample_rate)
     fabric = launch(settings.device, settings.precision)
     folder = out / name_of(recipe, settings.tag)
     make_folder(folder)
@@ -263,7 +263,7 @@ def _path(data: str, storage: Storage) -> Path:
     """The folder or file of the data; of task:NAME, its clips, made if need be."""
     kind, colon, name = data.partition(":")
     if colon and kind == "task":
-        return dataset.load(tasks.get(name), storage, 16000).root
+        return dataset.load(tasks.get(name, storage), storage, 16000).root
     return Path(data).expanduser()
 
 
