@@ -17,6 +17,8 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("evaluation",),
     ("tasks",),
     ("encoders", "training", "runs"),
+    ("predictions",),
+    ("run_record",),
     ("settings", "audio"),
     ("values", "compat"),
     ("registry", "files"),
