@@ -108,10 +108,8 @@ def _evaluate(encoder: Encoder, task: Task, settings: LinearSettings, command: s
                 torch.from_numpy(dataset.labels)[embedded.clips],
                 problems,
                 settings,
-                metric=task.metric,
-                other_metrics=task.other_metrics,
-                device=settings.torch_device(),
-                precision=settings.resolved_precision(),
+                metrics=(task.metric, *task.other_metrics),
+                compute=settings,
                 on_result=record,
                 progress=advance,
             )
