@@ -25,13 +25,15 @@ from filelock import FileLock
 
 from m2d_bench.errors import M2DBenchError, RunError, UsageError, describe
 from m2d_bench.predictions import Predictions as Predictions
-from m2d_bench.predictions import copy_predictions, predictions_path
+from m2d_bench.predictions import copy_predictions as copy_predictions
 from m2d_bench.predictions import load_predictions as load_predictions
+from m2d_bench.predictions import predictions_path
 from m2d_bench.predictions import save_predictions as save_predictions
 from m2d_bench.run_record import SYNTHETIC as SYNTHETIC
 from m2d_bench.run_record import Run as Run
 from m2d_bench.run_record import Score as Score
-from m2d_bench.run_record import parse, paths
+from m2d_bench.run_record import parse
+from m2d_bench.run_record import paths as paths
 from m2d_bench.settings import replacing
 
 logger = logging.getLogger(__name__)

@@ -233,10 +233,10 @@ class _BatchedProbes:
         """What each place of an epoch counts in the mean of its batch, [P, longest]."""
         size = self.settings.probe_batch_size
         lengths = torch.tensor([[len(rows)] for rows in self.train])
-        place = torch.arange(int(lengths.max()))
-        in_batch = (lengths - place // size * size).clamp(1, size)
+        position = torch.arange(int(lengths.max()))
+        in_batch = (lengths - position // size * size).clamp(1, size)
         classes = self.n_classes if self.labels.ndim == 2 else 1
-        return ((place < lengths) / (in_batch * classes)).to(self.store.device)
+        return ((position < lengths) / (in_batch * classes)).to(self.store.device)
 
     def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Views of weights [P, C, D] and biases [P, C] in flat parameters or gradients."""
@@ -261,5 +261,5 @@ class _BatchedProbes:
 
 def _pad(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of different length as one matrix, and where it is not padding."""
-    present = pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in rows], batch_first=True)
-    return pad_sequence([each.cpu() for each in rows], batch_first=True).to(device), present.to(device)
+    present = pad_sequence([torch.ones(len(part), dtype=torch.bool) for part in rows], batch_first=True)
+    return pad_sequence([part.cpu() for part in rows], batch_first=True).to(device), present.to(device)
