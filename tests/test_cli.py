@@ -25,10 +25,10 @@ def run(capsys, *words):
 
 
 @pytest.fixture
-def options(tmp_path, tones):
+def options(tmp_path, tones, small_model):
     return [
         "--model",
-        MODEL,
+        small_model,
         "--data",
         tones,
         "--runs",
@@ -53,7 +53,7 @@ def test_linear_prints_one_table(capsys, options):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert len(lines) == 3
-    assert MODEL in lines[2]
+    assert lines[2].startswith("small ")
     assert " ± " in lines[2]
 
 
