@@ -41,7 +41,7 @@ def folder(task: Task, cache: Path) -> Path:
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / "audio").mkdir(parents=True)
                 _write_clips(task, partial)
-                digests = {file: sha256(partial / file) for file in find(partial)}
+                digests = {file: sha256(partial / file) for file in find(partial)[0]}
                 write_checked(_manifest(root), json.dumps(digests).encode())
                 if root.exists():
                     shutil.rmtree(root)
