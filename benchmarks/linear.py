@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import Problem
 from m2d_bench.evaluation.settings import ProbeSettings
+from m2d_bench.settings import Compute
 from m2d_bench.tasks.splits import draw_validation
 
 N_CLIPS, N_CLASSES, N_FOLDS = 2000, 50, 5
@@ -93,7 +94,8 @@ def accuracy(layer: nn.Linear, loader: DataLoader, device: str) -> float:
 
 def batched(features: Tensor, labels: Tensor, problems: list[Problem], device: str, precision: str) -> list[float]:
     """Test accuracies of all problems by `run_probes`."""
-    results = run_probes(features, labels, problems, SETTINGS, metric="accuracy", device=device, precision=precision)
+    compute = Compute(device=device, precision=precision)
+    results = run_probes(features, labels, problems, SETTINGS, metrics=["accuracy"], compute=compute)
     return [result.score for result in results]
 
 
@@ -149,7 +151,8 @@ def large(device: str) -> str:
     start = time.perf_counter()
     problems = [Problem(42 + i, "official", *splits) for i in range(6)]
     settings = ProbeSettings(epochs=3)
-    run_probes(features, labels, problems, settings, metric="accuracy", device=device, precision="bf16")
+    compute = Compute(device=device, precision="bf16")
+    run_probes(features, labels, problems, settings, metrics=["accuracy"], compute=compute)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gib = 2**20  # ru_maxrss counts KiB on Linux

@@ -29,7 +29,7 @@ def export(task: str, folder: Path, storage: Storage = Storage(), sample_rate: i
         UsageError: Unknown task.
         DataError, AudioError: Its data cannot be found or read.
     """
-    dataset = datasets.load(tasks.get(task), storage, sample_rate)
+    dataset = datasets.load(tasks.get(task, storage), storage, sample_rate)
     name = dataset.task.name.replace(":", "_")
     clips = folder / "work" / f"{sample_rate // 1000}k" / name
     path = folder / "evar" / "metadata" / f"{name}.csv"

@@ -80,7 +80,7 @@ def finetune(
             raise unknown("setting", name, known, "m2d-bench finetune --help")
     settings = replace(settings, **changes)
     jobs = []
-    for name, task in tasks.get_all(task_names).items():
+    for name, task in tasks.get_all(task_names, settings).items():
         chosen = recipe or own_recipes.name_for(task.name)
         jobs.append((name, task, str(chosen), own_recipes.load(chosen, recipe_changes)))
     pretrained = zoo.read(model, storage=settings)

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from m2d_bench.encoders import zoo
 from m2d_bench.encoders.check import Finding, check_encoder, same_in_a_batch, tensor, tried
 from m2d_bench.encoders.m2d import M2DEncoder
-from m2d_bench.encoders.protocol import noise
+from m2d_bench.encoders.waveform import noise
 from m2d_bench.hear_api.api import HearModel, get_timestamp_embeddings, load_model
 from m2d_bench.output import Output
 from m2d_bench.progress import track

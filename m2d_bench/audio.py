@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -101,31 +102,40 @@ def read(
     """
     with _opened(path) as file:
         rate, announced = file.samplerate, _announced(path, file)
-        start = round(offset * rate)
-        if start and announced is not None and soundfile.SoundFile.seekable(file):
-            start = file.seek(min(start, file.frames))
-        else:
-            start = sum(len(block) for block in _blocks(file, start))
         wanted = math.inf if seconds is None or math.isinf(seconds) else round(seconds * rate)
-        expected = wanted if announced is None else min(wanted, announced - start)
-        _check_memory(path, 0 if announced is None else min(expected, file.frames))
-        blocks, decoded = [np.empty(0, np.float32)], 0
-        for block in _blocks(file, wanted):
-            blocks.append(block.mean(axis=1))
+        _check_memory(path, 0 if announced is None else min(wanted, file.frames - round(offset * rate)))
+        blocks, decoded = [], 0
+        for block in _decoded(path, file, announced, offset, wanted):
+            blocks.append(block)
             decoded += len(block)
             _check_memory(path, decoded)
-        if announced is not None and decoded < expected - _padding(path, file):
-            raise AudioError(f"{path}: ends after {start + decoded} of {announced} samples; {_GET_WHOLE}")
-        if damage := _DAMAGE.search(file.extra_info):
-            raise AudioError(f"{path}: is damaged or cut short ({damage[0]}); {_GET_WHOLE}")
+        _check_resampled(path, decoded, rate, sample_rate)
         waveform = np.concatenate(blocks)
-        if waveform.size == 0:
-            raise AudioError(f"{path}: no samples at {offset:g} s; the file is empty or shorter than that.")
-        _check_samples(path, waveform)
         resampled: np.ndarray = soxr.resample(waveform, rate, sample_rate) if rate != sample_rate else waveform
-    if resampled.size == 0:
-        raise AudioError(f"{path}: {waveform.size} samples at {rate} Hz are less than one at {sample_rate} Hz.")
     return resampled
+
+
+def inspect(path: str | os.PathLike[str]) -> tuple[str, float]:
+    """Decodes a sound file to its end in little memory, however long it is.
+
+    Args:
+        path: As of `read`.
+
+    Returns:
+        SHA-256 of its rate and of the mean of its channels, rounded to 16 bits: the same in every lossless format and
+        with any tags. And its duration in seconds, see `duration`.
+
+    Raises:
+        AudioError: As of `read` at 16 kHz, but for the memory.
+    """
+    with _opened(path) as file:
+        rate, announced = file.samplerate, _announced(path, file)
+        sha, decoded = hashlib.sha256(f"{rate} ".encode()), 0
+        for block in _decoded(path, file, announced):
+            sha.update((np.rint(block.astype(np.float64) * 2**15) + 0.0).tobytes())  # without -0.0
+            decoded += len(block)
+        _check_resampled(path, decoded, rate, 16000)
+    return sha.hexdigest(), (decoded if announced is None else announced) / rate
 
 
 def duration(path: str | os.PathLike[str]) -> float:
@@ -219,6 +229,34 @@ def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
         frames -= len(block)
 
 
+def _decoded(
+    path: str | os.PathLike[str], file: _Stream, announced: int | None, offset: float = 0.0, wanted: float = math.inf
+) -> Iterator[np.ndarray]:
+    """Decodes up to so many frames from a place in seconds, in blocks [n] float32 of the mean of the channels.
+
+    Raises:
+        AudioError: At the end, where they are none, fewer than announced, damaged, not finite or too large.
+    """
+    start = round(offset * file.samplerate)
+    if start and announced is not None and soundfile.SoundFile.seekable(file):
+        start = file.seek(min(start, file.frames))
+    else:
+        start = sum(len(block) for block in _blocks(file, start))
+    expected = wanted if announced is None else min(wanted, announced - start)
+    decoded, peak = 0, 0.0
+    for block in _blocks(file, wanted):
+        waveform = block.mean(axis=1)
+        decoded, peak = decoded + len(waveform), float(np.maximum(peak, np.abs(waveform).max()))  # NaN stays
+        yield waveform
+    if announced is not None and decoded < expected - _padding(path, file):
+        raise AudioError(f"{path}: ends after {start + decoded} of {announced} samples; {_GET_WHOLE}")
+    if damage := _DAMAGE.search(file.extra_info):
+        raise AudioError(f"{path}: is damaged or cut short ({damage[0]}); {_GET_WHOLE}")
+    if not decoded:
+        raise AudioError(f"{path}: no samples at {offset:g} s; the file is empty or shorter than that.")
+    _check_peak(path, peak)
+
+
 def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
     """Number of frames that the header promises; None where it promises none."""
     if not 0 <= file.frames < _UNKNOWN_LENGTH or (file.format == "MP3" and not _xing(path)):
@@ -271,9 +309,14 @@ def _memory() -> float:
         return math.inf
 
 
-def _check_samples(path: str | os.PathLike[str], waveform: np.ndarray) -> None:
+def _check_resampled(path: str | os.PathLike[str], samples: int, rate: int, sample_rate: int) -> None:
+    """Raises an AudioError where soxr, which rounds the length, leaves no sample."""
+    if samples * sample_rate / rate < 0.5:
+        raise AudioError(f"{path}: {samples} samples at {rate} Hz are less than one at {sample_rate} Hz.")
+
+
+def _check_peak(path: str | os.PathLike[str], peak: float) -> None:
     """Raises an AudioError where samples are not finite or too large; warns of those in another unit."""
-    peak = float(np.abs(waveform).max())
     if not math.isfinite(peak):
         raise AudioError(f"{path}: holds NaN or infinite samples.")
     if peak > LOUDEST:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
+
+logger = logging.getLogger(__name__)
 
 
 class M2DBenchError(Exception):
@@ -50,3 +53,10 @@ def describe(error: BaseException) -> str:
         text = f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}."
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return f"{text} Free some space there, or name another folder." if full else text
+
+
+def note(error: Exception) -> str:
+    """Describes an error that does not end the command; --verbose shows where it comes from."""
+    message = describe(error)
+    logger.debug("%s", message, exc_info=error)
+    return message

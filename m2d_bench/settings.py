@@ -129,6 +129,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Args:
         path: The file to write; its folder is made.
+
+    Raises:
+        OSError: With the path; of a full disk, also with the room there was for the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -138,6 +141,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            room = shutil.disk_usage(path.parent).free + (temporary.stat().st_size if temporary.exists() else 0)
+            error.strerror = f"{error.strerror}: it needs more than the {room / 2**20:.1f} MiB that are free"
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -73,11 +73,11 @@ def embed(
     check_output(output)
     encoder = zoo.load(model, compute=compute, storage=storage)
     sounds, missing = _sound_files(files)
-    done, embeddings, failures = embed_files(encoder, sounds, compute)
-    if not done:
+    embedded, embeddings, failures = embed_files(encoder, sounds, compute)
+    if not embedded:
         return Output("", (*missing, *failures))
-    write_embeddings(output, done, embeddings, encoder)
-    return Output(f"{output}: {len(done)} embeddings of {encoder.scene_embedding_size} numbers", (*missing, *failures))
+    write_embeddings(output, embedded, embeddings, encoder)
+    return Output(f"{output}: {len(embedded)} embeddings of {embeddings.shape[1]} numbers", (*missing, *failures))
 
 
 def predict(
@@ -109,8 +109,8 @@ def predict(
     names = predicting.read_classes(classes.expanduser()) if classes else None
     classifier = zoo.load_classifier(model, classes=names, multilabel=multilabel, compute=compute, storage=storage)
     sounds, missing = _sound_files(files)
-    found, failures = predicting.predict_files(classifier, sounds, compute, top)
-    return Output(predicting.render(found, style) if found else "", (*missing, *failures))
+    predictions, failures = predicting.predict_files(classifier, sounds, compute, top)
+    return Output(predicting.render(predictions, style) if predictions else "", (*missing, *failures))
 
 
 def _sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -167,7 +167,7 @@ def list_models(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
         rows.append({"model": release.name, "where": where, "what": release.about})
     text = tabulate(rows, headers="keys", tablefmt="simple")
     return Output(
-        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt or .safetensors; "
+        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt, .bin or .safetensors; "
         "random:NAME, NAME's architecture with random weights;\n"
         "hf:REPO_OR_FOLDER[@layer=N], a speech encoder of Hugging Face (wav2vec 2.0, HuBERT, WavLM).\n"
         f"Released weights are under {zoo.LICENCE}; they are kept in {folder}."
@@ -182,17 +182,17 @@ def show_model(model: str, /, *, storage: Annotated[Storage, Flat] = Storage()) 
         model: m2d_tiny, a released name, a path, or random:NAME.
         storage: Cache folder of the weights.
     """
-    found = zoo.read(model, storage=storage)
-    encoder = found.build()
+    loaded = zoo.read(model, storage=storage)
+    encoder = loaded.build()
     facts = {
-        "name": found.config.name,
+        "name": loaded.config.name,
         "digest": encoder.digest,
-        "parameters": sum(tensor.numel() for tensor in found.encoder.values()),
+        "parameters": sum(tensor.numel() for tensor in loaded.encoder.values()),
         "scene_embedding_size": encoder.scene_embedding_size,
         "timestamp_embedding_size": encoder.timestamp_embedding_size,
         "hop_ms": encoder.hop_ms,
-        "config": asdict(found.config),
-        "read": _inventory(found),
+        "config": asdict(loaded.config),
+        "read": _inventory(loaded),
     }
     return Output(json.dumps(facts, indent=2))
 
@@ -210,27 +210,27 @@ def convert_model(
         storage: Cache folder of the weights.
     """
     output = output.expanduser()
-    found = zoo.read(model, storage=storage)
+    loaded = zoo.read(model, storage=storage)
     if encoder_only:
-        found = replace(found, extras={}, head={}, labels=None)
-    checkpoint.save(found, output)
+        loaded = replace(loaded, extras={}, head={}, labels=None)
+    checkpoint.save(loaded, output)
     again = checkpoint.read(output).config
-    if replace(again, name=found.config.name) != found.config:
+    if replace(again, name=loaded.config.name) != loaded.config:
         output.unlink()
         raise UsageError(
             f"{output}: would not be read as what it is: a .pth file says its sample rate and input size by its "
-            f"folder's name alone. Name it {found.config.name.removeprefix('random:')}, or write .safetensors."
+            f"folder's name alone. Name it {loaded.config.name.removeprefix('random:')}, or write .safetensors."
         )
-    return Output(f"{output}: {len(found.encoder)} tensors of the encoder, {len(found.extras)} others")
+    return Output(f"{output}: {len(loaded.encoder)} tensors of the encoder, {len(loaded.extras)} others")
 
 
-def _inventory(found: Checkpoint) -> dict[str, object]:
+def _inventory(loaded: Checkpoint) -> dict[str, object]:
     """Numbers of tensors by kind."""
-    extras = Counter(key.split(".")[0] for key in found.extras)
+    extras = Counter(key.split(".")[0] for key in loaded.extras)
     return {
-        "encoder": len(found.encoder),
+        "encoder": len(loaded.encoder),
         "extras": dict(extras),
-        "head": {key: list(tensor.shape) for key, tensor in found.head.items()},
-        "classes": list(found.labels.classes) if found.labels else [],
-        "ignored": list(found.ignored),
+        "head": {key: list(tensor.shape) for key, tensor in loaded.head.items()},
+        "classes": list(loaded.labels.classes) if loaded.labels else [],
+        "ignored": list(loaded.ignored),
     }

@@ -183,7 +183,11 @@ def _open(
 ) -> Source:
     """Opens a path, or the clips of task:NAME, made if need be."""
     kind, colon, name = data.partition(":")
-    path = dataset.load(tasks.get(name), storage, 16000).root if colon and kind == "task" else Path(data).expanduser()
+    path = (
+        dataset.load(tasks.get(name, storage), storage, 16000).root
+        if colon and kind == "task"
+        else Path(data).expanduser()
+    )
     height, frames = recipe.input_size
     return open_source(
         path, frames, recipe.sample_rate, root=root, height=height, labels=labels, on_bad_file=on_bad_file

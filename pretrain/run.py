@@ -108,7 +108,7 @@ def pretrain(
         TrainingError: A loss is not finite, or the state to go on from cannot be read.
     """
     for name in settings.tasks:  # before the hours, not after them
-        dataset.load(tasks.get(name), storage, recipe.sample_rate)
+        dataset.load(tasks.get(name, storage), storage, recipe.sample_rate)
     fabric = launch(settings.device, settings.precision)
     source = open_clips(inputs, recipe, storage, settings.on_bad_file)
     noise = open_noise(inputs, recipe, storage, settings.on_bad_file)

@@ -54,16 +54,16 @@ def chosen(kind: str, patterns: Sequence[str], items: Sequence[T], names: Callab
     Raises:
         UsageError: A pattern that fits no item, where there are any.
     """
-    found = [[name.lower() for name in names(item)] for item in items]
+    lowered = [[name.lower() for name in names(item)] for item in items]
     known = sorted({name for item in items for name in names(item)})
     for pattern in patterns:
-        if items and not any(_fits(each, pattern.lower()) for each in found):
+        if items and not any(_fits(of_item, pattern.lower()) for of_item in lowered):
             raise unknown(kind, pattern, known, f"these: {', '.join(known)}")
     wanted = [pattern.lower() for pattern in patterns]
     return [
         item
-        for item, each in zip(items, found, strict=True)
-        if not wanted or any(_fits(each, pattern) for pattern in wanted)
+        for item, of_item in zip(items, lowered, strict=True)
+        if not wanted or any(_fits(of_item, pattern) for pattern in wanted)
     ]
 
 

@@ -31,9 +31,9 @@ def read_all(folders: Sequence[Path], shown: Filter = ALL) -> tuple[dict[Path, R
     records: dict[str, tuple[Path, Run]] = {}
     failures: list[str] = []
     for folder in folders:
-        found, unread = runs.read(folder.expanduser())
+        in_folder, unread = runs.read(folder.expanduser())
         failures += [message for message in unread if message not in failures]
-        for path, run in found.items():
+        for path, run in in_folder.items():
             first, _ = records.setdefault(run.key, (path, run))
             if first.resolve() != path.resolve():
                 logger.warning("%s: the same record as %s; it is left out.", path, first)
@@ -42,8 +42,8 @@ def read_all(folders: Sequence[Path], shown: Filter = ALL) -> tuple[dict[Path, R
         message = f"{names}: no run records. m2d-bench linear writes runs/; name such a folder."
         raise UsageError("\n".join([message, *failures]))
     wanted = shown.runs([run for _, run in records.values()])
-    kept = {run.key for run in chosen("model", shown.models, wanted, lambda run: run.names)}
-    return {path: run for key, (path, run) in records.items() if key in kept}, failures
+    keys = {run.key for run in chosen("model", shown.models, wanted, lambda run: run.names)}
+    return {path: run for key, (path, run) in records.items() if key in keys}, failures
 
 
 def read_predictions(records: Mapping[Path, Run]) -> tuple[list[tuple[Run, list[Predictions]]], list[str]]:
@@ -52,15 +52,15 @@ def read_predictions(records: Mapping[Path, Run]) -> tuple[list[tuple[Run, list[
     Raises:
         RunError: None can be read.
     """
-    found, failures = [], []
+    predicted, failures = [], []
     for path, run in records.items():
         try:
-            found.append((run, runs.load_predictions(path)))
+            predicted.append((run, runs.load_predictions(path)))
         except RunError as error:
             failures.append(str(error))
-    if failures and not found:
+    if failures and not predicted:
         raise RunError("\n".join(failures))
-    return found, failures
+    return predicted, failures
 
 
 def check_export(output: Path) -> None:
@@ -132,12 +132,12 @@ def merge(sources: Sequence[Path], target: Path) -> tuple[int, list[str]]:
     """
     added, failures = 0, []
     for source in sources:
-        found, unread = runs.read(source)
+        records, unread = runs.read(source)
         failures += unread
-        for path, run in found.items():
+        for path, run in records.items():
             try:
-                place = run.path(target)
-                if place.resolve() == path.resolve():
+                own_path = run.path(target)
+                if own_path.resolve() == path.resolve():
                     continue
                 before = runs.find(run, target)
                 after = {(s.seed, s.fold): s for s in runs.add(run, target, replacing_scores=False).scores}
@@ -148,9 +148,9 @@ def merge(sources: Sequence[Path], target: Path) -> tuple[int, list[str]]:
             same = [s for s in run.scores if (s.score, s.others) == _result(after[s.seed, s.fold])]
             if differing := [f"{s.seed}/{s.fold}" for s in run.scores if s not in same]:
                 seeds = ", ".join(differing)
-                failures.append(f"{path}: other scores than {place} for seed/fold {seeds}; those of {target} stay.")
-            for each in runs.paths(path):
-                runs.copy_predictions(each, place, same)
+                failures.append(f"{path}: other scores than {own_path} for seed/fold {seeds}; those of {target} stay.")
+            for old_path in runs.paths(path):
+                runs.copy_predictions(old_path, own_path, same)
     return added, failures
 
 
@@ -179,13 +179,13 @@ def leftovers(folder: Path, hours: float) -> list[Path]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of run records. Name it with --runs.")
     before = time.time() - 3600 * hours
-    found = [path for path in sorted(folder.rglob(".*.tmp")) if _TEMPORARY.fullmatch(path.name)]
-    for place in sorted(path for path in folder.rglob("*-*") if path.is_dir() and _PREDICTIONS.fullmatch(path.name)):
-        files = sorted(place.iterdir())
-        orphaned = not place.with_name(f"{place.name}.json").exists()
+    left = [path for path in sorted(folder.rglob(".*.tmp")) if _TEMPORARY.fullmatch(path.name)]
+    for inside in sorted(path for path in folder.rglob("*-*") if path.is_dir() and _PREDICTIONS.fullmatch(path.name)):
+        files = sorted(inside.iterdir())
+        orphaned = not inside.with_name(f"{inside.name}.json").exists()
         if orphaned and all(file.suffix == ".npz" and file.is_file() for file in files):
-            found += files
-    return [path for path in found if path.stat().st_mtime <= before]
+            left += files
+    return [path for path in left if path.stat().st_mtime <= before]
 
 
 def remove(paths: Iterable[Path]) -> None:

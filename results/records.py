@@ -83,23 +83,23 @@ def _differing(identities: Sequence[Mapping[str, Any]], without: set[str]) -> se
 
 def _identity(run: Run) -> dict[str, Any]:
     """Whatever tells two runs of an encoder's name apart."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
 
     def flatten(values: Mapping[str, Any], prefix: str) -> None:
         for name, value in values.items():
             if isinstance(value, Mapping):
                 flatten(value, f"{prefix}{name}.")
             else:
-                found[prefix + name] = value
+                settings[prefix + name] = value
 
     flatten(run.settings, "")
     others = {"weights": run.encoder["digest"][:8], "task version": run.task["version"]}
-    return {**found, **others, "clips": run.task["fingerprint"], "metric": run.task["metric"]}
+    return {**settings, **others, "clips": run.task["fingerprint"], "metric": run.task["metric"]}
 
 
 def record_columns(runs: Iterable[Run]) -> list[Column]:
     """A column a task, and the means over all tasks and over those of each domain, where they count in one unit."""
-    found: dict[tuple[str, str], Column] = {}
+    by_task: dict[tuple[str, str], Column] = {}
     domains: dict[str, str] = {}
     for run in runs:
         metric, task = run.task["metric"], run.task_title
@@ -112,10 +112,10 @@ def record_columns(runs: Iterable[Run]) -> list[Column]:
             unit=UNITS.get(metric, "%"),
             higher_is_better=higher_is_better(metric),
         )
-        found.setdefault((run.protocol, task), column)
+        by_task.setdefault((run.protocol, task), column)
     columns: list[Column] = []
-    for protocol in sorted({protocol for protocol, _ in found}):
-        tasks = [found[place] for place in sorted(found) if place[0] == protocol]
+    for protocol in sorted({protocol for protocol, _ in by_task}):
+        tasks = [by_task[key] for key in sorted(by_task) if key[0] == protocol]
         columns += tasks
         if len({(column.unit, column.higher_is_better) for column in tasks}) == 1:
             columns += _means(tasks, domains)
@@ -157,28 +157,28 @@ def record_rows(
     labels = _labels(pools, {run.encoder["name"] for run in runs})
     rows: dict[tuple[str, str], dict[tuple[str, str], dict[Hashable, float]]] = {}
     commands: dict[tuple[str, str], dict[str, None]] = {}
-    taken: dict[tuple[tuple[str, str], tuple[str, str], str], Run] = {}
+    ran: dict[tuple[tuple[str, str], tuple[str, str], str], Run] = {}
     fractions: dict[tuple[str, str], float] = {}
     metrics = _metrics(columns)
     for run, variant in zip(runs, variants(runs), strict=True):
         name, metric = run.encoder["name"], run.task["metric"]
-        place = run.protocol, published.task_name(run.task["name"]) if like else run.task_title
-        if place not in metrics or not (scores := _usable(run, metrics[place])):
+        cell = run.protocol, published.task_name(run.task["name"]) if like else run.task_title
+        if cell not in metrics or not (scores := _usable(run, metrics[cell])):
             continue
         row = (labels[name], "") if name in labels else (name, variant)
-        if (other := taken.get((row, place, name))) is not None:
+        if (other := ran.get((row, cell, name))) is not None:
             if name in labels:
                 raise UsageError(
-                    f"{labels[name]} takes {name}, which ran {place[1]} more than once ({variant or run.task['name']}, "
+                    f"{labels[name]} takes {name}, which ran {cell[1]} more than once ({variant or run.task['name']}, "
                     "…). A label of several encoders takes one run of each; keep the others in another folder."
                 )
             row = name, ", ".join(filter(None, (variant, run.task["name"])))  # evar:esc50 beside a paper's esc50
             assert other.task["name"] != run.task["name"]
-        taken[row, place, name] = run
+        ran[row, cell, name] = run
         fractions[row] = train_fraction(run)
         of_pool = name if name in labels else ""
-        found = {(of_pool, seed): scale(metric) * score for seed, score in scores.items()}
-        rows.setdefault(row, {}).setdefault(place, {}).update(found)
+        by_seed = {(of_pool, seed): scale(metric) * score for seed, score in scores.items()}
+        rows.setdefault(row, {}).setdefault(cell, {}).update(by_seed)
         commands.setdefault(row, {})[re.sub(r" --tasks \S+", "", run.command)] = None
     return [
         Row(
@@ -224,11 +224,11 @@ def _usable(run: Run, metric: str) -> dict[int, float]:
 
 def _metrics(columns: Iterable[Column]) -> dict[tuple[str, str], str]:
     """What each (protocol, task) of the columns counts, the members of means included; in lower case."""
-    found: dict[tuple[str, str], str] = {}
+    metrics: dict[tuple[str, str], str] = {}
     for column in columns:
         for task in column.members or (column.task,):
-            found.setdefault((column.protocol, task), column.metric.lower())
-    return found
+            metrics.setdefault((column.protocol, task), column.metric.lower())
+    return metrics
 
 
 def _values(
@@ -238,6 +238,6 @@ def _values(
     values = {}
     for column in columns:
         of_members = [tasks.get((column.protocol, task)) for task in column.members or (column.task,)]
-        if found := average(of_members):
-            values[column] = Value(estimate=estimate(list(found.values())), scores=found)
+        if scores := average(of_members):
+            values[column] = Value(estimate=estimate(list(scores.values())), scores=scores)
     return values

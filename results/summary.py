@@ -19,7 +19,7 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """
     rows = []
     for run in runs:
-        for place, metric in enumerate((run.task["metric"], *run.task["other_metrics"])):
+        for rank, metric in enumerate((run.task["metric"], *run.task["other_metrics"])):
             scores = list(seed_means(run, metric).values())
             if not scores:
                 continue
@@ -34,7 +34,7 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
                     "mean": round(factor * result.mean, 2),
                     "ci95": None if result.half_width is None else round(factor * result.half_width, 2),
                     "n": result.n,
-                    "seconds": None if place else _seconds(run),
+                    "seconds": None if rank else _seconds(run),
                 }
             )
     return rows

@@ -51,12 +51,12 @@ def table(
     if list_tables:
         return Output(_tables())
     check_format(style)
-    found, failures = (
+    records, failures = (
         ({}, []) if like and not runs_folder and not DEFAULT.exists() else runs.read(runs_folder or DEFAULT)
     )
-    if not found and not like:
+    if not records and not like:
         raise UsageError(f"{runs_folder or DEFAULT}: no run records in it. Make some with m2d-bench linear.")
-    text = render(compare(list(found.values()), selection, like), style)
+    text = render(compare(list(records.values()), selection, like), style)
     if output is None:
         return Output(text, tuple(failures))
     output = output.expanduser()
@@ -90,7 +90,7 @@ def list_runs(*, runs_folder: RunsFolder = DEFAULT) -> Output:
     Args:
         runs_folder: Folder of run records.
     """
-    found, failures = runs.read(runs_folder)
+    records, failures = runs.read(runs_folder)
     rows = [
         {
             "key": run.key,
@@ -100,7 +100,7 @@ def list_runs(*, runs_folder: RunsFolder = DEFAULT) -> Output:
             "seeds": len(run.done(run.task["n_folds"])),
             "created": run.created,
         }
-        for run in found.values()
+        for run in records.values()
     ]
     return Output(tabulate(rows, headers="keys", tablefmt="simple") if rows else "", tuple(failures))
 
@@ -114,8 +114,8 @@ def show(key: str, /, *, runs_folder: RunsFolder = DEFAULT) -> Output:
         runs_folder: Folder of run records.
     """
     file = Path(key)
-    found, failures = runs.read(file if file.is_file() else runs_folder)
-    fitting = {path: run for path, run in found.items() if file.is_file() or run.key.startswith(key)}
+    records, failures = runs.read(file if file.is_file() else runs_folder)
+    fitting = {path: run for path, run in records.items() if file.is_file() or run.key.startswith(key)}
     if len(fitting) != 1:
         raise UsageError(
             f"{key!r} is the key of {len(fitting)} records in {runs_folder}; name one. See m2d-bench runs list."
@@ -133,9 +133,9 @@ def bootstrap(*, runs_folder: RunsFolder = DEFAULT, shown: Annotated[Filter, Fla
         shown: Which records.
         draws: How often the clips are drawn.
     """
-    found, failures = read_all([runs_folder], shown)
+    records, failures = read_all([runs_folder], shown)
     rows = []
-    for (path, run), label in zip(found.items(), labels(list(found.values())), strict=True):
+    for (path, run), label in zip(records.items(), labels(list(records.values())), strict=True):
         try:
             with bar(f"Drawing clips of {run.task['name']}", draws, "draws") as advance:
                 interval = clip_interval(run, runs.load_predictions(path), draws, advance)
@@ -165,9 +165,9 @@ def export(*, output: Annotated[Path, Parameter(("--output", "-o"))], runs_folde
         runs_folder: Folder of run records.
     """
     folders.check_export(output)
-    found, failures = runs.read(runs_folder)
-    count = folders.export(found.values(), output.expanduser())
-    return Output(f"{output}: {count} scores of {len(found)} records", tuple(failures))
+    records, failures = runs.read(runs_folder)
+    count = folders.export(records.values(), output.expanduser())
+    return Output(f"{output}: {count} scores of {len(records)} records", tuple(failures))
 
 
 @RUNS.command
@@ -193,7 +193,7 @@ def gc(*, runs_folder: RunsFolder = DEFAULT, dry_run: bool = False, hours: float
         dry_run: List it only.
         hours: Age from which a file counts as left.
     """
-    found = folders.leftovers(runs_folder.expanduser(), hours)
+    left = folders.leftovers(runs_folder.expanduser(), hours)
     if not dry_run:
-        folders.remove(found)
-    return Output("\n".join(map(str, found)) or f"{runs_folder}: nothing to remove")
+        folders.remove(left)
+    return Output("\n".join(map(str, left)) or f"{runs_folder}: nothing to remove")

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from m2d_bench.encoders import variants, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.m2d import M2DEncoder
-from m2d_bench.encoders.protocol import check_waveform
+from m2d_bench.encoders.waveform import check_waveform
 from m2d_bench.errors import AudioError, UsageError
 from m2d_bench.settings import Compute
 from m2d_bench.superb_upstream import norm_stats

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2d_bench.encoders.checkpoint import Checkpoint, parse_name
+from m2d_bench.encoders.checkpoint import Checkpoint, parse_name, save
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.vit import ViT, ViTConfig, initialise
 
@@ -67,6 +67,15 @@ def small_encoder(
     config = EncoderConfig(name="small", vit=vit, sample_rate=sample_rate, **settings)  # type: ignore[arg-type]
     weights = initialise(ViT(vit), torch.Generator().manual_seed(1)).state_dict()
     return Checkpoint(config=config, encoder=weights).build()
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small encoder as a file; its embeddings are those the session's cache holds of `small_encoder()`."""
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    encoder = small_encoder()
+    save(Checkpoint(config=encoder.config, encoder=encoder.vit.state_dict()), path)
+    return path
 
 
 def random_checkpoint(name: str) -> Checkpoint:

@@ -1,6 +1,7 @@
 """Sound files of every usual kind become mono waveforms at the wanted rate."""
 
 import os
+import re
 import struct
 
 import numpy as np
@@ -306,3 +307,36 @@ def test_a_title_that_speaks_of_damage_is_none(tmp_path):
         file.title, file.comment = "Junk after the last page", "Last page lacks an end-of-stream bit"
         file.write(np.zeros(1600))
     assert len(audio.read(path, 16000)) == 1600
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
+@pytest.mark.parametrize(("share", "end"), [(1.0, b""), (0.6, b""), (0.0, b"no sound"), (1.0, b"no sound")])
+def test_inspecting_tells_the_duration_and_finds_what_reading_finds(tmp_path, suffix, share, end):
+    path = write(tmp_path / f"x.{suffix}", np.stack([tone(44100, 2.0), tone(44100, 2.0, 300.0)], axis=1), 44100)
+    path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)] + end)
+    try:
+        audio.read(path, 16000)
+    except AudioError as error:
+        with pytest.raises(AudioError, match=re.escape(str(error))):
+            audio.inspect(path)
+    else:
+        digest, seconds = audio.inspect(path)
+        assert len(digest) == 64
+        assert seconds == audio.duration(path)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "rate", "message"),
+    [
+        (np.zeros(0), 16000, "no samples at 0 s"),
+        (np.full(100, np.nan), 16000, "NaN or infinite"),
+        (np.full(100, np.inf), 16000, "NaN or infinite"),
+        (np.full(100, 1e38), 16000, "too large for a spectrogram"),
+        (np.ones(2), 96000, "2 samples at 96000 Hz are less than one at 16000 Hz"),
+    ],
+)
+def test_inspecting_refuses_samples_that_reading_refuses(tmp_path, waveform, rate, message):
+    path = write(tmp_path / "x.wav", waveform, rate, subtype="FLOAT")
+    for function in (audio.inspect, lambda path: audio.read(path, 16000)):
+        with pytest.raises(AudioError, match=rf"x\.wav: .*{message}"):
+            function(path)

@@ -25,10 +25,10 @@ def run(capsys, *words):
 
 
 @pytest.fixture
-def options(tmp_path, tones):
+def options(tmp_path, tones, small_model):
     return [
         "--model",
-        MODEL,
+        small_model,
         "--data",
         tones,
         "--runs",
@@ -53,7 +53,7 @@ def test_linear_prints_one_table(capsys, options):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert len(lines) == 3
-    assert MODEL in lines[2]
+    assert lines[2].startswith("small ")
     assert " ± " in lines[2]
 
 
@@ -146,6 +146,20 @@ def test_embed_writes_what_it_can_and_names_what_it_cannot(capsys, tmp_path):
     assert "1 embeddings of 960" in out
     assert "b.wav" in err
     assert np.load(tmp_path / "out.npz")["embeddings"].shape == (1, 960)
+
+
+def test_verbose_shows_where_the_error_of_each_single_file_comes_from(capsys, caplog, tmp_path):
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(16000), 16000)
+    soundfile.write(tmp_path / "loud.wav", 1e30 * np.ones(16000), 16000, "DOUBLE")
+    (tmp_path / "broken.wav").write_bytes(b"x")
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:9000])
+    words = ["embed", tmp_path, tmp_path / "gone.wav", "-o", tmp_path / "out.npz", "--model", MODEL]
+    code, _, err = run(capsys, *words)
+    assert (code, err.count("ERROR: "), "Traceback" in caplog.text) == (1, 4, False)
+    code, _, err = run(capsys, *words, "--verbose")
+    assert (code, err.count("ERROR: ")) == (1, 4)
+    traced = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert sorted(traced) == sorted(line.removeprefix("ERROR: ") for line in err.splitlines() if "ERROR: " in line)
 
 
 def test_embed_names_a_folder_that_cannot_be_listed_and_embeds_the_others(capsys, tmp_path, unlistable):

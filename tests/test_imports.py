@@ -5,6 +5,7 @@ import graphlib
 import importlib.util
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("evaluation",),
     ("tasks",),
     ("encoders", "training", "runs"),
+    ("predictions",),
+    ("run_record",),
     ("settings", "audio"),
     ("values", "compat"),
     ("registry", "files"),
@@ -47,21 +50,23 @@ SOURCES = {
 }
 
 
+@cache  # every test reads the whole tree again
 def imported_names(module, source, is_package):
-    """Full names a module imports anywhere in it, for type checkers and inside functions too."""
-    package = module if is_package else module.rpartition(".")[0]
+    """Full names a module imports anywhere in it, for type checkers and inside functions too, in order."""
+    package, names = module if is_package else module.rpartition(".")[0], set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return sorted(names)
 
 
 def imports_of(sources):
     """Each module with the names it imports."""
     packages = {name.rpartition(".")[0] for name in sources}
-    return {name: sorted(set(imported_names(name, source, name in packages))) for name, source in sources.items()}
+    return {name: imported_names(name, source, name in packages) for name, source in sources.items()}
 
 
 def lies_in(name, modules):

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,36 @@ def test_a_full_disk_names_the_file(write):
         "out/resume.pt: No space left on device. Free some space there, or name another folder."
     )
     assert "esc10 failed: out/resume.pt: No space" in str(TasksFailed({"esc10": caught.value}, [RUN]))
+
+
+def full(file):
+    file.write(bytes(2**20))
+    file.flush()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_in_torch(file):
+    try:
+        full(file)
+    except OSError:
+        raise RuntimeError("unexpected pos 64 vs 0") from None
+
+
+def full_of_other_files(file):
+    os.unlink(file.name)
+    full(file)
+
+
+@pytest.mark.parametrize(("write", "room"), [(full, "3.0"), (full_in_torch, "3.0"), (full_of_other_files, "2.0")])
+def test_a_file_that_does_not_fit_is_named_with_the_room_there_was(tmp_path, monkeypatch, write, room):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 2**21))
+    with pytest.raises(OSError, match="out/resume") as caught, replacing(tmp_path / "out/resume.pt") as file:
+        write(file)
+    assert describe(caught.value) == (
+        f"{tmp_path}/out/resume.pt: No space left on device: it needs more than the {room} MiB that are free. "
+        "Free some space there, or name another folder."
+    )
+    assert not os.listdir(tmp_path / "out")
 
 
 def test_only_failed_writes_are_renamed(tmp_path):

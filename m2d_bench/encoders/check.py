@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from m2d_bench.encoders.protocol import TOLERANCE, Encoder, SceneEncoder, noise, wrap
+from m2d_bench.encoders.protocol import TOLERANCE, Encoder, SceneEncoder, wrap
+from m2d_bench.encoders.waveform import noise
 from m2d_bench.errors import M2DBenchError, UsageError
 
 SCENE_SECONDS = 2.74

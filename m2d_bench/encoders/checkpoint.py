@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _LABELS = "labels"
 _SHA256 = "sha256"
+_NO_WEIGHTS = re.compile(r"\.|optimizer|scheduler|scaler|sampler|rng_state|training_args")
+"""Hidden files, and what accelerate and the Trainer of transformers write beside the weights."""
 _NAME = re.compile(
     r"(?:(?P<family>m2d_clap|m2d_as|m2d_s|m2d_x|m2d_d2v|m2d|msm_mae)_vit_(?P<size>tiny|small|base|large)-)?"
     r"(?P<freq>\d+)x(?P<time>\d+)p(?P<patch_freq>\d+)x(?P<patch_time>\d+)(?:p(?P<khz>16|32)k)?"
@@ -110,7 +112,7 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     """Reads a checkpoint file, strictly and without running code from it.
 
     Args:
-        path: `.pth`, `.pt`, `.ckpt` or `.safetensors` file, or a folder that holds exactly one.
+        path: `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file, or a folder that holds exactly one.
         changes: Fields of EncoderConfig to set (`features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`,
             `name`); and `patch_size`, to accept the tensors' patch size when the folder's name states another.
 
@@ -140,8 +142,8 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, without hidden files such as the `._` twins of macOS."""
-    found = (p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """The checkpoints of a folder, without hidden files such as the `._` twins of macOS, and states of a training."""
+    found = (p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and not _NO_WEIGHTS.match(p.name))
     return sorted(p for p in found if p.is_file())
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from m2d_bench import files
 from m2d_bench.errors import CheckpointError
 from m2d_bench.progress import bar
+from m2d_bench.settings import writing
 
 _BLOCK = 1 << 20
+_WEAK = "W/"
+"""Begins the ETag of a file that may be another one of the same meaning: its parts do not fit together."""
 
 
 def fetch(url: str, path: Path, *, manual: str) -> None:
@@ -28,6 +31,7 @@ def fetch(url: str, path: Path, *, manual: str) -> None:
 
     Raises:
         CheckpointError: No connection, an HTTP error, or fewer bytes than announced.
+        StorageError: The disk is full; the part stays.
     """
     if path.exists():
         return
@@ -73,12 +77,15 @@ def known(path: Path, sha256: str | None, record: Path) -> Iterator[None]:
 
 
 def _receive(url: str, part: Path, name: str) -> int | None:
-    """Downloads into the part, going on with it if the server still has the same file; returns the announced size."""
+    """Downloads into the part, going on with it if the server still has the same file; returns the announced size.
+
+    Source: RFC 9110, section 13.1.5.
+    """
     tag = _tag(part)
-    have = part.stat().st_size if part.exists() else 0
-    had = tag.read_text() if have and tag.exists() else ""
+    had = tag.read_text() if part.exists() and tag.exists() else ""
+    have = part.stat().st_size if part.exists() and not had.startswith(_WEAK) else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    if had:
+    if have and had:
         request.add_header("If-Range", had)
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
@@ -91,6 +98,7 @@ def _receive(url: str, part: Path, name: str) -> int | None:
             announced = response.headers.get("Content-Length")
             total = int(announced) + (have if resumed else 0) if announced else None
             with (
+                writing(part.parent, (total or 0) - (have if resumed else 0), "--cache"),
                 part.open("ab" if resumed else "wb") as file,
                 bar(name, total, "bytes", done=file.tell()) as advance,
             ):

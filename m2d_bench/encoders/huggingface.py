@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench import compat
-from m2d_bench.encoders.protocol import Lengths, Waveform, autocast, check_waveform, digest_of
+from m2d_bench.encoders.protocol import autocast, digest_of
 from m2d_bench.encoders.tensor_file import brief, listing
+from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import resolve
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, HOP_MS, N_MELS, LogMel
-from m2d_bench.encoders.protocol import Lengths, Waveform, autocast, check_waveform, digest_of
+from m2d_bench.encoders.protocol import autocast, digest_of
 from m2d_bench.encoders.vit import ViT, ViTConfig
+from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform
 from m2d_bench.errors import AudioError, UsageError
 
 Features = Literal["stacked", "flat"]

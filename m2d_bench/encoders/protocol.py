@@ -17,13 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from m2d_bench.audio import LOUDEST
-from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.encoders.waveform import Lengths, Waveform, as_native, check_waveform, noise
+from m2d_bench.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
-
-Waveform = Tensor | np.ndarray
-Lengths = Tensor | Sequence[int]
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2**-6}
 """How far an embedding may move with its batch mates, relative to its largest value, by precision.
@@ -31,9 +28,6 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2**-6}
 In float32 it is rounding. bfloat16 has 8 significant bits, and kernels that sum in another order for another batch size
 round differently in each layer: four units in the last place (4 × 2⁻⁸).
 """
-
-_CHANNELS = 64
-"""Rows that are more than their samples, and hold no more than so many, are samples by channels."""
 
 
 class SceneEncoder(Protocol):
@@ -181,16 +175,14 @@ class Encoder:
 
     def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
         """[B, S] → the output of every layer, [B, T, D] each; a UsageError where the encoder gives none."""
-        batch, given, clips = self._batch(waveform, lengths)
-        layers = self._call("hidden_states", batch, **given)
+        layers, clips = self._answer("hidden_states", waveform, lengths)
         if not isinstance(layers, list | tuple) or not layers:
             raise UsageError(f"hidden_states of {self.name} must return a list of layers; it returned {_said(layers)}.")
         return [self._checked("hidden_states", layer, (len(clips), "T", "D"), clips) for layer in layers]
 
     def timestamp_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
         """[B, S] → embeddings [B, T, D], timestamps [B, T] in ms; a UsageError where the encoder gives none."""
-        batch, given, clips = self._batch(waveform, lengths)
-        both = self._call("timestamp_embeddings", batch, **given)
+        both, clips = self._answer("timestamp_embeddings", waveform, lengths)
         if not isinstance(both, list | tuple) or len(both) != 2:
             raise UsageError(
                 f"timestamp_embeddings of {self.name} must return embeddings and timestamps; it returned {_said(both)}."
@@ -245,11 +237,11 @@ class Encoder:
             logger.warning("%s takes no lengths: clips of different lengths are encoded one at a time.", self.name)
         return takes
 
-    def _batch(self, waveform: Waveform, lengths: Lengths | None) -> tuple[Tensor, dict[str, list[int]], Sequence[str]]:
-        """Waveforms [B, S], their lengths where there are any, and names of the rows."""
+    def _answer(self, method: str, waveform: Waveform, lengths: Lengths | None) -> tuple[Any, list[str]]:
+        """What a method of the encoder returns for waveforms, and names of the rows."""
         batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
         given = {} if lengths is None else {"lengths": counts.tolist()}
-        return batch, given, [f"row {row}" for row in range(len(batch))]
+        return self._call(method, batch, **given), [f"row {row}" for row in range(len(batch))]
 
     def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
         """What a method of the encoder returns for waveforms, on its own device if it is a module."""
@@ -265,7 +257,7 @@ class Encoder:
     def _checked(self, method: str, output: Any, expected: Sequence[int | str], clips: Sequence[str]) -> Tensor:
         """What the encoder returned, as a tensor of the expected shape (a letter is any size), or an error."""
         try:
-            embeddings: Any = torch.from_numpy(_native(output)) if isinstance(output, np.ndarray) else output
+            embeddings: Any = torch.from_numpy(as_native(output)) if isinstance(output, np.ndarray) else output
         except TypeError:  # an array of objects
             embeddings = None
         if (
@@ -336,73 +328,3 @@ def _said(output: Any) -> str:
     """What an encoder returned, for messages."""
     shape = f" {output.dtype} {list(output.shape)}" if isinstance(output, Tensor | np.ndarray) else ""
     return f"{type(output).__name__}{shape}"
-
-
-def noise(rows: int, samples: int) -> Tensor:
-    """White noise in [-1, 1], [rows, samples], the same in every call."""
-    return torch.rand(rows, samples, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Checks a batch of waveforms once, for every encoder.
-
-    Args:
-        waveform: [S] or [B, S] floats.
-        lengths: Real samples of each row, or None.
-        device: Where the batch goes.
-
-    Returns:
-        [B, S] float32 on the device, and lengths [B] int64 on the CPU.
-
-    Raises:
-        AudioError: Says what was received and what is allowed.
-    """
-    try:
-        batch = waveform if isinstance(waveform, Tensor) else torch.from_numpy(_native(waveform))
-    except (TypeError, ValueError) as error:
-        raise AudioError(
-            f"A waveform is a tensor or an array of floats, got {type(waveform).__name__}: {error}"
-        ) from error
-    if batch.ndim not in (1, 2) or batch.numel() == 0:
-        raise AudioError(
-            f"A waveform is [samples] or [batch, samples] and not empty, got shape {list(batch.shape)}. "
-            "Mix channels down to mono and stack clips along the first axis."
-        )
-    if not batch.is_floating_point():
-        raise AudioError(
-            f"A waveform holds floats in [-1, 1], got {batch.dtype}. Divide integers by their full scale, "
-            "for 16 bits waveform / 32768."
-        )
-    batch = batch.to(device, torch.float32).reshape(-1, batch.shape[-1])
-    finite = batch.isfinite().all(dim=1)
-    if not bool(finite.all()):
-        rows = (~finite).nonzero().flatten().tolist()
-        raise AudioError(f"The waveform holds NaN or infinite values in row(s) {rows[:10]} of {len(batch)}.")
-    if (peak := float(batch.abs().max())) > LOUDEST:
-        raise AudioError(f"The waveform reaches {peak:.3g}, too large for a spectrogram; it should be in [-1, 1].")
-    n_rows, samples = batch.shape
-    if samples < n_rows and samples <= _CHANNELS:
-        raise AudioError(
-            f"A batch is [clips, samples], got shape [{n_rows}, {samples}]: {n_rows} clips of {samples} samples. "
-            "If these are samples and channels of one clip, mix it down to mono: waveform.mean(1)."
-        )
-    if lengths is None:
-        return batch, torch.full((n_rows,), samples)
-    try:
-        given = torch.as_tensor(lengths).cpu()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise AudioError(f"lengths must be {n_rows} whole numbers of samples, got {lengths!r}: {error}") from error
-    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    counts = given.long()
-    if not whole or counts.shape != (n_rows,) or bool((counts < 1).any()) or bool((counts > samples).any()):
-        raise AudioError(
-            f"lengths must be {n_rows} whole numbers of samples between 1 and {samples}, got "
-            f"{str(given.dtype).removeprefix('torch.')} {given.flatten().tolist()[:10]}."
-        )
-    return batch, counts
-
-
-def _native(waveform: Any) -> np.ndarray:
-    """A copy torch can own: contiguous, writable, native byte order, floats as float32."""
-    array = np.array(waveform)
-    return np.array(array, dtype=np.float32 if array.dtype.kind == "f" else None, order="C")

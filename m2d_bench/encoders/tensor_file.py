@@ -20,7 +20,7 @@ from torch import Tensor
 
 from m2d_bench.errors import CheckpointError
 
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _ZIP = b"PK\x03\x04"
 _INTEGERS = ("norm_stats", "num_batches_tracked")
 """Ends of the keys that may hold whole numbers; weights are floating-point."""
@@ -41,9 +41,18 @@ class _Unread:
 
 
 _PATHS = [f"{kind}{system}Path" for kind in ("", "Pure") for system in ("Posix", "Windows")]
+_OMEGACONF = {
+    "dictconfig": ["DictConfig"],
+    "listconfig": ["ListConfig"],
+    "base": ["ContainerMetadata", "Metadata"],
+    "nodes": [f"{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Enum", "Path", "Bytes")],
+}
+"""What Lightning keeps of a module that Hydra configured; these refer to the types below."""
 _UNREAD = [
     *(f"{module}.{path}" for module in ("pathlib", "pathlib._local") for path in _PATHS),
     *("argparse.Namespace", "datetime.date", "datetime.datetime", "datetime.timedelta"),
+    *(f"omegaconf.{module}.{kind}" for module, kinds in _OMEGACONF.items() for kind in kinds),
+    *("typing.Any", "collections.defaultdict", *(f"builtins.{kind}" for kind in ("dict", "list", "int"))),
 ]
 _NUMPY: list[tuple[str, Any]] = [
     ("scalar", np.float64().__reduce__()[0]),
@@ -111,6 +120,18 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         raise CheckpointError(f"{path}: not a whole zip file, or it cannot be unpacked: {brief(error)}.") from error
 
 
+def unpacked_size(path: Path, records: Sequence[zipfile.ZipInfo]) -> int:
+    """Bytes that records of a zip unpack to, as it announces; no record unpacks to more.
+
+    Raises:
+        CheckpointError: They are far more than weights are compressed by.
+    """
+    size = sum(record.file_size for record in records)
+    if size > max(_UNPACKED * path.stat().st_size, 1 << 30):
+        raise CheckpointError(f"{path}: unpacks to {size} bytes, far more than weights would. Get the file anew.")
+    return size
+
+
 def check(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Each tensor has numbers of its own, floating-point and finite ones.
 
@@ -149,9 +170,7 @@ def _check_sums(path: Path) -> None:
     """Compares the CRC-32 of each record of a zip."""
     with open_zip(path) as archive:
         records = archive.infolist()
-        size = sum(record.file_size for record in records)
-        if size > max(_UNPACKED * path.stat().st_size, 1 << 30):
-            raise CheckpointError(f"{path}: unpacks to {size} bytes, far more than weights would. Get the file anew.")
+        unpacked_size(path, records)
         wrong = archive.testzip() if any(record.CRC for record in records) else None  # torch can leave them out
     if wrong is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of {listing([wrong])} does not match. Get the file anew.")

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from m2d_bench.encoders.frontend import HOP_MS
 from m2d_bench.encoders.m2d import M2DEncoder
-from m2d_bench.encoders.protocol import Waveform, check_waveform
+from m2d_bench.encoders.waveform import Waveform, check_waveform
 from m2d_bench.encoders.zoo import LoadedEncoder
 from m2d_bench.errors import UsageError
 

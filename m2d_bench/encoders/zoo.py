@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -21,7 +22,7 @@ from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import unknown
-from m2d_bench.settings import Compute, Storage, make_folder
+from m2d_bench.settings import Compute, Storage, make_folder, writing
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ _RELEASES = "https://github.com/nttcslab/m2d/releases/download"
 LoadedEncoder = M2DEncoder | HuggingFaceEncoder
 """What a name may give."""
 
+_LARGEST = 2 << 30
+"""Bytes of a released .pth file; the largest have less than 1 GiB."""
 LICENCE = "NTT's own licence, for evaluation: https://github.com/nttcslab/m2d"
 
 
@@ -85,7 +88,7 @@ def load(
     """Loads an encoder by name, frozen and in evaluation mode.
 
     Args:
-        name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt or .safetensors ·
+        name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt, .bin or .safetensors ·
             `random:NAME` (the architecture of NAME with random weights) · `hf:REPO_OR_FOLDER[@layer=N]` (see
             `huggingface.load`).
         compute: Device and precision.
@@ -201,16 +204,16 @@ def _released(release: Release, folder: Path) -> Path:
                 with download.known(archive, release.sha256, folder.with_name("weights.sha256")):
                     _unpack(archive, target)
             except CheckpointError as error:
+                archive.unlink()
                 raise CheckpointError(
                     f"{release.url}: {error} The download was removed, try again. Or {manual}."
                 ) from error
-            finally:
-                archive.unlink()
+            archive.unlink()
     return target
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Takes the one .pth file out of a released zip; it appears in the target folder readable, or not at all."""
+    """Takes the one .pth file out of a released zip; it appears in the target folder as a checkpoint, or not at all."""
     partial = target.with_name(f"{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -219,9 +222,15 @@ def _unpack(archive: Path, target: Path) -> None:
             if len(members) != 1:
                 names = tensor_file.listing([member.filename for member in members]) or "none"
                 raise CheckpointError(f"{archive}: holds {len(members)} .pth files ({names}), expected one.")
+            size = tensor_file.unpacked_size(archive, members)
+            if size > _LARGEST:
+                raise CheckpointError(f"{archive}: its .pth file has {size} bytes, expected are at most {_LARGEST}.")
             members[0].filename = Path(members[0].filename).name
-            weights = Path(file.extract(members[0], partial))
-        tensor_file.read_pickle(weights)
+            with writing(target.parent, size, "--cache"):
+                if size > shutil.disk_usage(target.parent).free:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                weights = Path(file.extract(members[0], partial))
+        checkpoint.read(weights)
         target.mkdir(exist_ok=True)
         os.replace(weights, target / weights.name)
     finally:

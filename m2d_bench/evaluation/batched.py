@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adam import adam
 
 from m2d_bench.evaluation.metrics import batched_scores, on_float64_device
-from m2d_bench.evaluation.problems import Problem
+from m2d_bench.evaluation.problems import Outcome, Problem
 from m2d_bench.evaluation.settings import ProbeSettings
+from m2d_bench.settings import Compute
 from m2d_bench.tasks.splits import count_classes
 from m2d_bench.tasks.task import Metric
 
-Report = Callable[[int, Mapping[str, float], Sequence[float], Tensor], None]
 _ROWS = 8192  # of features converted at a time
 _ELEMENTS = 2**22  # standardised or evaluated at a time
 
@@ -29,24 +29,21 @@ def fit_linear(
     problems: Sequence[Problem],
     settings: ProbeSettings,
     metric: Metric,
-    device: torch.device,
-    precision: Literal["fp32", "bf16"],
-    report: Report,
+    compute: Compute,
     progress: Callable[[int], None],
-) -> None:
+) -> Iterator[Outcome]:
     """Train a linear probe on every problem; see `probes.run_probes` for the arguments.
 
-    Args:
-        report: Called when a problem is finished, with its index, `{"epoch": best}`, each epoch's validation score, and
-            the best epoch's logits [N, C] of its test rows.
-        progress: Called with a number of epochs done.
+    Yields:
+        The outcome of a problem as soon as it is finished.
 
     Source: M2D-X (2024), section IV-B.
     """
-    store = _store(features, precision, device)
+    device = compute.torch_device()
+    store = _store(features, compute.resolved_precision(), device)
     labels = labels.to(device)
     for group in _groups(problems, device):
-        _BatchedProbes(store, labels, problems, group, settings, metric).fit(report, progress)
+        yield from _BatchedProbes(store, labels, problems, group, settings, metric).fit(progress)
 
 
 def _groups(problems: Sequence[Problem], device: torch.device) -> list[list[int]]:
@@ -135,14 +132,13 @@ class _BatchedProbes:
             drawn = torch.empty(parameters.shape).uniform_(-bound, bound, generator=run.generator)
             parameters.copy_(drawn)
 
-    def fit(self, report: Report, progress: Callable[[int], None]) -> None:
-        """Train until every run is finished, reporting each when it is."""
+    def fit(self, progress: Callable[[int], None]) -> Iterator[Outcome]:
+        """Train until every run is finished, giving the outcome of each when it is."""
         for epoch in range(1, self.settings.epochs + 1):
             self._train_epoch()
             running = len(self.runs)
             finished = self._validate(epoch)
-            for i in finished:
-                report(*self._outcome(i))
+            yield from map(self._outcome, finished)
             progress(running + len(finished) * (self.settings.epochs - epoch))
             self._drop(finished)
             if not self.runs:
@@ -214,12 +210,12 @@ class _BatchedProbes:
         last = epoch == self.settings.epochs
         return [i for i, run in enumerate(self.runs) if last or epoch - run.best_epoch >= self.settings.patience]
 
-    def _outcome(self, i: int) -> tuple[int, dict[str, float], list[float], Tensor]:
-        """A finished run's index, best epoch, validation scores, and test logits [N, C] of the best weights."""
+    def _outcome(self, i: int) -> Outcome:
+        """A finished run's best epoch, validation scores, and test logits [N, C] of the best weights."""
         run, one = self.runs[i], slice(i, i + 1)
         rows = run.problem.test.to(self.store.device)
         logits = self._evaluate(self.state[4, one], rows[None], one)[0].T
-        return run.index, {"epoch": run.best_epoch}, run.scores, logits
+        return Outcome(run.index, {"epoch": run.best_epoch}, run.scores, logits)
 
     def _drop(self, finished: list[int]) -> None:
         """Let the finished runs leave the batch."""
@@ -237,10 +233,10 @@ class _BatchedProbes:
         """What each place of an epoch counts in the mean of its batch, [P, longest]."""
         size = self.settings.probe_batch_size
         lengths = torch.tensor([[len(rows)] for rows in self.train])
-        place = torch.arange(int(lengths.max()))
-        in_batch = (lengths - place // size * size).clamp(1, size)
+        position = torch.arange(int(lengths.max()))
+        in_batch = (lengths - position // size * size).clamp(1, size)
         classes = self.n_classes if self.labels.ndim == 2 else 1
-        return ((place < lengths) / (in_batch * classes)).to(self.store.device)
+        return ((position < lengths) / (in_batch * classes)).to(self.store.device)
 
     def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Views of weights [P, C, D] and biases [P, C] in flat parameters or gradients."""
@@ -265,5 +261,5 @@ class _BatchedProbes:
 
 def _pad(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows of different length as one matrix, and where it is not padding."""
-    present = pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in rows], batch_first=True)
-    return pad_sequence([each.cpu() for each in rows], batch_first=True).to(device), present.to(device)
+    present = pad_sequence([torch.ones(len(part), dtype=torch.bool) for part in rows], batch_first=True)
+    return pad_sequence([part.cpu() for part in rows], batch_first=True).to(device), present.to(device)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from m2d_bench import audio
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
-from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.errors import AudioError, DataError, UsageError, note
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
 from m2d_bench.settings import Compute, Storage, file_name, make_folder, read_checked, replacing, write_checked, writing
@@ -186,7 +186,7 @@ def _embed(
             if not retry:
                 raise
             if len(clips) == 1:
-                failures.append(str(error))
+                failures.append(note(error))
             else:
                 for clip in clips:
                     embed([clip])
@@ -199,7 +199,7 @@ def _embed(
 
     for index, waveform in enumerate(waveforms):
         if isinstance(waveform, AudioError):
-            failures.append(str(waveform))
+            failures.append(note(waveform))
             continue
         samples = (len(batch) + 1) * max(map(len, [waveform, *batch.values()]))
         if batch and (len(batch) == batch_size or samples > _SECONDS_AT_ONCE * encoder.sample_rate):
@@ -231,7 +231,7 @@ def embed_files(
         try:
             durations[file] = audio.duration(file)
         except AudioError as error:
-            failures.append(str(error))
+            failures.append(note(error))
     ordered = sorted(durations, key=lambda file: durations[file])
 
     def read(file: Path) -> np.ndarray | AudioError:

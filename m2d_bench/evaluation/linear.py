@@ -62,22 +62,22 @@ def linear(
     """
     check_names("setting", changes, [field.name for field in fields(LinearSettings)], "m2d-bench linear --help")
     settings = replace(settings, **changes)
-    chosen = tasks.get_all(task_names)
+    chosen = tasks.get_all(task_names, settings)
     make_folder(settings.runs_root)
     loaded = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
     encoder = wrap(loaded)
-    done: list[Run] = []
+    records: list[Run] = []
     failures: dict[str, Exception] = {}
     for name, task in chosen.items():
         words = ["linear", "--model", str(model), "--tasks", name]
         command = "" if loaded is model else command_line(words, settings, leaving_out=("force",))
         try:
-            done.append(_evaluate(encoder, task, settings, command))
+            records.append(_evaluate(encoder, task, settings, command))
         except (M2DBenchError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             failures[task.name] = error
     if failures:
-        raise TasksFailed(failures, done)
-    return done
+        raise TasksFailed(failures, records)
+    return records
 
 
 def _evaluate(encoder: Encoder, task: Task, settings: LinearSettings, command: str) -> Run:
@@ -93,7 +93,7 @@ def _evaluate(encoder: Encoder, task: Task, settings: LinearSettings, command: s
     finished = stored.done(n_folds) if stored else set()
     if settings.keep_predictions:
         predictions = runs.load_predictions(run.path(settings.runs_root))
-        counts = Counter(each.seed for each in predictions)
+        counts = Counter(prediction.seed for prediction in predictions)
         finished = {seed for seed in finished if counts[seed] >= n_folds}
     missing = [seed for seed in seeds if settings.force or seed not in finished]
     if missing:
@@ -108,10 +108,8 @@ def _evaluate(encoder: Encoder, task: Task, settings: LinearSettings, command: s
                 torch.from_numpy(dataset.labels)[embedded.clips],
                 problems,
                 settings,
-                metric=task.metric,
-                other_metrics=task.other_metrics,
-                device=settings.torch_device(),
-                precision=settings.resolved_precision(),
+                metrics=(task.metric, *task.other_metrics),
+                compute=settings,
                 on_result=record,
                 progress=advance,
             )
@@ -131,10 +129,10 @@ def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[
             return
         now = time.perf_counter()
         seconds, last = round((now - last) / len(results), 4), now
-        runs.add(replace(run, scores=tuple(_score(each, seconds) for each in results)), settings.runs_root)
+        runs.add(replace(run, scores=tuple(_score(result, seconds) for result in results)), settings.runs_root)
         if settings.keep_predictions:
-            for each in results:
-                runs.save_predictions(run, settings.runs_root, _predictions(each, dataset))
+            for result in results:
+                runs.save_predictions(run, settings.runs_root, _predictions(result, dataset))
 
     return record
 

@@ -3,7 +3,6 @@
 # No postponed annotations here: the command line reads the types of ProbeSettings from another module's subclass.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from torch.nn.functional import one_hot
 from m2d_bench.errors import DataError
 from m2d_bench.evaluation.batched import fit_linear
 from m2d_bench.evaluation.metrics import check_scorable, score
-from m2d_bench.evaluation.problems import ProbeResult, Problem
+from m2d_bench.evaluation.problems import Outcome, ProbeResult, Problem
 from m2d_bench.evaluation.settings import ProbeSettings
+from m2d_bench.settings import Compute
 from m2d_bench.tasks.splits import count_classes
 from m2d_bench.tasks.task import Metric
 
@@ -32,12 +32,10 @@ def run_probes(
     problems: Sequence[Problem],
     settings: ProbeSettings,
     *,
-    metric: Metric,
-    other_metrics: Sequence[Metric] = (),
-    device: torch.device | str = "cpu",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    on_result: Callable[[ProbeResult], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    metrics: Sequence[Metric],
+    compute: Compute = Compute(device="cpu", precision="fp32"),
+    on_result: Callable[[ProbeResult], None] = lambda result: None,
+    progress: Callable[[int], None] = lambda epochs: None,
 ) -> list[ProbeResult]:
     """Train and test every problem.
 
@@ -52,11 +50,10 @@ def run_probes(
             clips and classes).
         problems: The runs; their rows index `features` and `labels`.
         settings: How to train.
-        metric: Scores the test rows and, on the validation rows, chooses the epoch.
-        other_metrics: What the test rows are scored by beside it.
-        device: Where the linear probe is trained; the others stay on the CPU.
-        precision: Of the linear probe's training products; weights, Adam and all that is evaluated stay fp32. bf16 is
-            several times faster where the processor multiplies it.
+        metrics: Score the test rows; the first one, on the validation rows, chooses the epoch.
+        compute: Device of the linear probe (the others stay on the CPU), and precision of its training products;
+            weights, Adam and all that is evaluated stay fp32. bf16 is several times faster where the processor
+            multiplies it.
         on_result: Called with each result as soon as it is there.
         progress: Called with a number of epochs done; they add up to problems × `settings.epochs`.
 
@@ -66,40 +63,38 @@ def run_probes(
     Raises:
         DataError: Features, labels or rows cannot be used as they are.
     """
-    _check(features, labels, problems, (metric, *other_metrics))
+    _check(features, labels, problems, metrics)
+    if settings.probe == "linear":
+        outcomes = fit_linear(features, labels, problems, settings, metrics[0], compute, progress)
+    else:
+        outcomes = _fit_sklearn(features, labels, problems, settings, metrics[0], progress)
     results: dict[int, ProbeResult] = {}
-
-    def report(index: int, chosen: Mapping[str, float], valid_scores: Sequence[float], test_logits: Tensor) -> None:
-        problem = problems[index]
-        if not bool(test_logits.isfinite().all()):
+    for outcome in outcomes:
+        problem = problems[outcome.index]
+        if not bool(outcome.logits.isfinite().all()):
             raise DataError(
                 f"The probe diverged at seed {problem.seed}, fold {problem.fold}: its outputs are not finite. "
                 f"Try a lower learning rate than {settings.learning_rate:g}, or --precision fp32."
             )
-        truth = labels[problem.test].to(test_logits.device)
-        main_score, *others = (score(name, test_logits, truth) for name in (metric, *other_metrics))
-        result = ProbeResult(
-            problem.seed,
-            problem.fold,
-            main_score,
-            len(problem.test),
-            valid_scores,
-            chosen,
-            dict(zip(other_metrics, others, strict=True)),
-            test_logits.cpu(),
-        )
-        results[index] = result
-        if on_result:
-            on_result(result)
-
-    advance = progress or (lambda epochs: None)
-    if settings.probe == "linear":
-        fit_linear(features, labels, problems, settings, metric, torch.device(device), precision, report, advance)
-    else:
-        for index, problem in enumerate(problems):
-            report(index, *_fit_sklearn(features, labels, problem, settings.probe, metric))
-            advance(settings.epochs)
+        results[outcome.index] = _result(problem, outcome, labels, metrics)
+        on_result(results[outcome.index])
     return [results[index] for index in range(len(problems))]
+
+
+def _result(problem: Problem, outcome: Outcome, labels: Tensor, metrics: Sequence[Metric]) -> ProbeResult:
+    """What the test rows of a problem score."""
+    truth = labels[problem.test].to(outcome.logits.device)
+    main_score, *others = (score(metric, outcome.logits, truth) for metric in metrics)
+    return ProbeResult(
+        seed=problem.seed,
+        fold=problem.fold,
+        score=main_score,
+        n_test=len(problem.test),
+        valid_scores=outcome.valid_scores,
+        chosen=outcome.chosen,
+        others=dict(zip(metrics[1:], others, strict=True)),
+        logits=outcome.logits.cpu(),
+    )
 
 
 def _check(features: Tensor, labels: Tensor, problems: Sequence[Problem], metrics: Sequence[Metric]) -> None:
@@ -145,21 +140,28 @@ def _check_labels(labels: Tensor, n_rows: int) -> None:
 
 
 def _fit_sklearn(
-    features: Tensor, labels: Tensor, problem: Problem, probe: Literal["knn", "logreg"], metric: Metric
-) -> tuple[dict[str, float], list[float], Tensor]:
-    """What validation chose, the score of each candidate there, and the chosen one's logits [N, C] on the test rows."""
-    train, *others = (features[rows].float().cpu().numpy() for rows in (problem.train, problem.valid, problem.test))
-    scaler = StandardScaler().fit(train)
-    splits = [np.asarray(scaler.transform(split)) for split in (train, *others)]
-    candidates = _neighbours if probe == "knn" else _regressions
-    scores: list[float] = []
-    best: tuple[dict[str, float], Tensor] | None = None
-    for chosen, valid, test in candidates(splits, labels, problem.train):
-        scores.append(score(metric, valid, labels[problem.valid]))
-        if best is None or scores[-1] > max(scores[:-1]):
-            best = chosen, test
-    assert best is not None
-    return best[0], scores, best[1]
+    features: Tensor,
+    labels: Tensor,
+    problems: Sequence[Problem],
+    settings: ProbeSettings,
+    metric: Metric,
+    progress: Callable[[int], None],
+) -> Iterator[Outcome]:
+    """Fit scikit-learn's probe to one problem after the other; see `run_probes` for the arguments."""
+    candidates = _neighbours if settings.probe == "knn" else _regressions
+    for index, problem in enumerate(problems):
+        train, *others = (features[rows].float().cpu().numpy() for rows in (problem.train, problem.valid, problem.test))
+        scaler = StandardScaler().fit(train)
+        splits = [np.asarray(scaler.transform(split)) for split in (train, *others)]
+        scores: list[float] = []
+        best: tuple[Mapping[str, float], Tensor] | None = None
+        for chosen, valid, test in candidates(splits, labels, problem.train):
+            scores.append(score(metric, valid, labels[problem.valid]))
+            if best is None or scores[-1] > max(scores[:-1]):
+                best = chosen, test
+        assert best is not None
+        yield Outcome(index, best[0], scores, best[1])
+        progress(settings.epochs)
 
 
 def _neighbours(

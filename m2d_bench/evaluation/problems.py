@@ -1,4 +1,4 @@
-"""What a probe is given and gives back: problems and results."""
+"""What a probe is given and gives back: problems, outcomes and results."""
 
 from __future__ import annotations
 
@@ -33,6 +33,23 @@ class Problem:
         return generator_of(self.seed, self.fold)
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What training one problem gave.
+
+    Args:
+        index: The problem's, among those trained.
+        chosen: What validation chose, its best: `{"epoch": 57}` (from 1), `{"k": 5}` or `{"C": 0.1}`.
+        valid_scores: Validation metric of each epoch, k or C tried.
+        logits: Scores of the test rows by what was chosen, larger with the belief in a class, [N, C].
+    """
+
+    index: int
+    chosen: Mapping[str, float]
+    valid_scores: Sequence[float]
+    logits: Tensor
+
+
 @dataclass(frozen=True)
 class ProbeResult:
     """What one problem scored.
@@ -43,9 +60,9 @@ class ProbeResult:
         score: Test metric.
         n_test: Number of test rows.
         others: The other metrics' scores.
-        valid_scores: Validation metric of each epoch, k or C tried.
-        chosen: What validation chose, its best: `{"epoch": 57}` (from 1), `{"k": 5}` or `{"C": 0.1}`.
-        logits: Scores of the test rows, larger with the belief in a class, [N, C] on the CPU.
+        valid_scores: The outcome's.
+        chosen: The outcome's.
+        logits: The outcome's, on the CPU.
     """
 
     seed: int

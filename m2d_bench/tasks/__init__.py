@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import resolve, unknown
+from m2d_bench.settings import Storage
 from m2d_bench.tasks.task import Entry, Folds, Layout, Task
 
 BUILT_IN = ("events", "gm_family", "gm_pitch", "espeak_words", "espeak_language", "espeak_voice")
@@ -17,11 +18,12 @@ FORMATS = {"evar": "m2d_bench.tasks.evar:read", "hear": "m2d_bench.tasks.hear:re
 """Tasks in another tool's files, named `format:PATH`: what reads one."""
 
 
-def get(name: str) -> Task:
+def get(name: str, storage: Storage = Storage()) -> Task:
     """The task of this name.
 
     Args:
         name: One of NAMES, or a format of FORMATS, a colon and a path.
+        storage: Its cache remembers the clips of a task whose unit duration is theirs.
 
     Raises:
         UsageError: No such task; suggests the nearest names.
@@ -29,7 +31,7 @@ def get(name: str) -> Task:
     """
     prefix, _, path = name.partition(":")
     if path and prefix in FORMATS:
-        found: Task = resolve(FORMATS[prefix])(path)
+        found: Task = resolve(FORMATS[prefix])(path, storage.cache_root)
         return found
     if name not in NAMES:
         raise unknown("task", name, NAMES, "m2d-bench tasks")
@@ -37,11 +39,12 @@ def get(name: str) -> Task:
     return task
 
 
-def get_all(names: str | Sequence[str]) -> dict[str, Task]:
+def get_all(names: str | Sequence[str], storage: Storage = Storage()) -> dict[str, Task]:
     """Tasks by the names given, in their order, each once.
 
     Args:
         names: As a list, or separated by commas.
+        storage: As of `get`.
 
     Raises:
         UsageError, DataError: As of `get`; or no name at all.
@@ -50,7 +53,7 @@ def get_all(names: str | Sequence[str]) -> dict[str, Task]:
     found = dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip())
     if not found:
         raise UsageError("No task named. See m2d-bench tasks.")
-    return {name: get(name) for name in found}
+    return {name: get(name, storage) for name in found}
 
 
 __all__ = ["BUILT_IN", "FORMATS", "NAMES", "Entry", "Folds", "Layout", "Task", "get", "get_all"]

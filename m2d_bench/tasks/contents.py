@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from m2d_bench.errors import AudioError, DataError
 from m2d_bench.files import sha256
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
-from m2d_bench.settings import Storage, read_checked, write_checked
+from m2d_bench.settings import read_checked, write_checked
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +34,14 @@ class Content:
 
     Args:
         digest: SHA-256 of its bytes.
-        seconds: Duration by its header, NaN where it cannot be opened.
+        sound: SHA-256 of its samples, see `audio.inspect`; empty where they cannot be decoded.
+        seconds: Duration, see `audio.duration`; NaN where it cannot be decoded.
         fault: What is wrong with it, empty where it can be decoded to its end.
     """
 
     digest: str
-    seconds: float
+    sound: str = ""
+    seconds: float = np.nan
     fault: str = ""
 
 
@@ -95,14 +97,19 @@ class Contents:
         return facts["files"] if facts.get("reader") == _reader() else {}
 
 
-def durations(root: Path, files: Sequence[str]) -> list[float]:
+def durations(root: Path, files: Sequence[str], cache: Path) -> list[float]:
     """Durations in seconds of the files that can be decoded; what is wrong with others is said when they are read.
+
+    Args:
+        root: Folder of the files.
+        files: Paths relative to it; those that are missing are passed over.
+        cache: Folder that remembers them.
 
     Raises:
         DataError: None can be.
     """
     there = [file for file in files if (root / file).is_file()]
-    contents = Contents(root, Storage().cache_root).of(there, root.name)
+    contents = Contents(root, cache).of(there, root.name)
     seconds = [content.seconds for content in contents if not content.fault]
     if not seconds:
         raise DataError(
@@ -112,9 +119,9 @@ def durations(root: Path, files: Sequence[str]) -> list[float]:
 
 
 def _reader() -> list[str]:
-    """What decodes files: another version may find other faults in them, or none."""
+    """What decodes files, and what it tells of them: another version may find other faults in them, or none."""
     versions = runs.environment("")["versions"]
-    return [versions["m2d-bench"], versions["soundfile"]]
+    return [versions["m2d-bench"], versions["soundfile"], *(field.name for field in fields(Content))]
 
 
 def _mark(path: Path) -> list[int]:
@@ -124,12 +131,10 @@ def _mark(path: Path) -> list[int]:
 
 
 def _read(root: Path, file: str) -> Content:
-    """Reads a file to its end, twice: as bytes and as sound."""
-    path, digest, seconds = root / file, "", np.nan
+    """Reads a file to its end, as bytes and as sound."""
+    path, digest = root / file, ""
     try:
         digest = sha256(path)
-        seconds = audio.duration(path)
-        audio.read(path, 16000)
+        return Content(digest, *audio.inspect(path))
     except (AudioError, OSError) as error:
-        return Content(digest, seconds, str(error))
-    return Content(digest, seconds)
+        return Content(digest, fault=str(error))

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 import numpy as np
-import soundfile
-from filelock import FileLock
 
 from m2d_bench import audio
 from m2d_bench.errors import DataError
-from m2d_bench.progress import track
 from m2d_bench.registry import resolve
-from m2d_bench.settings import OnBadFile, Storage, writing
-from m2d_bench.tasks import index
+from m2d_bench.settings import OnBadFile, Storage
+from m2d_bench.tasks import generated, index
 from m2d_bench.tasks.contents import Content, Contents
 from m2d_bench.tasks.task import Entry, Layout, Task
 
@@ -95,12 +89,12 @@ class Dataset:
         splits = self.splits.tolist()
         alike: dict[str, list[int]] = {}
         for clip, content in enumerate(self._contents):
-            alike.setdefault(content.digest, []).append(clip)
+            alike.setdefault(content.sound, []).append(clip)
         copies = [
             f"{_first([*dict.fromkeys(self.files[clip] for clip in group)], ' = ', 3)} "
             f"({', '.join(dict.fromkeys(splits[clip] for clip in group))})"
-            for digest, group in alike.items()
-            if digest and len({splits[clip] for clip in group}) > 1
+            for sound, group in alike.items()
+            if sound and len({splits[clip] for clip in group}) > 1
         ]
         lines = Counter(zip(self.files, splits, strict=True))
         untrained = [
@@ -204,8 +198,8 @@ def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) 
     if task.lister:
         root, entries = resolve(task.lister)(Path(task.folder), sample_rate)
     elif task.generator:
-        root = generated(task, storage.cache_root)
-        entries = _read_entries(task, root, GENERATED)
+        root = generated.folder(task, storage.cache_root)
+        entries = _read_entries(task, root, generated.LAYOUT)
     else:
         root, layout = _find(task, storage.data_root)
         entries = _read_entries(task, root, layout)
@@ -241,40 +235,6 @@ def _read_entries(task: Task, root: Path, layout: Layout) -> list[Entry]:
         )
         for row in table.to_dict("records")
     ]
-
-
-GENERATED = Layout(folders=(), index="index.csv", file="audio/{filename}")
-
-
-def generated(task: Task, cache: Path) -> Path:
-    """Folder of a synthetic task in the cache; generated there once, whole or not at all."""
-    from m2d_bench.tasks.synthetic.scene import SAMPLE_RATE
-
-    root = cache / "tasks" / f"{task.name}-v{task.version}"
-    if root.exists():  # nothing to write, so that the cache may be read-only
-        return root
-    with writing(cache, round(task.n_clips * task.clip_seconds * SAMPLE_RATE * 2), "--cache"):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{root}.lock"):
-            if not root.exists():
-                partial = Path(f"{root}.part")
-                shutil.rmtree(partial, ignore_errors=True)
-                (partial / "audio").mkdir(parents=True)
-                _write_clips(task, partial, SAMPLE_RATE)
-                os.replace(partial, root)
-    return root
-
-
-def _write_clips(task: Task, folder: Path, sample_rate: int) -> None:
-    clips = resolve(str(task.generator))()
-    with (folder / GENERATED.index).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "label", "fold"])
-        for number, clip in enumerate(track(clips, f"Generating {task.name}", task.n_clips, "clips")):
-            name, encoded = f"{number:05d}.wav", BytesIO()  # libsndfile itself does not say that a disk is full
-            soundfile.write(encoded, clip.waveform, sample_rate, subtype="PCM_16", format="WAV")
-            (folder / "audio" / name).write_bytes(encoded.getvalue())
-            writer.writerow([name, clip.label, clip.fold])
 
 
 def _find(task: Task, data: Path | None) -> tuple[Path, Layout]:

@@ -40,11 +40,12 @@ UNIT_SECONDS = {
 _FOLDERS = {16000: "16k", 22000: "22k", 32000: "32k", 44100: "44k", 48000: "48k"}
 
 
-def read(path: str) -> Task:
+def read(path: str, cache: Path) -> Task:
     """The task of a metadata file.
 
     Args:
         path: The CSV file.
+        cache: Folder that remembers the clips' durations, where the unit duration is their mean.
 
     Raises:
         UsageError: No such file.
@@ -58,7 +59,7 @@ def read(path: str) -> Task:
         domain="other",
         metric="mAP" if multilabel else "accuracy",
         multilabel=multilabel,
-        clip_seconds=UNIT_SECONDS.get(file.stem) or _mean_seconds(file),
+        clip_seconds=UNIT_SECONDS.get(file.stem) or _mean_seconds(file, cache),
         n_classes=len({label for clip in clips for label in clip.labels}),
         n_clips=len(clips),
         folds=None if column == "split" else Folds(column=column, count=len({clip.split for clip in clips})),
@@ -103,8 +104,8 @@ def _clips(file: Path) -> tuple[str, list[Entry]]:
     return column, [index.entry(name, cell.split(","), split) for name, cell, split in cells]
 
 
-def _mean_seconds(file: Path) -> float:
+def _mean_seconds(file: Path, cache: Path) -> float:
     """Mean duration in seconds of the clips that can be read."""
     root, clips = entries(file, 16000)
-    seconds = durations(root, [clip.file for clip in clips])
+    seconds = durations(root, [clip.file for clip in clips], cache)
     return sum(seconds) / len(seconds)

@@ -37,11 +37,12 @@ METRICS: dict[str, Metric] = {
 _OFFICIAL = ("train", "valid", "test")
 
 
-def read(path: str) -> Task:
+def read(path: str, cache: Path) -> Task:
     """The task of a folder; its first metric chooses the epoch, the others are scored beside it.
 
     Args:
         path: The folder.
+        cache: Folder that remembers the clips' durations, where the unit duration is the longest.
 
     Raises:
         UsageError: No such folder.
@@ -69,7 +70,7 @@ def read(path: str) -> Task:
         metric=metrics[0],
         other_metrics=metrics[1:],
         multilabel=metadata["prediction_type"] == "multilabel",
-        clip_seconds=float(metadata.get("sample_duration") or _longest(folder, splits)),
+        clip_seconds=float(metadata.get("sample_duration") or _longest(folder, splits, cache)),
         n_classes=len(classes),
         n_clips=sum(len(_labels(folder, split)) for split in splits),
         classes=classes,
@@ -80,9 +81,10 @@ def read(path: str) -> Task:
     )
 
 
-def _longest(folder: Path, splits: tuple[str, ...]) -> float:
+def _longest(folder: Path, splits: tuple[str, ...], cache: Path) -> float:
     """Seconds of the longest clip, for tasks such as FSD50K whose clips were left as long as they are."""
-    return max(durations(folder, [entry.file for entry in _entries(folder, splits, _rates(folder)[0])]))
+    files = [entry.file for entry in _entries(folder, splits, _rates(folder)[0])]
+    return max(durations(folder, files, cache))
 
 
 def entries(folder: Path, sample_rate: int) -> tuple[Path, list[Entry]]:

@@ -53,7 +53,7 @@ class TrainingLoop(ABC):
         epochs: Epochs of the whole training.
     """
 
-    unreadable = "Mend or replace the file and go on with --resume; skipping it would change the data order."
+    unreadable = "Mend or replace the file and go on with --resume."
     """Ends the message of a file that cannot be read."""
 
     optimizer: Any  # Fabric's wrapper, which shows the optimizer's attributes

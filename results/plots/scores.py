@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,9 +31,8 @@ def forest(records: Sequence[Run]) -> Figure:
     Raises:
         UsageError: No record has a finished seed.
     """
-    results = collect(records)
-    groups = _grouped(results)
-    look = styles(result.label for result in results)
+    groups = _by_task(records)
+    look = styles(result.label for members in groups.values() for result in members)
     figure, axes = panels(
         [0.36 * len(members) + 1.1 for members in groups.values()],
         columns=1 if len(groups) == 1 else 2,
@@ -44,8 +43,8 @@ def forest(records: Sequence[Run]) -> Figure:
         ranked = sorted(
             members, key=lambda result: (result.estimate.mean * (1 if result.lower_is_better else -1), result.label)
         )
-        for place, result in enumerate(ranked):
-            _forest_row(panel, place, result, look[result.label])
+        for row, result in enumerate(ranked):
+            _forest_row(panel, row, result, look[result.label])
         panel.set_yticks(range(len(ranked)), [f"{result.label}  n = {result.estimate.n}" for result in ranked])
         panel.set_ylim(len(ranked) - 0.4, -0.6)
         panel.set_title(task, loc="left")
@@ -54,11 +53,11 @@ def forest(records: Sequence[Run]) -> Figure:
     return figure
 
 
-def _forest_row(panel: Axes, place: int, result: Result, look: Style) -> None:
+def _forest_row(panel: Axes, row: int, result: Result, look: Style) -> None:
     estimate = result.estimate
     panel.errorbar(
         estimate.mean,
-        place,
+        row,
         xerr=estimate.half_width,
         fmt=look.marker,
         color=look.color,
@@ -66,13 +65,13 @@ def _forest_row(panel: Axes, place: int, result: Result, look: Style) -> None:
         markersize=5,
         zorder=3,
     )
-    panel.scatter(result.scores, [place + 0.22] * estimate.n, s=10, color=look.color, alpha=0.35, linewidths=0)
+    panel.scatter(result.scores, [row + 0.22] * estimate.n, s=10, color=look.color, alpha=0.35, linewidths=0)
 
 
-def _grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Results by task and metric."""
+def _by_task(records: Sequence[Run]) -> dict[tuple[str, str], list[Result]]:
+    """The records as they are drawn, by task and metric."""
     groups: dict[tuple[str, str], list[Result]] = {}
-    for result in sorted(results, key=lambda result: (result.task, result.metric, result.label)):
+    for result in sorted(collect(records), key=lambda result: (result.task, result.metric, result.label)):
         groups.setdefault((result.task, result.metric), []).append(result)
     return groups
 
@@ -87,15 +86,18 @@ def heatmap(records: Sequence[Run]) -> Figure:
     Raises:
         UsageError: No record has a finished seed.
     """
-    results = collect(records)
-    tasks = list(_grouped(results))
-    models = sorted({result.label for result in results})
-    cells = {(models.index(result.label), tasks.index((result.task, result.metric))): result for result in results}
-    counts = {result.estimate.n for result in results}
-    shade = _shades(cells, (len(models), len(tasks)))
+    groups = _by_task(records)
+    models = sorted({result.label for members in groups.values() for result in members})
+    cells = {
+        (models.index(result.label), column): result
+        for column, members in enumerate(groups.values())
+        for result in members
+    }
+    counts = {result.estimate.n for result in cells.values()}
+    shade = _shades(cells, (len(models), len(groups)))
     figure, (panel,) = panels(
         [0.5 * len(models) + 2.2],
-        width=max(7, 1.45 * len(tasks) + 0.075 * max(map(len, models))),
+        width=max(7, 1.45 * len(groups) + 0.075 * max(map(len, models))),
         title=f"Scores: mean ± half width of the 95% confidence interval (Student's t);\n"
         f"n = {span(counts)} seeds; darker is better, from the worst to the best within each task",
     )
@@ -105,7 +107,7 @@ def heatmap(records: Sequence[Run]) -> Figure:
         text = _cell(result.estimate, len(counts) > 1) if result else "–"
         dark = result is not None and shade[row, column] > 0.65
         panel.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    panel.set_xticks(range(len(tasks)), [f"{task}\n{_wrapped(axis_title(metric))}" for task, metric in tasks])
+    panel.set_xticks(range(len(groups)), [f"{task}\n{_wrapped(axis_title(metric))}" for task, metric in groups])
     panel.set_yticks(range(len(models)), models)
     panel.tick_params(axis="x", rotation=40)
     for label in panel.get_xticklabels():
@@ -144,12 +146,11 @@ def radar(records: Sequence[Run]) -> Figure:
     Raises:
         UsageError: Fewer than three tasks counted in percent, or no model that has them all.
     """
-    results = collect(records)
-    if others := sorted({f"{result.task} ({result.metric})" for result in results if result.metric in UNITS}):
+    groups = _by_task(records)
+    if others := [f"{task} ({metric})" for task, metric in groups if metric in UNITS]:
         logger.warning("Not counted in percent, left out: %s.", ", ".join(others))
-    results = [result for result in results if result.metric not in UNITS]
-    groups = _grouped(results)
-    complete = _complete(results, list(groups))
+    groups = {(task, metric): members for (task, metric), members in groups.items() if metric not in UNITS}
+    complete = _complete(groups)
     look = styles(complete)
     n = span(result.estimate.n for by_task in complete.values() for result in by_task)
     title = f"Scores in percent: {MEANING},\nn = {n}; outwards is better"
@@ -182,24 +183,25 @@ def _name_spokes(panel: Axes, angles: np.ndarray, groups: Mapping[tuple[str, str
         text.set_horizontalalignment("center" if abs(side) < 0.2 else "right" if side > 0 else "left")
 
 
-def _complete(results: Sequence[Result], tasks: Sequence[tuple[str, str]]) -> dict[str, list[Result]]:
+def _complete(groups: Mapping[tuple[str, str], Sequence[Result]]) -> dict[str, list[Result]]:
     """Of each model that has all tasks its results in their order; the others are named in a warning."""
-    if len(tasks) < 3:
-        names = ", ".join(task for task, _ in tasks) or "none"
+    if len(groups) < 3:
+        names = ", ".join(task for task, _ in groups) or "none"
         raise UsageError(f"A radar plot takes three tasks counted in percent or more, got {names}. Try plot forest.")
     models: dict[str, dict[tuple[str, str], Result]] = {}
-    for result in results:
-        models.setdefault(result.label, {})[result.task, result.metric] = result
+    for task, members in groups.items():
+        for result in members:
+            models.setdefault(result.label, {})[task] = result
     lacking = {
-        label: ", ".join(task for task, metric in tasks if (task, metric) not in by_task)
+        label: ", ".join(task for task, metric in groups if (task, metric) not in by_task)
         for label, by_task in models.items()
-        if len(by_task) < len(tasks)
+        if len(by_task) < len(groups)
     }
     missing = "; ".join(f"{label} lacks {names}" for label, names in sorted(lacking.items()))
     if len(lacking) == len(models):
         raise UsageError(
-            f"No model has all {len(tasks)} tasks: {missing}. Choose tasks with --tasks, or try plot heatmap."
+            f"No model has all {len(groups)} tasks: {missing}. Choose tasks with --tasks, or try plot heatmap."
         )
     if lacking:
         logger.warning("Left out: %s.", missing)
-    return {label: [by_task[task] for task in tasks] for label, by_task in models.items() if label not in lacking}
+    return {label: list(by_task.values()) for label, by_task in models.items() if label not in lacking}

@@ -1,5 +1,6 @@
 """A name gives the same encoder everywhere, or a message that says what to do."""
 
+import errno
 import hashlib
 import http.server
 import io
@@ -7,12 +8,13 @@ import shutil
 import threading
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from m2d_bench.encoders import download, variants, zoo
-from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.errors import CheckpointError, StorageError, UsageError
 from m2d_bench.settings import Compute, Storage
 from tests.conftest import random_checkpoint, small_encoder
 
@@ -193,13 +195,19 @@ def test_a_file_that_is_there_is_not_fetched(tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
-def with_flag(archive, offsets, value):
+def with_flag(archive, offsets, value, size=2):
     """An archive whose headers, local and central, say something else."""
     archive = bytearray(archive)
     for magic, offset in zip((b"PK\3\4", b"PK\1\2"), offsets, strict=True):
         start = archive.index(magic) + offset
-        archive[start : start + 2] = value.to_bytes(2, "little")
+        archive[start : start + size] = value.to_bytes(size, "little")
     return bytes(archive)
+
+
+def pth(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return zip_of({f"{NAME}/c.pth": file.getvalue()})
 
 
 PLAIN = zip_of({f"{NAME}/c.pth": b"not read"})
@@ -213,6 +221,11 @@ PLAIN = zip_of({f"{NAME}/c.pth": b"not read"})
         (PLAIN.replace(b"not read", b"not real"), "CRC"),
         (PLAIN[:-30], "not a whole zip"),
         (PLAIN, "cannot be loaded safely"),
+        (with_flag(PLAIN, (22, 24), 3 << 30, size=4), "unpacks to 3221225472 bytes"),
+        (pth({"model": {"fc.weight": torch.ones(2)}}), "one encoder of the M2D family is expected"),
+        (pth({"epoch": 3}), "found epoch"),
+        (pth([]), "found list"),
+        (pth({"model": {**small_encoder((16, 4), 200).vit.state_dict(), "norm.bias": torch.ones(3)}}), "norm.bias [3]"),
         (zip_of({"README.txt": "", f"__MACOSX/{NAME}/c.pth": b"", f"{NAME}/._c.pth": b""}), "holds 0 .pth files"),
         (zip_of({f"{NAME}/a.pth": b"", f"{NAME}/b.pth": b""}), f"holds 2 .pth files ({NAME}/a.pth, {NAME}/b.pth)"),
     ],
@@ -226,6 +239,40 @@ def test_what_an_archive_must_not_be_is_said_and_the_next_try_starts_clean(serve
     assert [path.name for path in (tmp_path / "weights").iterdir()] == [f"{NAME}.lock"]
     server.content = released_zip(NAME)
     assert zoo.load(NAME, compute=CPU, storage=storage).config.name == NAME
+
+
+def test_a_model_larger_than_any_release_is_not_unpacked(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "_LARGEST", 1000)
+    server.content = released_zip(NAME)
+    with pytest.raises(CheckpointError, match=rf"{len(weights_file())} bytes, expected are at most 1000"):
+        zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))
+    assert not (tmp_path / "weights" / NAME).exists()
+
+
+def test_a_full_disk_is_named_before_unpacking_and_the_download_is_kept(server, tmp_path, monkeypatch):
+    server.content, storage = released_zip(NAME), Storage(cache=tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 20, 1 << 20, 0))
+        with pytest.raises(StorageError, match=r"weights: the disk is full, 0\.0 MiB .* \d\.\d MiB are to be.*--cache"):
+            zoo.load(NAME, compute=CPU, storage=storage)
+    assert zoo.load(NAME, compute=CPU, storage=storage).config.name == NAME
+    assert server.ranges == [None]
+
+
+def test_a_disk_that_is_full_while_downloading_is_named(server, tmp_path, monkeypatch):
+    server.content = released_zip(NAME)
+    monkeypatch.setattr(Path, "open", full_disk(Path.open))
+    with pytest.raises(StorageError, match=r"weights: the disk is full, .* are free; \d\.\d MiB are to be written"):
+        zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))
+
+
+def full_disk(open_file):
+    def opened(path, mode="r", *rest, **how):
+        if path.suffix == ".part":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open_file(path, mode, *rest, **how)
+
+    return opened
 
 
 def test_what_macos_adds_is_passed_over_and_no_entry_leaves_the_cache(server, tmp_path):
@@ -244,6 +291,16 @@ def test_a_part_of_a_file_that_has_changed_since_is_not_continued(server, tmp_pa
     assert zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path)).config.name == NAME
     assert server.ranges == [None, "bytes=50000-", *([None] if blind else [])]
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [NAME, f"{NAME}.lock"]
+
+
+@pytest.mark.parametrize("version", ['W/"1"', 'W/""'])
+def test_a_part_of_a_file_with_a_weak_etag_is_not_continued(server, tmp_path, version):
+    server.content, server.limit, server.version = released_zip(NAME), 50_000, version
+    with pytest.raises(CheckpointError, match=r"run again|cannot be downloaded"):
+        zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))
+    server.limit = None
+    assert zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path)).config.name == NAME
+    assert server.ranges == [None, None]
 
 
 def test_a_release_that_has_changed_since_its_first_download_is_refused(server, tmp_path):

@@ -42,8 +42,9 @@ class Counting:
         return torch.stack([waveform.mean(1), waveform.std(1)], dim=1)
 
 
-def test_embeddings_are_those_of_single_clips(storage):
-    data, encoder = dataset.load(tasks.get("esc10"), storage), small_encoder()
+def test_embeddings_are_those_of_single_clips(tones):
+    storage, encoder = Storage(data=tones), small_encoder()  # the session's cache: other tests take them from there
+    data = dataset.load(tasks.get("esc10"), storage)
     found = embeddings.encode(encoder, data, COMPUTE, storage)
     assert found.features.shape == (400, 640)
     for clip in (0, 33, 399):

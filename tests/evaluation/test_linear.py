@@ -36,8 +36,9 @@ def settings(tmp_path, tones):
     }
 
 
-def loaded(storage):
+def loaded(tones):
     """The miniature's clips, and their embeddings."""
+    storage = Storage(data=tones)
     data = dataset.load(tasks.get("esc10"), storage)
     return data, embeddings.encode(small_encoder(), data, Compute(device="cpu", precision="fp32"), storage)
 
@@ -133,8 +134,8 @@ def test_other_probes_have_records_of_their_own(settings, probe):
     assert runs.load(run.path(settings["runs"])).scores == run.scores
 
 
-def test_validation_never_sees_the_test_fold(tones, tmp_path):
-    data, embedded = loaded(Storage(data=tones, cache=tmp_path))
+def test_validation_never_sees_the_test_fold(tones):
+    data, embedded = loaded(tones)
     problems = list(evaluation._problems(data, embedded, [42, 43], 1.0))
     assert len(problems) == 10
     for problem in problems:
@@ -247,8 +248,8 @@ def test_predictions_are_kept_where_asked_for_and_agree_with_the_scores(settings
     assert sorted(np.concatenate([each.clips for each in found])) == list(range(400))
 
 
-def test_a_share_of_the_training_clips_holds_every_class(tones, tmp_path):
-    data, embedded = loaded(Storage(data=tones, cache=tmp_path))
+def test_a_share_of_the_training_clips_holds_every_class(tones):
+    data, embedded = loaded(tones)
     whole = list(evaluation._problems(data, embedded, [42], 1.0))
     tenth = list(evaluation._problems(data, embedded, [42], 0.1))
     for all_of_them, few in zip(whole, tenth, strict=True):

@@ -14,6 +14,7 @@ from m2d_bench.evaluation.metrics import score
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import ProbeResult, Problem
 from m2d_bench.evaluation.settings import ProbeSettings
+from m2d_bench.settings import Compute
 from m2d_bench.tasks.splits import draw_validation
 
 FAST = ProbeSettings(learning_rate=3e-3, weight_decay=1e-3, probe_batch_size=32, epochs=25, patience=5)
@@ -74,18 +75,16 @@ def linear_logits(
     precision: str = "fp32",
 ) -> list[Tensor]:
     """Test logits of each problem's best epoch."""
-    found: dict[int, Tensor] = {}
-    report = lambda index, chosen, valid_scores, logits: found.update({index: logits})  # noqa: E731
-    cpu = torch.device("cpu")
-    batched.fit_linear(features, labels, problems, settings, metric, cpu, precision, report, lambda epochs: None)
-    return [found[i] for i in range(len(problems))]
+    compute = Compute(device="cpu", precision=precision)
+    outcomes = batched.fit_linear(features, labels, problems, settings, metric, compute, lambda epochs: None)
+    return [outcome.logits for outcome in sorted(outcomes, key=lambda outcome: outcome.index)]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "mAP"])
 def test_batched_problems_equal_a_plain_loop_over_each(metric: str) -> None:
     features, labels = clips(multilabel=metric == "mAP")
     problems = [problem(42, "1", 170), problem(42, "2", 97), problem(42, "3", 64), problem(43, "1", 33)]
-    results = run_probes(features, labels, problems, FAST, metric=metric)
+    results = run_probes(features, labels, problems, FAST, metrics=[metric])
     logits = linear_logits(features, labels, problems, FAST, metric)
     for each, result, found in zip(problems, results, logits, strict=True):
         valid_scores, test_score, best_epoch, expected = plain_loop(features, labels, each, FAST, metric)
@@ -150,18 +149,19 @@ def test_the_best_epoch_is_tested_and_patience_stops_training(monkeypatch: pytes
     features, labels = clips()
     problems = [problem(42, "1", 97), problem(42, "2", 170)]
     monkeypatch.setattr(batched._BatchedProbes, "_validate", dictated)
-    found: dict[int, tuple] = {}
-    settings, cpu = replace(FAST, patience=3), torch.device("cpu")
-    batched.fit_linear(
-        features, labels, problems, settings, "accuracy", cpu, "fp32",
-        lambda index, *outcome: found.update({index: outcome}), lambda epochs: None,
-    )  # fmt: skip
-    assert [(found[i][0]["epoch"], round(max(found[i][1]), 3)) for i in (0, 1)] == [(5, 0.5), (4, 0.9)]
+    settings, compute = replace(FAST, patience=3), Compute(device="cpu", precision="fp32")
+    trainings = batched.fit_linear(features, labels, problems, settings, "accuracy", compute, lambda epochs: None)
+    outcomes = sorted(trainings, key=lambda outcome: outcome.index)
+    assert [(outcome.chosen["epoch"], round(max(outcome.valid_scores), 3)) for outcome in outcomes] == [
+        (5, 0.5),
+        (4, 0.9),
+    ]
     assert trained == [[170, 97]] * 7 + [[97]]
     monkeypatch.undo()
-    for i, (peak, last) in enumerate(((5, 8), (4, 7))):
-        torch.testing.assert_close(found[i][2], logits_after(features, labels, problems[i], peak), atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(found[i][2], logits_after(features, labels, problems[i], last), atol=1e-2)
+    for outcome, trained_on, (peak, last) in zip(outcomes, problems, ((5, 8), (4, 7)), strict=True):
+        best, latest = (logits_after(features, labels, trained_on, epochs) for epochs in (peak, last))
+        torch.testing.assert_close(outcome.logits, best, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(outcome.logits, latest, atol=1e-2)
 
 
 def logits_after(features: Tensor, labels: Tensor, each: Problem, epochs: int) -> Tensor:
@@ -178,7 +178,7 @@ def test_results_are_reported_as_they_come_and_returned_in_order() -> None:
     reported: list[ProbeResult] = []
     advanced: list[int] = []
     results = run_probes(
-        features, labels, problems, FAST, metric="accuracy", on_result=reported.append, progress=advanced.append
+        features, labels, problems, FAST, metrics=["accuracy"], on_result=reported.append, progress=advanced.append
     )
     assert [(r.seed, r.fold) for r in results] == [(p.seed, p.fold) for p in problems]
     assert [r.seed for r in reported] == [43, 43, 42, 42]
@@ -190,7 +190,7 @@ def test_results_are_reported_as_they_come_and_returned_in_order() -> None:
 def test_other_probes_beat_chance_and_say_what_validation_chose(probe: str, metric: str) -> None:
     features, labels = clips(multilabel=metric == "mAP")
     settings = ProbeSettings(probe=probe)
-    (result,) = run_probes(features, labels, [problem()], settings, metric=metric)
+    (result,) = run_probes(features, labels, [problem()], settings, metrics=[metric])
     chance = 0.25 if metric == "accuracy" else labels.mean().item()
     assert chance + 0.1 < result.score <= 1
     assert list(result.chosen) == [{"knn": "k", "logreg": "C"}[probe]]
@@ -199,11 +199,11 @@ def test_other_probes_beat_chance_and_say_what_validation_chose(probe: str, metr
 def test_nearest_neighbours_survive_tiny_training_sets_and_missing_classes() -> None:
     features, labels = clips()
     few = Problem(42, "1", torch.tensor([0, 1, 2]), torch.arange(10, 40), torch.arange(40, 90))
-    (result,) = run_probes(features, labels, [few], ProbeSettings(probe="knn"), metric="accuracy")
+    (result,) = run_probes(features, labels, [few], ProbeSettings(probe="knn"), metrics=["accuracy"])
     assert result.chosen["k"] in (1, 3)
     two = torch.cat([(labels == c).nonzero()[:20, 0] for c in (1, 3)])
     missing = Problem(42, "1", two, torch.arange(10, 40), torch.arange(40, 90))
-    (result,) = run_probes(features, labels, [missing], ProbeSettings(probe="logreg"), metric="accuracy")
+    (result,) = run_probes(features, labels, [missing], ProbeSettings(probe="logreg"), metrics=["accuracy"])
     assert result.score <= (torch.isin(labels[40:90], torch.tensor([1, 3]))).float().mean() + 1e-6
 
 
@@ -255,24 +255,22 @@ def test_bad_input_is_refused_with_what_is_wrong() -> None:
         ((features, labels, [outside]), "outside the 260 rows"),
     ):
         with pytest.raises(DataError, match=message):
-            run_probes(*wrong, FAST, metric="accuracy")
+            run_probes(*wrong, FAST, metrics=["accuracy"])
     with pytest.raises(DataError, match="multi-hot"):
-        run_probes(features, labels[:, None, None], [good], FAST, metric="mAP")
+        run_probes(features, labels[:, None, None], [good], FAST, metrics=["mAP"])
     hot = nn.functional.one_hot(labels)
     with pytest.raises(DataError, match="0 or 1"):
-        run_probes(features, hot * 2, [good], FAST, metric="mAP")
+        run_probes(features, hot * 2, [good], FAST, metrics=["mAP"])
     with pytest.raises(DataError, match="mAP is undefined"):
-        run_probes(features, torch.zeros_like(hot), [good], FAST, metric="mAP")
+        run_probes(features, torch.zeros_like(hot), [good], FAST, metrics=["mAP"])
     with pytest.raises(DataError, match="two or more"):
         draw_validation(labels, torch.tensor([3]), 0.1, torch.Generator())
 
 
 def test_other_metrics_are_scored_beside_the_first_and_change_nothing() -> None:
     features, labels = clips(classes=14)
-    (alone,) = run_probes(features, labels, [problem()], FAST, metric="mAP")
-    (found,) = run_probes(
-        features, labels, [problem()], FAST, metric="mAP", other_metrics=("accuracy", "chroma_accuracy", "aucroc")
-    )
+    (alone,) = run_probes(features, labels, [problem()], FAST, metrics=["mAP"])
+    (found,) = run_probes(features, labels, [problem()], FAST, metrics=("mAP", "accuracy", "chroma_accuracy", "aucroc"))
     assert replace(found, others={}) == alone
     assert list(found.others) == ["accuracy", "chroma_accuracy", "aucroc"]
     assert found.others["chroma_accuracy"] >= found.others["accuracy"] > 0.1

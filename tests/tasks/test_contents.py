@@ -1,6 +1,6 @@
 """Files are read to their end once; an edit is seen, and what cannot be decoded is named or left out."""
 
-import errno
+import json
 import os
 import shutil
 
@@ -9,12 +9,12 @@ import pytest
 import soundfile
 
 from m2d_bench import audio
-from m2d_bench.errors import DataError, StorageError
-from m2d_bench.settings import Storage
+from m2d_bench.cli import main
+from m2d_bench.errors import DataError
+from m2d_bench.settings import Storage, read_checked, write_checked
 from m2d_bench.tasks import contents, dataset
 from m2d_bench.tasks.contents import Contents
-from m2d_bench.tasks.synthetic import scene
-from m2d_bench.tasks.task import Folds
+from tests.tasks import test_hear, test_index
 from tests.tasks.test_dataset import ROWS, tiny_task, write_task
 
 
@@ -66,7 +66,7 @@ def test_the_fingerprint_is_that_of_a_copy(storage, tmp_path):
 def test_files_that_did_not_change_are_read_once(storage, settled, monkeypatch):
     before = loaded(storage).fingerprint
     read = []
-    monkeypatch.setattr(audio, "read", lambda path, *_: read.append(path.name))
+    monkeypatch.setattr(audio, "inspect", lambda path: read.append(path.name) or ("", 1.0))
     assert loaded(storage).fingerprint == before
     assert read == []
     flip(storage.data_root / "tiny" / "c.wav", 5000)
@@ -135,28 +135,123 @@ def test_a_file_that_may_not_be_read_is_a_fault(tmp_path):
     assert "folder.wav" in content.fault
 
 
-@pytest.mark.parametrize(("refusal", "why"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "cannot be written")])
-def test_a_generated_task_says_where_there_is_no_room_for_it(tmp_path, monkeypatch, refusal, why):
-    def refused(*_):
-        raise OSError(refusal, os.strerror(refusal))
-
-    monkeypatch.setattr(scene, "two", lambda: [scene.Clip(np.zeros(99, np.float32), "x", 1)], raising=False)
-    monkeypatch.setattr("pathlib.Path.write_bytes", refused)
-    task = tiny_task(layouts=(), generator="m2d_bench.tasks.synthetic.scene:two")
-    with pytest.raises(StorageError, match=rf"{tmp_path}: .*{why}.*0\.2 MiB.*--cache"):
-        dataset.load(task, Storage(cache=tmp_path))
+def pack(path, waveform, rate=16000, title="", **settings):
+    """A sound file, with a title among its tags where one is given."""
+    channels = waveform.shape[1] if waveform.ndim == 2 else 1
+    with soundfile.SoundFile(path, "w", rate, channels, **settings) as file:
+        if title:
+            file.title = title
+        file.write(waveform)
 
 
-def test_a_generated_task_is_read_from_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    clips = [scene.Clip(np.full(8000, i / 9, np.float32), "xxyy"[i], i % 2) for i in range(4)]
-    monkeypatch.setattr(scene, "four", lambda: clips, raising=False)
-    task = tiny_task(layouts=(), generator="m2d_bench.tasks.synthetic.scene:four", folds=Folds(column="fold", count=2))
-    before = dataset.load(task, Storage(cache=tmp_path))
-    assert soundfile.info(before.root / before.files[3]).subtype == "PCM_16"
+def tagged(path, source):
+    """The same MP3 behind an ID3v2 tag."""
+    path.write_bytes(b"ID3\4\0\0\0\0\2\0" + bytes(256) + source.read_bytes())
 
-    def refused(*_, **__):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("pathlib.Path.mkdir", refused)
-    monkeypatch.setattr(dataset, "FileLock", refused)
-    assert dataset.load(task, Storage(cache=tmp_path)).fingerprint == before.fingerprint
+NOISE = 0.2 * np.random.default_rng(0).standard_normal(12000)
+STEREO = np.stack([NOISE, NOISE[::-1]], axis=1)
+
+
+def contents_of(folder):
+    """Contents of a and b, whose bytes differ."""
+    first, second = Contents(folder).of(sorted(path.name for path in folder.iterdir()))
+    assert first.digest != second.digest
+    assert (first.fault, second.fault) == ("", "")
+    return first, second
+
+
+@pytest.mark.parametrize("waveform", [NOISE, STEREO, 5 * NOISE], ids=["mono", "stereo", "clipped"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+@pytest.mark.parametrize(("one", "other"), [("wav", "flac"), ("wav", "aiff"), ("flac", "wav"), ("aiff", "caf")])
+def test_the_same_sound_in_another_format_is_a_copy(tmp_path, waveform, subtype, one, other):
+    pack(tmp_path / f"a.{one}", waveform, subtype=subtype)
+    decoded, _ = soundfile.read(tmp_path / f"a.{one}")
+    pack(tmp_path / f"b.{other}", decoded, subtype=subtype)
+    first, second = contents_of(tmp_path)
+    assert first.sound == second.sound
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "aiff"])
+def test_the_same_sound_with_other_tags_is_a_copy(tmp_path, suffix):
+    for name in "ab":
+        pack(tmp_path / f"{name}.{suffix}", STEREO, title=f"the sound {name}")
+    first, second = contents_of(tmp_path)
+    assert first.sound == second.sound
+
+
+def test_the_same_mp3_with_other_tags_is_a_copy(tmp_path):
+    pack(tmp_path / "a.mp3", NOISE)
+    tagged(tmp_path / "b.mp3", tmp_path / "a.mp3")
+    first, second = contents_of(tmp_path)
+    assert first.sound == second.sound
+
+
+def test_16_bits_in_wider_samples_or_in_two_like_channels_are_a_copy(tmp_path):
+    pack(tmp_path / "a.wav", NOISE)
+    decoded, _ = soundfile.read(tmp_path / "a.wav")
+    pack(tmp_path / "b.flac", decoded, subtype="PCM_24")
+    pack(tmp_path / "c.wav", decoded, subtype="FLOAT")
+    pack(tmp_path / "d.wav", np.stack([decoded, decoded], axis=1), subtype="DOUBLE")
+    assert len({content.sound for content in Contents(tmp_path).of(["a.wav", "b.flac", "c.wav", "d.wav"])}) == 1
+
+
+def test_another_sound_of_equal_length_is_no_copy(tmp_path):
+    changed = NOISE.copy()
+    changed[-1] += 2**-14
+    pack(tmp_path / "a.wav", NOISE)
+    pack(tmp_path / "rate.wav", NOISE, rate=8000)
+    for name, waveform in {"last": changed, "back": NOISE[::-1], "sign": -NOISE, "loud": 2 * NOISE}.items():
+        pack(tmp_path / f"{name}.wav", waveform)
+    names = ["a.wav", "rate.wav", "last.wav", "back.wav", "sign.wav", "loud.wav"]
+    assert len({content.sound for content in Contents(tmp_path).of(names)}) == len(names)
+
+
+def test_a_copy_in_another_format_is_told(storage):
+    root = storage.data_root / "tiny"
+    for name, waveform in {"a.wav": NOISE, "b.wav": -NOISE, "c.wav": NOISE / 2, "d.flac": NOISE[::-1]}.items():
+        pack(root / name, waveform)
+    (root / "index.csv").write_text((root / "index.csv").read_text().replace("d.wav", "d.flac"))
+    assert loaded(storage).warnings == ()
+    pack(root / "d.flac", soundfile.read(root / "a.wav")[0])
+    (warning,) = loaded(storage).facts["warnings"]
+    assert warning.endswith(": a.wav = d.flac (train, test).")
+
+
+def test_a_long_file_is_read_in_little_memory(tmp_path, monkeypatch):
+    pack(tmp_path / "a.wav", np.zeros(40000), rate=8000)
+    monkeypatch.setattr(audio, "_memory", lambda: 3 * 4 * 10_000)
+    (content,) = Contents(tmp_path).of(["a.wav"])
+    assert (content.seconds, content.fault) == (5.0, "")
+
+
+@pytest.mark.parametrize("cached", [{"digest": "0" * 64, "seconds": 1.0, "fault": ""}])
+def test_what_an_older_version_remembered_is_read_anew(storage, settled, cached):
+    before = loaded(storage).fingerprint
+    (memory,) = storage.cache_root.rglob("contents/*")
+    facts = json.loads(read_checked(memory))
+    older = {file: {"mark": entry["mark"], "content": cached} for file, entry in facts["files"].items()}
+    write_checked(memory, json.dumps({"reader": facts["reader"][:2], "files": older}).encode())
+    assert loaded(storage).fingerprint == before
+
+
+VERBS = {
+    "linear": "linear --model none --tasks TASK",
+    "finetune": "finetune --model none --tasks TASK --out OUT",
+    "pretrain": "pretrain --data none --recipe debug --tasks TASK --out OUT",
+    "evar export": "evar export TASK --output OUT",
+}
+
+
+@pytest.mark.parametrize("format_", ["evar", "hear"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_remembers_durations_in_the_cache_that_was_named(tmp_path, settled, monkeypatch, verb, format_):
+    monkeypatch.setenv("M2D_BENCH_CACHE", str(tmp_path / "default"))
+    monkeypatch.chdir(tmp_path)
+    if format_ == "evar":
+        task = test_index.evar(tmp_path / "data")
+    else:
+        task = f"hear:{test_hear.write_hear(tmp_path / 'data', test_hear.OFFICIAL, clips=4, sample_duration=None)}"
+    main([*VERBS[verb].replace("TASK", task).replace("OUT", "out").split(), "--cache", "named"])
+    assert list((tmp_path / "named" / "contents").iterdir())
+    assert not (tmp_path / "default").exists()
