@@ -127,7 +127,7 @@ def test_what_of_another_method_fits_is_taken_and_said():
     state = torch.load(path, weights_only=True)["model"]
     assert torch.equal(method.encoder.blocks[0].mlp.fc1.weight, state["blocks.0.mlp.fc1.weight"])
     narrow = methods.build("m2d", vit, {**SMALL, "predictor_width": 128})
-    assert "fresh: mask_token, decoder_embed" in weights.load(narrow, path)
+    assert "fresh: mask_token, decoder_pos_embed, decoder_embed" in weights.load(narrow, path)
 
 
 def test_an_encoder_alone_begins_a_method_and_its_target(tmp_path):

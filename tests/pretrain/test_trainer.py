@@ -26,6 +26,7 @@ from m2d_bench.pretrain import run
 from m2d_bench.pretrain.data import open_source
 from m2d_bench.pretrain.held_out import split
 from m2d_bench.pretrain.inputs import Inputs
+from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.results.statistics import paired, seed_means
@@ -57,6 +58,22 @@ METHODS = {
 START = "random:m2d_vit_tiny-80x48p16x16"
 QUIET = {"device": "cpu", "precision": "fp32", "workers": 0, "watch_epochs": 0, "held_out": 0, "log_steps": 1}
 KILLS = int(os.environ.get("KILLS", "2"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def flops_counted_once():
+    """A model's operations are counted once, for it takes as long as a training here; test_flops.py tries the count."""
+    counts, count = {}, MaskedModel.flops
+
+    def flops(method):
+        model = repr((type(method), method.encoder.config, method.arguments))
+        if model not in counts:
+            counts[model] = count(method)
+        return counts[model]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaskedModel, "flops", flops)
+        yield
 
 
 @pytest.fixture(scope="module")
