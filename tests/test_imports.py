@@ -17,7 +17,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("evaluation",),
     ("tasks",),
     ("encoders", "training", "runs"),
-    ("settings", "audio"),
+    ("settings", "audio", "images"),
     ("values", "compat"),
     ("registry", "files"),
     ("errors", "progress", "parallel", "randomness", "output"),

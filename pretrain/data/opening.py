@@ -9,7 +9,9 @@ from m2d_bench import audio
 from m2d_bench.encoders.frontend import SAMPLE_RATES
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.files import kinds
-from m2d_bench.pretrain.data import images, parts, shards
+from m2d_bench.images import SUFFIXES
+from m2d_bench.pretrain.data import parts, shards
+from m2d_bench.pretrain.data.images import ImageSource
 from m2d_bench.pretrain.data.labels import read_labels
 from m2d_bench.pretrain.data.listing import Paths
 from m2d_bench.pretrain.data.source import Source
@@ -60,12 +62,12 @@ def open_source(
         raise DataError(f"{path}: was not prepared to the end. Start the same m2d-bench prepare again.")
     else:
         sounds, others = audio.find_sounds(path)
-        pictures = [name for name in others if name.lower().endswith(images.SUFFIXES)]
+        pictures = [name for name in others if name.lower().endswith(SUFFIXES)]
         if sounds:
             audio.warn_of_others(path, others)
             source = AudioSource(path, Paths(sounds), frames, sample_rate)
         elif pictures:
-            source = images.ImageSource(path, Paths(pictures), (height or frames, frames))
+            source = ImageSource(path, Paths(pictures), (height or frames, frames))
         else:
             raise DataError(f"{path}: holds {f'files: {kinds(others)}' if others else 'no files'}. {_ALLOWED}")
     if labels:
