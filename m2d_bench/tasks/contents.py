@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ class Contents:
         fresh = [file for file in marks if remembered.get(file, {}).get("mark") != marks[file]]
         for file in marks.keys() - set(fresh):
             self._known[file] = Content(**remembered[file]["content"])
-        contents = map_ahead(partial(_read, self.root), fresh, self.jobs, ahead=256)
+        contents = map_ahead(self._read, fresh, self.jobs, ahead=256)
         self._known |= zip(fresh, track(contents, f"Reading {title}", len(fresh), "files"), strict=True)
         latest = time.time_ns() - _SETTLED
         settled = [file for file in fresh if max(marks[file][1:]) < latest and not self._known[file].fault]
@@ -87,6 +86,27 @@ class Contents:
                 write_checked(self._path, json.dumps({"reader": _reader(), "files": remembered}).encode())
             except OSError as error:  # the cache is read-only or full: they are read again
                 logger.info("%s: not written (%s).", self._path, error)
+
+    def _read(self, file: str) -> Content:
+        """Reads a file to its end, twice: as bytes and as what it holds."""
+        path, digest, seconds = self.root / file, "", np.nan
+        try:
+            digest = sha256(path)
+            seconds = self.duration(path)
+            self.decode(path)
+        except (AudioError, DataError, OSError) as error:
+            return Content(digest, seconds, str(error))
+        return Content(digest, seconds)
+
+    @staticmethod
+    def duration(path: Path) -> float:
+        """Duration of a file in seconds, by its header."""
+        return audio.duration(path)
+
+    @staticmethod
+    def decode(path: Path) -> None:
+        """Decodes a file to its end; raises what a file that cannot be read raises."""
+        audio.read(path, 16000)
 
     def _remembered(self) -> dict[str, Any]:
         """Marks and contents of files by an earlier call with the same reader."""
@@ -121,15 +141,3 @@ def _mark(path: Path) -> list[int]:
     """Size and times of a file, which change with its content."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _read(root: Path, file: str) -> Content:
-    """Reads a file to its end, twice: as bytes and as sound."""
-    path, digest, seconds = root / file, "", np.nan
-    try:
-        digest = sha256(path)
-        seconds = audio.duration(path)
-        audio.read(path, 16000)
-    except (AudioError, OSError) as error:
-        return Content(digest, seconds, str(error))
-    return Content(digest, seconds)
