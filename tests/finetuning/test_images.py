@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -423,6 +426,21 @@ def test_accumulated_parts_are_one_large_batch(place, values):
     train(place, plain, out="whole")
     train(place, {**plain, "accumulate": 3}, out="parts", records="parts_runs")
     first, second = trained("whole"), trained("parts")
+    for key, value in first.items():
+        torch.testing.assert_close(value, second[key], atol=1e-5, rtol=1e-5, msg=key)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(place):
+    values = {**SMALL, "batch_size": 7, "epochs": 3, "optimizer": "sgd", "learning_rate": 0.05, "drop_path": 0.5}
+    train(place, values, out="one")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, "-m", "m2d_bench.cli", "finetune", "--model", place["model"], "--tasks", place["task"]]
+    words += ["--out", "two", "--runs", "two_runs", "--seeds", "1", "--best-by", "last", "--device", "cpu"]
+    words += ["--precision", "fp32", "--set", *(f"{key}={value}" for key, value in values.items())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(list(map(str, words)), check=True, env=environment)
+    first, second = trained("one"), trained("two")
     for key, value in first.items():
         torch.testing.assert_close(value, second[key], atol=1e-5, rtol=1e-5, msg=key)
 
