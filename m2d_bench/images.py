@@ -10,7 +10,7 @@ import numpy as np
 from m2d_bench.errors import DataError, UsageError
 
 if TYPE_CHECKING:  # an extra
-    from PIL.Image import Image
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -18,7 +18,7 @@ RATIO = (3 / 4, 4 / 3)
 """Width over height of random crops."""
 
 
-def read(path: Path) -> Image:
+def read(path: Path) -> Image.Image:
     """An image in RGB.
 
     Raises:
@@ -37,7 +37,9 @@ def read(path: Path) -> Image:
     return rgb
 
 
-def random_view(image: Image, size: tuple[int, int], area: tuple[float, float], rng: np.random.Generator) -> Image:
+def random_view(
+    image: Image.Image, size: tuple[int, int], area: tuple[float, float], rng: np.random.Generator
+) -> Image.Image:
     """A random crop resized (bicubic), in half of the cases flipped from left to right.
 
     Args:
@@ -51,7 +53,7 @@ def random_view(image: Image, size: tuple[int, int], area: tuple[float, float], 
     from PIL import Image, ImageOps
 
     box = random_box(image.width, image.height, area, RATIO, rng)
-    crop = image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
+    crop = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
 
 
@@ -80,6 +82,6 @@ def random_box(
     return 0, 0, width, height
 
 
-def to_array(image: Image) -> np.ndarray:
+def to_array(image: Image.Image) -> np.ndarray:
     """Pixels of an image in RGB, [3, H, W] float32 in 0..1."""
     return np.ascontiguousarray(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)

@@ -13,7 +13,7 @@ from m2d_bench.images import random_box
 from m2d_bench.training.augment import draw_mixup
 
 if TYPE_CHECKING:  # an extra
-    from PIL.Image import Image
+    from PIL import Image
 
 _ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
 _CHANGES = (
@@ -22,7 +22,7 @@ _CHANGES = (
 )
 
 
-def rand_augment(image: Image, strength: float, fill: Sequence[float], rng: np.random.Generator) -> Image:
+def rand_augment(image: Image.Image, strength: float, fill: Sequence[float], rng: np.random.Generator) -> Image.Image:
     """Two changes drawn with replacement, each made in half of the cases.
 
     Args:
@@ -41,7 +41,7 @@ def rand_augment(image: Image, strength: float, fill: Sequence[float], rng: np.r
     return image
 
 
-def _changed(image: Image, name: str, level: float, signed: float, colour: tuple[int, ...]) -> Image:
+def _changed(image: Image.Image, name: str, level: float, signed: float, colour: tuple[int, ...]) -> Image.Image:
     """One of RandAugment's changes, by a level in 0..1; where it has a direction, in that of the sign."""
     from PIL import Image, ImageEnhance, ImageOps
 

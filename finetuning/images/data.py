@@ -24,7 +24,7 @@ from m2d_bench.tasks.dataset import Dataset
 from m2d_bench.tasks.task import Entry, Task
 
 if TYPE_CHECKING:  # an extra
-    from PIL.Image import Image
+    from PIL import Image
 
 PREFIX = "images:"
 
@@ -138,22 +138,22 @@ class ImageCache(ClipCache):
         x = self._normalised(image)
         return augment.erase(x, rng) if rng.random() < recipe.erasing else x
 
-    def _normalised(self, image: Image) -> np.ndarray:
+    def _normalised(self, image: Image.Image) -> np.ndarray:
         normalised: np.ndarray = (images.to_array(image) - self._mean) / self._std
         return normalised
 
 
-def middle(image: Image, size: tuple[int, int]) -> Image:
+def middle(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The middle of an image whose shorter side is resized (bicubic) to 256/224 of the view's.
 
     Args:
         image: The image.
         size: Height and width of the view.
     """
-    from PIL import Image as pillow
+    from PIL import Image
 
     scale = max(size[0] / image.height, size[1] / image.width) / _CROP
     width, height = (max(1, round(scale * side)) for side in image.size)
-    resized = image.resize((width, height), pillow.Resampling.BICUBIC)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size[1]) // 2, (height - size[0]) // 2
     return resized.crop((left, top, left + size[1], top + size[0]))

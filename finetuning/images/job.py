@@ -24,12 +24,16 @@ class ImageJob(Job):
     sampler_type = ImageSampler
     trainer_type = ImageTrainer
     recipe: ImageRecipe
-    sample_rate = 0
 
     @staticmethod
     def read_model(model: str | os.PathLike[str], settings: FinetuneSettings) -> encoder.Pretrained:
         """The pre-trained encoder of images in a file."""
         return encoder.read(model)
+
+    @property
+    def sample_rate(self) -> int:
+        """Images have none."""
+        return 0
 
     @property
     def encoder_facts(self) -> dict[str, Any]:

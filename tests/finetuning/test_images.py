@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -269,6 +270,24 @@ def test_mixup_and_cutmix_take_turns_and_their_share_is_that_of_the_pixels(place
     assert all(torch.equal(sampler(place).draw(step).share, torch.ones(8)) for step in range(5))
     assert torch.equal(drawn.draw(7).offsets, drawn.draw(7).offsets)
     assert (drawn.draw(7).offsets > 0).all()
+
+
+def test_pixels_and_labels_are_mixed_in_the_same_share_and_labels_smoothed(place):
+    trainer = ImageTrainer.__new__(ImageTrainer)
+    trainer.sampler = sampler(place, mixup=0.8, cutmix=1.0, label_smoothing=0.3)
+    trainer.recipe, trainer.classifier = trainer.sampler.recipe, built(place)
+    trainer.fabric = SimpleNamespace(device=torch.device("cpu"))
+    for step in range(10):
+        draws = trainer.sampler.draw(step)
+        share = float(draws.share[0])
+        x = trainer._augmented(draws, torch.arange(8), torch.zeros(8, 3, 32, 32), torch.ones(8, 3, 32, 32))
+        assert float(x.mean()) == pytest.approx(1 - share, abs=1e-5)
+        assert len(x.unique()) == (2 if draws.crops.any() else 1)
+        for row, target in enumerate(trainer._targets(draws)):
+            expected = [0.1] * 3  # of the 0.3 that is smoothed, a third each
+            expected[draws.clips[row] % 3] += 0.7 * share
+            expected[draws.clips[7 - row] % 3] += 0.7 * (1 - share)
+            assert target.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_drop_path_leaves_out_later_branches_more_often_and_keeps_the_mean():
