@@ -31,6 +31,8 @@ _PREFETCH = 2  # steps that are read while another is trained
 class Draws:
     """Random draws of one optimizer step, a row a sample of the whole batch.
 
+    Of images, offsets seed the views, crops are what cutmix pastes, and kept is what drop path leaves of the branches.
+
     Args:
         clips: Indices into the task's clips, [B].
         offsets: Crop offsets of longer clips, see `Dataset.waveform`, [B].

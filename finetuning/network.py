@@ -15,6 +15,7 @@ from m2d_bench.encoders.classifier import Classifier, Head
 from m2d_bench.encoders.frontend import N_MELS
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.patchout import encode_kept
+from m2d_bench.encoders.state_dict import State
 from m2d_bench.encoders.vit import ViT
 from m2d_bench.errors import UsageError
 from m2d_bench.finetuning.recipe import Recipe
@@ -68,18 +69,23 @@ def build(pretrained: Checkpoint, recipe: Recipe, labels: Labels, frames: int, g
         generator: Draws the head, and low-rank updates.
     """
     encoder = _adjusted(pretrained, recipe, frames)
-    encoder.requires_grad_(not recipe.lora_rank)
-    encoder.vit.pos_embed.requires_grad_(False)
-    if recipe.freeze_patch_embed:
-        encoder.vit.patch_embed.requires_grad_(False)
     head = Head(encoder.scene_embedding_size, len(labels.classes)).initialise(generator)
+    set_trained(encoder.vit, recipe, generator)
+    encoder.vit.pos_embed.requires_grad_(False)
+    return Classifier(encoder, head, labels)
+
+
+def set_trained(vit: ViT, recipe: Recipe, generator: Generator) -> None:
+    """Freezes what the recipe does not train of an encoder, and adds low-rank updates where it trains these."""
+    vit.requires_grad_(not recipe.lora_rank)
+    if recipe.freeze_patch_embed:
+        vit.patch_embed.requires_grad_(False)
     if recipe.lora_rank:
-        for module in encoder.vit.blocks.modules():
+        for module in vit.blocks.modules():
             if isinstance(module, nn.Linear):
                 scale = recipe.lora_alpha / recipe.lora_rank
                 update = LowRank(module.weight, recipe.lora_rank, scale, generator)
                 parametrize.register_parametrization(module, "weight", update)
-    return Classifier(encoder, head, labels)
 
 
 def _adjusted(pretrained: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
@@ -96,17 +102,21 @@ def _adjusted(pretrained: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder
     return replace(pretrained, config=config, encoder=state).build()
 
 
-@torch.no_grad()
 def merged(classifier: Classifier) -> Checkpoint:
-    """What is saved of a classifier: low-rank updates added to the weights they are of."""
-    vit = classifier.encoder.vit
+    """What is saved of a classifier."""
+    state = merged_state(classifier.encoder.vit)
+    head = {key: value.cpu() for key, value in classifier.head.state().items()}
+    return Checkpoint(config=classifier.encoder.config, encoder=state, head=head, labels=classifier.labels)
+
+
+@torch.no_grad()
+def merged_state(vit: ViT) -> State:
+    """An encoder's weights on the CPU, low-rank updates added to those they are of."""
     state = {key: value for key, value in vit.state_dict().items() if ".parametrizations." not in key}
     for name, module in vit.named_modules():
         if parametrize.is_parametrized(module):
             state[f"{name}.weight"] = module.weight
-    state = {key: value.cpu() for key, value in state.items()}
-    head = {key: value.cpu() for key, value in classifier.head.state().items()}
-    return Checkpoint(config=classifier.encoder.config, encoder=state, head=head, labels=classifier.labels)
+    return {key: value.cpu() for key, value in state.items()}
 
 
 def optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
@@ -115,7 +125,7 @@ def optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
     Raises:
         UsageError: LARS without the package that holds it.
     """
-    groups = list(_groups(classifier, recipe.layer_decay))
+    groups = list(_groups(classifier, recipe))
     decay = recipe.weight_decay
     if recipe.optimizer == "adamw":
         betas = (recipe.beta1, recipe.beta2)
@@ -129,22 +139,23 @@ def optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
     return LARS(groups, lr=0.0, momentum=recipe.momentum, weight_decay=decay)
 
 
-def _groups(classifier: Classifier, layer_decay: float) -> Iterator[dict[str, Any]]:
-    """Trained parameters by layer: patch embedding and class token lie below the blocks, head and last norm above.
+def _groups(classifier: Classifier, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Trained parameters by layer: what comes before the blocks lies below them, head and last norm above.
 
     Source: BEiT (arXiv 2106.08254), layer-wise learning-rate decay.
     """
     depth = classifier.encoder.config.vit.depth
-    layers: dict[int, list[nn.Parameter]] = {}
+    layers: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in classifier.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = depth + 1
+        layer, tokens = depth + 1, ("encoder.vit.cls_token", "encoder.vit.pos_embed")
         if name.startswith("encoder.vit.blocks."):
             layer = int(name.split(".")[3]) + 1
-        elif name.startswith(("encoder.vit.patch_embed", "encoder.vit.cls_token")):
+        elif name.startswith(("encoder.vit.patch_embed", *tokens)):
             layer = 0
-        layers.setdefault(0 if layer_decay == 1 else layer, []).append(parameter)
-    for layer, parameters in sorted(layers.items()):
-        scale = 1.0 if layer_decay == 1 else layer_decay ** (depth + 1 - layer)
-        yield {"params": parameters, "scale": scale}
+        spared = recipe.spares_vectors and (parameter.ndim == 1 or name in tokens)
+        layers.setdefault((0 if recipe.layer_decay == 1 else layer, spared), []).append(parameter)
+    for (layer, spared), parameters in sorted(layers.items()):
+        scale = 1.0 if recipe.layer_decay == 1 else recipe.layer_decay ** (depth + 1 - layer)
+        yield {"params": parameters, "scale": scale, **({"weight_decay": 0.0} if spared else {})}

@@ -19,9 +19,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "recipes"
 
-DEFAULT = "esc50"
-"""Recipe of a task that has none of its name."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Checked):
@@ -62,6 +59,12 @@ class Recipe(Checked):
 
     Source: M2D-X (2024), Table II and section IV-C.
     """
+
+    folder = FOLDER
+    default = "esc50"  # recipe of a task that has none of its name
+    kind = "a recipe"
+    spares_vectors = False  # whether weight decay does
+    absent = frozenset[str]()  # fields that are no values of this kind
 
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.5
@@ -106,7 +109,7 @@ class Recipe(Checked):
 
     def identity(self) -> dict[str, Any]:
         """The values that can change a score."""
-        unused = {"accumulate"}
+        unused = {"accumulate", *self.absent}
         unused |= {"momentum"} if self.optimizer == "adamw" else {"beta1", "beta2", "amsgrad"}
         unused |= set() if self.lora_rank else {"lora_alpha"}
         return {name: value for name, value in asdict(self).items() if name not in unused}
@@ -117,30 +120,76 @@ class Recipe(Checked):
         return any(drawn)
 
 
-def names() -> list[str]:
-    """The recipes that come with the package."""
-    return recipes.names(FOLDER)
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe(Recipe):
+    """A fine-tuning on images, whose crops are random. Of a recipe's values, those about spectrograms are not there.
+
+    Mixup and cutmix take turns at random, with one λ a batch. Weight decay spares biases, norms, class token and
+    positions.
+
+    Args:
+        cutmix: α of the Beta distribution that the share λ of cutmix is drawn from; 0 for none.
+        label_smoothing: Share of a label that all classes get in equal parts.
+        drop_path: How often the last block's branches are left out of a sample; of the blocks before, less and less.
+        rand_augment: Strength of RandAugment's two changes an image, 0 to 10; 0 for none.
+        erasing: How often a box of an image is filled with noise.
+        pooling: What is classified: the mean over the patches, or the class token; after a layer normalisation, which
+            for the mean starts fresh.
+
+    Source: MAE (arXiv 2111.06377), appendix A.1 and official code.
+    """
+
+    folder = FOLDER / "images"
+    default = "image"
+    kind = "a recipe of images"
+    spares_vectors = True
+    absent = frozenset(
+        ("frequency_mask", "time_mask", "random_resize_crop", "patchout_ratio", "features", "adjust_positions")
+    )
+
+    cutmix: NonNegativeFloat = 0.0
+    label_smoothing: Share = 0.0
+    drop_path: Share = 0.0
+    rand_augment: Annotated[float, Field(ge=0, le=10)] = 0.0
+    erasing: Share = 0.0
+    pooling: Literal["mean", "class"] = "mean"
+
+    def augments(self) -> bool:
+        """Whether an image looks different each time."""
+        return True
 
 
-def load(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+def names(kind: type[Recipe] = Recipe) -> list[str]:
+    """The recipes of a kind that come with the package."""
+    return recipes.names(kind.folder)
+
+
+def load(name: str | Path, changes: Mapping[str, Any] | None = None, kind: type[Recipe] = Recipe) -> Recipe:
     """A recipe by name or file, with changes.
 
     Args:
         name: One of `names`, or a YAML file.
         changes: Values to set.
+        kind: Of sound, or of images.
 
     Raises:
         UsageError: Unknown recipe or value, or one of another type.
     """
-    values = {**recipes.read(name, FOLDER), **(changes or {})}
-    check_names("value of a recipe", values, [field.name for field in fields(Recipe)])
-    return Recipe(**values)
+    values = {**recipes.read(name, kind.folder), **(changes or {})}
+    check_names(
+        f"value of {kind.kind}", values, [field.name for field in fields(kind) if field.name not in kind.absent]
+    )
+    return kind(**values)
 
 
-def name_for(task: str) -> str:
-    """The recipe of a task: the one of its name, without the format before it; else DEFAULT, said aloud."""
+def name_for(task: str, kind: type[Recipe] = Recipe) -> str:
+    """The recipe of a task: the one of its name, without the format before it; else the kind's default.
+
+    A warning says so where there are others.
+    """
     name = task.rpartition(":")[2]
-    if name in names():
+    if name in names(kind):
         return name
-    logger.warning("%s has no recipe of its own; that of %s is used. --recipe names another.", task, DEFAULT)
-    return DEFAULT
+    if len(names(kind)) > 1:
+        logger.warning("%s has no recipe of its own; that of %s is used. --recipe names another.", task, kind.default)
+    return kind.default

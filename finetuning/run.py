@@ -4,47 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
-from m2d_bench import runs, tasks
-from m2d_bench.encoders import zoo
-from m2d_bench.encoders.checkpoint import Checkpoint, Labels
-from m2d_bench.encoders.frontend import LogMel
-from m2d_bench.encoders.m2d import M2DEncoder
-from m2d_bench.encoders.protocol import facts_of
-from m2d_bench.errors import M2DBenchError, UsageError
-from m2d_bench.evaluation import metrics
-from m2d_bench.evaluation.metrics import check_scorable
-from m2d_bench.finetuning import network
+from m2d_bench import tasks
+from m2d_bench.errors import M2DBenchError
 from m2d_bench.finetuning import recipe as own_recipes
-from m2d_bench.finetuning.batches import ClipCache, StepSampler
+from m2d_bench.finetuning.images import data as images
+from m2d_bench.finetuning.images.job import ImageJob
+from m2d_bench.finetuning.job import Job
 from m2d_bench.finetuning.recipe import Recipe
-from m2d_bench.finetuning.settings import BestBy, FinetuneSettings
-from m2d_bench.finetuning.trainer import BEST, LAST, Epoch, Selection, Trainer
-from m2d_bench.progress import bar
-from m2d_bench.randomness import generator_of
+from m2d_bench.finetuning.settings import FinetuneSettings
 from m2d_bench.registry import unknown
-from m2d_bench.runs import Predictions, Run, Score, TasksFailed
-from m2d_bench.settings import command_line, file_name, make_folder
-from m2d_bench.tasks import dataset as datasets
-from m2d_bench.tasks.dataset import Dataset
-from m2d_bench.tasks.splits import VALIDATION_FRACTION, Split, draws_validation, folds, splits
+from m2d_bench.runs import Run, TasksFailed
+from m2d_bench.settings import command_line, make_folder
 from m2d_bench.tasks.task import Task
 from m2d_bench.training.launch import launch
-from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
-from m2d_bench.training.loop import RESUME, Step, read_resume
-
-if TYPE_CHECKING:  # an extra
-    from lightning_fabric import Fabric
 
 
 def finetune(
@@ -58,8 +37,8 @@ def finetune(
     """Fine-tunes a model on tasks; finished seeds and folds are read from their records instead of trained.
 
     Args:
-        model: A model's name, see `zoo.load`.
-        task_names: Names of tasks (see `tasks.get`), as a list or separated by commas.
+        model: A model's name, see `zoo.load`; of tasks of images, a checkpoint, see `images.encoder.read`.
+        task_names: Names of tasks (see `images.data.get`), as a list or separated by commas.
         recipe: Name of a recipe, or a YAML file; by default the task's own.
         recipe_changes: Values of the recipe to set.
         settings: What is trained and where it runs.
@@ -79,23 +58,24 @@ def finetune(
         if name not in known:
             raise unknown("setting", name, known, "m2d-bench finetune --help")
     settings = replace(settings, **changes)
-    jobs = []
-    for name, task in tasks.get_all(task_names, settings).items():
-        chosen = recipe or own_recipes.name_for(task.name)
-        jobs.append((name, task, str(chosen), own_recipes.load(chosen, recipe_changes)))
-    pretrained = zoo.read(model, storage=settings)
+    jobs: list[tuple[type[Job], str, Task, str, Recipe]] = []
+    for name, task in tasks.get_all(task_names, settings, images.get).items():
+        kind = ImageJob if name.startswith(images.PREFIX) else Job
+        chosen = recipe or own_recipes.name_for(task.name, kind.recipe_type)
+        jobs.append((kind, name, task, str(chosen), own_recipes.load(chosen, recipe_changes, kind.recipe_type)))
+    pretrained = {kind: kind.read_model(model, settings) for kind, *_ in jobs}
     for folder in (settings.runs_root, Path(settings.out).expanduser()):
         make_folder(folder)
     fabric = launch(settings.device, settings.precision)
     done: list[Run] = []
     failures: dict[str, Exception] = {}
-    for name, task, chosen, values in jobs:
+    for kind, name, task, chosen, values in jobs:
         words = ["finetune", "--model", str(model), "--tasks", name, "--recipe", chosen]
         for key, value in (recipe_changes or {}).items():
             words += ["--set", f"{key}={json.dumps(value)}"]
         command = command_line(words, settings, leaving_out=("folds", "force", "resume"))
         try:
-            done.append(_Job(fabric, pretrained, task, values, settings, command).run())
+            done.append(kind(fabric, pretrained[kind], task, values, settings, command).run())
         except (M2DBenchError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             if fabric.world_size > 1:  # the other processes wait for this one
                 raise
@@ -103,255 +83,3 @@ def finetune(
     if failures:
         raise TasksFailed(failures, done)
     return done
-
-
-class _Job:
-    """One task: a training for each seed and fold."""
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        pretrained: Checkpoint,
-        task: Task,
-        recipe: Recipe,
-        settings: FinetuneSettings,
-        command: str,
-    ) -> None:
-        self.fabric, self.pretrained, self.recipe, self.settings = fabric, pretrained, recipe, settings
-        dataset = datasets.load(task, settings, pretrained.config.sample_rate, settings.jobs)
-        self.dataset = dataset.readable(settings.on_bad_file)
-        self.best_by = _best_by(self.dataset, settings)
-        self.record = replace(self._blank_run(), command=command)
-
-    def run(self) -> Run:
-        """Trains what is not finished, and returns the record with the scores asked for."""
-        settings = self.settings
-        seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-        wanted = [(seed, fold) for seed in seeds for fold in _folds(self.dataset, settings.folds)]
-        finished = self.fabric.broadcast(self._finished() if self.fabric.is_global_zero else set())
-        missing = [key for key in wanted if key not in finished]
-        if missing:
-            clips = ClipCache(self.dataset, self.pretrained.config.sample_rate, settings.jobs, settings.memory * 2**30)
-        for number, (seed, fold) in enumerate(missing, 1):
-            drawn = splits(self.dataset, seed, draw=self.best_by == "valid")
-            split = next(split for split in drawn if split.fold == fold)
-            counter = f" ({number}/{len(missing)})" if len(missing) > 1 else ""
-            self._train(seed, split, clips, f"{self.dataset.task.name} · seed {seed} · {_named(fold)}{counter}")
-        done = runs.load_as(self.record, settings.runs_root) if self.fabric.is_global_zero else self.record
-        scores = tuple(score for score in done.scores if (score.seed, score.fold) in wanted)
-        return self.fabric.broadcast(replace(done, scores=scores))
-
-    def _train(self, seed: int, split: Split, clips: ClipCache, title: str) -> None:
-        """One training, from its first step or its last state, to its score in the record."""
-        settings, fabric, folder = self.settings, self.fabric, self._folder(seed, split.fold)
-        with _locked(folder) if fabric.is_global_zero else nullcontext():
-            state = fabric.broadcast(_state(folder, settings) if fabric.is_global_zero else None)
-            trainer = self._trainer(seed, split, clips, folder)
-            if state:
-                trainer.resume(state)
-            with Log(folder, resumed_at=trainer.step if state else None, rank=fabric.global_rank) as log:
-                best = self._run(trainer, log, title)
-            if settings.checkpoints == "all":
-                trainer.save(LAST)
-            if fabric.is_global_zero:
-                self._finish(seed, split, best, trainer)
-            fabric.barrier()
-
-    def _finish(self, seed: int, split: Split, best: Epoch, trainer: Trainer) -> None:
-        """Writes the record, and removes the files that are no longer needed."""
-        runs.add(replace(self.record, scores=(self._score(seed, split, best, trainer),)), self.settings.runs_root)
-        if self.settings.keep_predictions:
-            runs.save_predictions(self.record, self.settings.runs_root, self._predictions(seed, split, best, trainer))
-        (trainer.folder / RESUME).unlink(missing_ok=True)
-        if self.settings.checkpoints == "none":
-            (trainer.folder / BEST).unlink(missing_ok=True)
-
-    def _folder(self, seed: int, fold: str) -> Path:
-        """Folder of a training's models."""
-        task_folder = self.record.path(Path(self.settings.out).expanduser()).with_suffix("")
-        return task_folder / file_name(f"{seed}-{fold}")
-
-    def _finished(self) -> set[tuple[int, str]]:
-        """Seeds and folds in the record, with predictions where these are asked for; without those that --force began
-        to train anew and --resume goes on with."""
-        stored = runs.find(self.record, self.settings.runs_root)
-        if self.settings.force or stored is None:
-            return set()
-        done = {(score.seed, score.fold) for score in stored.scores}
-        if self.settings.keep_predictions:
-            path = self.record.path(self.settings.runs_root)
-            done &= {(predictions.seed, predictions.fold) for predictions in runs.load_predictions(path)}
-        return {key for key in done if not (self.settings.resume and (self._folder(*key) / RESUME).exists())}
-
-    def _trainer(self, seed: int, split: Split, clips: ClipCache, folder: Path) -> Trainer:
-        """The training of a seed and fold, before its first step."""
-        task, config, recipe = self.dataset.task, self.pretrained.config, self.recipe
-        class_ids = torch.from_numpy(self.dataset.labels)
-        samples = round(task.clip_seconds * config.sample_rate)
-        frames = int(LogMel(config.sample_rate).frame_counts(torch.tensor(samples)))
-        labels = Labels(classes=self.dataset.classes, multilabel=class_ids.ndim == 2, clip_seconds=task.clip_seconds)
-        if self.settings.compile:
-            torch._dynamo.reset()  # the code of the model before is of no use
-        self._check_scorable(split)
-        classifier = network.build(self.pretrained, recipe, labels, frames, generator_of(seed, split.fold, "weights"))
-        _rename(classifier.encoder, task.name)
-        sampler = StepSampler(recipe, class_ids, split.train, classifier.encoder, frames, (seed, split.fold))
-        selecting = {"valid": split.valid, "test": split.test, "last": None}[self.best_by]
-        selection = Selection(clips=selecting, test=split.test, metric=task.metric)
-        return Trainer(self.fabric, classifier, sampler, clips, selection, folder, compile=self.settings.compile)
-
-    def _check_scorable(self, split: Split) -> None:
-        """Raises a DataError where the clips that are scored hold too few labels for their metrics."""
-        task, labels = self.dataset.task, torch.from_numpy(self.dataset.labels)
-        what = f"{task.name}: the {{}} split of {_named(split.fold)}"
-        if self.best_by == "valid":
-            check_scorable(task.metric, labels[split.valid], task.n_classes, what.format("valid"))
-        for metric in (task.metric, *task.other_metrics):
-            check_scorable(metric, labels[split.test], task.n_classes, what.format("test"))
-
-    def _run(self, trainer: Trainer, log: Log, title: str) -> Epoch:
-        """Trains, with what is logged and shown."""
-        settings, metric, epochs = self.settings, self.dataset.task.metric, self.recipe.epochs
-        clips = epochs * trainer.sampler.epoch_clips
-        meter = ThroughputMeter(total=clips, done=clips * trainer.step // trainer.total)
-
-        def progress(step: Step) -> str:
-            score = f" · {metric} {trainer.scores[-1]:.3f}" if trainer.scores else ""
-            return (
-                f"{title} · epoch {trainer.epoch + 1}/{epochs} · loss {float(step.loss):.4f}{score} · "
-                f"lr {step.scalars['lr']:.2e}"
-            )
-
-        def on_epoch(step: int, score: float | None) -> None:
-            if score is not None:
-                log.scalars(step, {f"{self.best_by}/{metric}": score})
-            meter.skip()
-
-        every, last = settings.log_steps, trainer.total
-        with bar(title, last, "steps", done=trainer.step, shown=self.fabric.is_global_zero) as advance:
-            report = StepReporter(log=log, meter=meter, advance=advance, every=every, last=last, describe=progress)
-            return trainer.run(
-                resume_minutes=settings.resume_minutes,
-                check_steps=every,
-                on_step=report,
-                on_epoch=on_epoch,
-            )
-
-    def _score(self, seed: int, split: Split, best: Epoch, trainer: Trainer) -> Score:
-        task, labels = self.dataset.task, torch.from_numpy(self.dataset.labels)[split.test]
-        return Score(
-            seed=seed,
-            fold=split.fold,
-            score=metrics.score(task.metric, best.logits, labels),
-            n_test=len(split.test),
-            seconds=round(trainer.seconds, 1),
-            valid_score=best.score if self.best_by == "valid" else None,
-            chosen={"epoch": best.number},
-            others={metric: metrics.score(metric, best.logits, labels) for metric in task.other_metrics},
-        )
-
-    def _predictions(self, seed: int, split: Split, best: Epoch, trainer: Trainer) -> Predictions:
-        clips = split.test.numpy()
-        return Predictions(
-            seed=seed,
-            fold=split.fold,
-            clips=clips,
-            labels=self.dataset.labels[clips],
-            scores=best.logits.numpy(),
-            valid_scores=np.asarray(trainer.scores if self.best_by == "valid" else []),
-            classes=np.asarray(self.dataset.classes),
-        )
-
-    def _blank_run(self) -> Run:
-        """The record, without scores."""
-        drawn = self.best_by == "valid" and draws_validation(self.dataset)
-        repeated = ["initialisation", "shuffling"]
-        repeated += ["augmentation"] if self.recipe.augments() else []
-        repeated += ["validation split"] if drawn else []
-        devices = f" × {self.fabric.world_size}" if self.fabric.world_size > 1 else ""
-        return Run(
-            encoder=facts_of(self.pretrained.build()),
-            task=self.dataset.facts,
-            protocol="finetune",
-            settings={
-                **self.recipe.identity(),
-                "clip_seconds": self.dataset.task.clip_seconds,
-                "best_by": self.best_by,
-                "precision": _PRECISIONS[self.fabric.strategy.precision.precision],
-                "validation_fraction": VALIDATION_FRACTION if drawn else None,
-                **({"left_out": self.dataset.left_out} if self.dataset.left_out else {}),
-            },
-            repeated=tuple(repeated),
-            environment=runs.environment(f"{self.fabric.device}{devices}"),
-        )
-
-
-_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
-
-
-def _rename(encoder: M2DEncoder, task: str) -> None:
-    """Names a model that is fine-tuned, as released ones are: with its input size, and not as random any more."""
-    config = encoder.config
-    name = re.sub(r"-80x\d+p", f"-80x{config.vit.input_size[1]}p", config.name.removeprefix(zoo.RANDOM))
-    encoder.config = replace(config, name=f"{name}_ft_{file_name(task)}")
-
-
-def _named(fold: str) -> str:
-    return "official split" if fold == "test" else f"fold {fold}"
-
-
-def _best_by(dataset: Dataset, settings: FinetuneSettings) -> BestBy:
-    """Split that chooses the epoch: as asked; else valid where the task has one, test otherwise."""
-    if settings.best_by == "auto":
-        return "test" if draws_validation(dataset) else "valid"
-    return settings.best_by
-
-
-def _folds(dataset: Dataset, asked: Sequence[str]) -> list[str]:
-    """The folds to train.
-
-    Raises:
-        UsageError: One is not the task's.
-    """
-    own = folds(dataset)
-    for fold in asked:
-        if fold not in own:
-            raise unknown("fold", fold, own, f"these: {', '.join(own)}")
-    return [fold for fold in own if not asked or fold in asked]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Locks a training's folder against other processes.
-
-    Raises:
-        UsageError: One is in there.
-    """
-    make_folder(folder)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"{folder}: another process is training there. Wait for it, or give this one other --folds."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _state(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None:
-    """State to resume from, if any.
-
-    Raises:
-        UsageError: There is an unfinished training that --resume was not asked for.
-    """
-    if settings.force and not settings.resume:
-        (folder / RESUME).unlink(missing_ok=True)
-    state = read_resume(folder)
-    if state and not settings.resume:
-        raise UsageError(
-            f"{folder} holds a training at step {state['step']}. --resume goes on with it, --force begins anew."
-        )
-    return state

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -91,6 +91,7 @@ class Trainer(TrainingLoop):
         compile: Whether the encoder is compiled.
     """
 
+    backbone_type: type[nn.Module] = network.Backbone
     unreadable = "When it can be read again, go on with --resume; a file of other content begins the task anew."
 
     def __init__(
@@ -111,7 +112,7 @@ class Trainer(TrainingLoop):
         self.best: Epoch | None = None
         fabric.to_device(classifier)
         self.average = copy.deepcopy(classifier).requires_grad_(False) if self.recipe.ema_decay else None
-        backbone: Any = network.Backbone(classifier.encoder)
+        backbone: Any = self.backbone_type(classifier.encoder)
         if compile:
             torch._dynamo.config.recompile_limit = 64  # the shapes of patchout; torch 2.13 fails on dynamic ones
             backbone = torch.compile(backbone, dynamic=False)
@@ -195,7 +196,7 @@ class Trainer(TrainingLoop):
         """Moves the average on; its batch normalisation sees the features of its own encoder."""
         move = get_ema_multi_avg_fn(self.recipe.ema_decay)
         move(list(average.parameters()), list(self.classifier.parameters()), None)
-        backbone = network.Backbone(average.encoder)
+        backbone = self.backbone_type(average.encoder)
         with self.fabric.autocast():
             features = [backbone(x, kept) for x, kept in parts]
         average.head.norm.train()(self._gathered(torch.cat(features))[:count])
@@ -288,8 +289,11 @@ class Trainer(TrainingLoop):
     def save(self, name: str) -> None:
         """Writes the model with its head, whole or not at all."""
         if self.fabric.is_global_zero:
-            checkpoint.save(network.merged(self.evaluated), self.folder / name)
+            self._write(self.folder / name)
         self.fabric.barrier()
+
+    def _write(self, path: Path) -> None:
+        checkpoint.save(network.merged(self.evaluated), path)
 
     def state(self) -> dict[str, Any]:
         """Weights, scores and the best epoch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +34,9 @@ def finetune(
     """Fine-tune an encoder on tasks: mean ± 95% CI over seeds.
 
     Args:
-        model: m2d_tiny, a released name, a path, or random:NAME; see m2d-bench models.
-        task_names: Names separated by commas or spaces, see m2d-bench tasks; or hear:PATH, or evar:PATH.
+        model: m2d_tiny, a released name, a path, or random:NAME; see m2d-bench models. Of images, a path.
+        task_names: Names separated by commas or spaces, see m2d-bench tasks; or hear:PATH, evar:PATH, or
+            images:FOLDER in ImageNet's layout.
         recipe: A recipe of the papers (--list), or a YAML file; by default the one of the task's name.
         epochs: Passes over the training clips.
         changes: Values of the recipe to change, NAME=VALUE: learning_rate=0.1 mixup=0.3.
@@ -47,7 +47,9 @@ def finetune(
     if list_recipes:
         return Output(_recipes())
     if not task_names:
-        raise UsageError("Which tasks? --tasks esc50, such as m2d-bench tasks lists; or evar:PATH, or hear:PATH.")
+        raise UsageError(
+            "Which tasks? --tasks esc50, such as m2d-bench tasks lists; or evar:PATH, hear:PATH, images:FOLDER."
+        )
     render = resolve("m2d_bench.results:report")
     resolve("m2d_bench.results:check_format")(style)
     chosen = {**recipes.parse(changes), **({} if epochs is None else {"epochs": epochs})}
@@ -92,7 +94,8 @@ def _partial(run: Run) -> list[str]:
 def _recipes() -> str:
     shown = ("optimizer", "learning_rate", "batch_size", "epochs", "mixup", "patchout_ratio", "adjust_positions")
     rows = []
-    for name in own_recipes.names():
-        values = asdict(own_recipes.load(name))
-        rows.append({"recipe": name, **{key.replace("_", " "): values[key] for key in shown}})
+    for kind in (own_recipes.Recipe, own_recipes.ImageRecipe):
+        for name in own_recipes.names(kind):
+            values = own_recipes.load(name, kind=kind).identity()
+            rows.append({"recipe": name, **{key.replace("_", " "): values.get(key, "") for key in shown}})
     return tabulate(rows, headers="keys", tablefmt="simple")

@@ -20,7 +20,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("encoders", "training", "runs"),
     ("predictions",),
     ("run_record",),
-    ("settings", "audio"),
+    ("settings", "audio", "images"),
     ("values", "compat"),
     ("registry", "files"),
     ("errors", "progress", "parallel", "randomness", "output"),

@@ -136,7 +136,8 @@ def read_state(path: str | os.PathLike[str]) -> State:
     """
     path = _file(Path(path))
     with _malformed(path):
-        state = unwrap(path, tensor_file.read_pickle(path))
+        safe = path.suffix.lower() == ".safetensors"
+        state = unwrap(path, tensor_file.read_safetensors(path)[0] if safe else tensor_file.read_pickle(path))
         tensor_file.check(path, state)
         return state
 
@@ -368,16 +369,5 @@ def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig
         sizes = {"weight": (n_classes, inputs), "bias": (n_classes,)}
         sizes |= {"running_mean": (inputs,), "running_var": (inputs,)}
         expected |= {f"head.{key}": torch.Size(size) for key, size in sizes.items() if key in head}
-    tensors = {**encoder, **{f"head.{key}": tensor for key, tensor in head.items()}}
-    tensor_file.refuse(
-        path,
-        {
-            "unexpected": [key for key in encoder if key not in expected],
-            "missing": [key for key in expected if key not in tensors],
-            "of another shape": [
-                f"{key} {list(tensors[key].shape)} instead of {list(shape)}"
-                for key, shape in expected.items()
-                if key in tensors and tensors[key].shape != shape
-            ],
-        },
-    )
+    known = {f"head.{key}": tensor for key, tensor in head.items() if f"head.{key}" in expected}
+    tensor_file.check_shapes(path, {**encoder, **known}, expected)

@@ -28,7 +28,7 @@ class Head(nn.Module):
 
     def __init__(self, features: int, n_classes: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.norm: nn.Module = nn.BatchNorm1d(features, affine=False)
         self.linear = nn.Linear(features, n_classes)
 
     def initialise(self, generator: Generator) -> Head:

@@ -153,6 +153,22 @@ def refuse(path: Path, faults: Mapping[str, Sequence[str]]) -> None:
         raise CheckpointError(f"{path}: not the encoder its tensors describe. Keys {lists}.")
 
 
+def check_shapes(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raises a CheckpointError where tensors are missing, beside those expected, or of another shape."""
+    refuse(
+        path,
+        {
+            "unexpected": [key for key in state if key not in expected],
+            "missing": [key for key in expected if key not in state],
+            "of another shape": [
+                f"{key} {list(state[key].shape)} instead of {list(shape)}"
+                for key, shape in expected.items()
+                if key in state and state[key].shape != shape
+            ],
+        },
+    )
+
+
 def listing(keys: Sequence[str], limit: int = 20) -> str:
     """Keys as part of a message: not too many, not too long, and nothing that a terminal would obey."""
     shown = [key[:100] if key.isprintable() else ascii(key[:100]) for key in keys[:limit]]

@@ -135,7 +135,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; `scales` [B, 2] multiply what attention and MLP add."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -144,10 +144,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), key_mask)
-        output: Tensor = x + self.mlp(self.norm2(x))
-        return output
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
+        attention: Tensor = self.attn(self.norm1(x), key_mask)
+        x = x + (attention if scales is None else scales[:, 0, None, None] * attention)
+        mlp: Tensor = self.mlp(self.norm2(x))
+        return x + (mlp if scales is None else scales[:, 1, None, None] * mlp)
 
 
 class ViT(nn.Module):
@@ -183,12 +184,15 @@ class ViT(nn.Module):
         positions = self.positions(patches.shape[2]) if positions is None else positions
         return (patches + positions).flatten(1, 2)
 
-    def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, tokens: Tensor, key_mask: Tensor | None = None, branch_scales: Tensor | None = None
+    ) -> list[Tensor]:
         """Runs the blocks over patch tokens.
 
         Args:
             tokens: Any subset of patch tokens with positions, [B, L, D].
             key_mask: [B, L], True where a token is real; None if all are.
+            branch_scales: Of each block, factors of what attention and MLP add, [B, depth, 2]; None for 1.
 
         Returns:
             Output of every block, [B, 1 + L, D] each, class token (if any) first; the last one after the final norm.
@@ -198,8 +202,8 @@ class ViT(nn.Module):
         if key_mask is not None:
             key_mask = nn.functional.pad(key_mask, (self.n_class_tokens, 0), value=True)
         outputs = []
-        for block in self.blocks:
-            x = block(x, key_mask)
+        for number, block in enumerate(self.blocks):
+            x = block(x, key_mask, None if branch_scales is None else branch_scales[:, number])
             outputs.append(x)
         outputs[-1] = self.norm(x)
         return outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import resolve, unknown
@@ -39,12 +39,15 @@ def get(name: str, storage: Storage = Storage()) -> Task:
     return task
 
 
-def get_all(names: str | Sequence[str], storage: Storage = Storage()) -> dict[str, Task]:
+def get_all(
+    names: str | Sequence[str], storage: Storage = Storage(), find: Callable[[str, Storage], Task] = get
+) -> dict[str, Task]:
     """Tasks by the names given, in their order, each once.
 
     Args:
         names: As a list, or separated by commas.
         storage: As of `get`.
+        find: Gives the task of a name.
 
     Raises:
         UsageError, DataError: As of `get`; or no name at all.
@@ -53,7 +56,7 @@ def get_all(names: str | Sequence[str], storage: Storage = Storage()) -> dict[st
     found = dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip())
     if not found:
         raise UsageError("No task named. See m2d-bench tasks.")
-    return {name: get(name, storage) for name in found}
+    return {name: find(name, storage) for name in found}
 
 
 __all__ = ["BUILT_IN", "FORMATS", "NAMES", "Entry", "Folds", "Layout", "Task", "get", "get_all"]

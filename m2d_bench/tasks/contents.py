@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Contents:
         fresh = [file for file in marks if remembered.get(file, {}).get("mark") != marks[file]]
         for file in marks.keys() - set(fresh):
             self._known[file] = Content(**remembered[file]["content"])
-        contents = map_ahead(partial(_read, self.root), fresh, self.jobs, ahead=256)
+        contents = map_ahead(self._read, fresh, self.jobs, ahead=256)
         self._known |= zip(fresh, track(contents, f"Reading {title}", len(fresh), "files"), strict=True)
         latest = time.time_ns() - _SETTLED
         settled = [file for file in fresh if max(marks[file][1:]) < latest and not self._known[file].fault]
@@ -89,6 +88,20 @@ class Contents:
                 write_checked(self._path, json.dumps({"reader": _reader(), "files": remembered}).encode())
             except OSError as error:  # the cache is read-only or full: they are read again
                 logger.info("%s: not written (%s).", self._path, error)
+
+    def _read(self, file: str) -> Content:
+        """Reads a file to its end, as bytes and as what it holds."""
+        path, digest = self.root / file, ""
+        try:
+            digest = sha256(path)
+            return Content(digest, *self.inspect(path))
+        except (AudioError, DataError, OSError) as error:
+            return Content(digest, fault=str(error))
+
+    @staticmethod
+    def inspect(path: Path) -> tuple[str, float]:
+        """Decodes a file to its end: digest of what it holds, and duration in seconds; see `audio.inspect`."""
+        return audio.inspect(path)
 
     def _remembered(self) -> dict[str, Any]:
         """Marks and contents of files by an earlier call with the same reader."""
@@ -128,13 +141,3 @@ def _mark(path: Path) -> list[int]:
     """Size and times of a file, which change with its content."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _read(root: Path, file: str) -> Content:
-    """Reads a file to its end, as bytes and as sound."""
-    path, digest = root / file, ""
-    try:
-        digest = sha256(path)
-        return Content(digest, *audio.inspect(path))
-    except (AudioError, OSError) as error:
-        return Content(digest, fault=str(error))

@@ -212,7 +212,7 @@ def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) 
         classes=classes,
         labels=labels,
         splits=np.array(splits, str),
-        contents=Contents(root, storage.cache_root, jobs),
+        contents=resolve(task.contents)(root, storage.cache_root, jobs),
     )
     _check(dataset)
     for warning in dataset.warnings:

@@ -75,6 +75,7 @@ class Task:
         lister: `module:function` that lists a task kept in another tool's files: (their place, sample rate in Hz) →
             folder of the clips, entries.
         folder: Where those files lie.
+        contents: `module:class` that reads the clips' files, see `contents.Contents`.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Task:
     generator: str | None = None
     lister: str | None = None
     folder: str = ""
+    contents: str = "m2d_bench.tasks.contents:Contents"
 
     def __post_init__(self) -> None:
         if [bool(self.layouts), bool(self.generator), bool(self.lister)].count(True) != 1:

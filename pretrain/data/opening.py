@@ -10,7 +10,9 @@ from m2d_bench import audio
 from m2d_bench.encoders.frontend import SAMPLE_RATES
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.files import kinds
-from m2d_bench.pretrain.data import images, parts, shards
+from m2d_bench.images import SUFFIXES
+from m2d_bench.pretrain.data import parts, shards
+from m2d_bench.pretrain.data.images import ImageSource
 from m2d_bench.pretrain.data.labels import read_labels
 from m2d_bench.pretrain.data.listing import Paths
 from m2d_bench.pretrain.data.source import SKIP, Source
@@ -84,12 +86,12 @@ def _open_tree(path: Path, frames: int, sample_rate: int, height: int, on_bad_fi
         if on_bad_file == "stop":
             raise DataError(f"{path / name}: {reason} {SKIP}")
         logger.warning("%s: %s", path / name, reason)
-    pictures = [name for name in others if name.lower().endswith(images.SUFFIXES)]
+    pictures = [name for name in others if name.lower().endswith(SUFFIXES)]
     if sounds:
         audio.warn_of_others(path, others)
         return AudioSource(path, Paths(sounds), frames, sample_rate)
     if pictures:
-        return images.ImageSource(path, Paths(pictures), (height, frames))
+        return ImageSource(path, Paths(pictures), (height, frames))
     raise DataError(f"{path}: holds {f'files: {kinds(others)}' if others else 'no files'}. {_ALLOWED}")
 
 
