@@ -31,7 +31,7 @@ VERBS = {
     "superb": ("m2d_bench.superb_upstream.verbs:SUPERB", "Run SUPERB tasks with s3prl's own runner."),
     "evar": ("m2d_bench.evar_adapters.verbs:EVAR", "Run EVAR's scripts with our encoders; exchange files with it."),
     "prepare": ("m2d_bench.pretrain.verbs:prepare", "Turn sound files into log-mel shards for pre-training."),
-    "pretrain": ("m2d_bench.pretrain.verbs:pretrain", "Pre-train an encoder: MSM-MAE or M2D."),
+    "pretrain": ("m2d_bench.pretrain.verbs:pretrain", "Pre-train an encoder: MSM-MAE, M2D or M2D-X."),
     "table": ("m2d_bench.results.verbs:table", "Compare runs, beside the papers' numbers."),
     "plot": ("m2d_bench.results.plots.verbs:PLOT", "Plot runs: forest, radar, heat map, curves, confusion, maps."),
     "report": (
