@@ -36,7 +36,7 @@ _CROP = 224 / 256
 """Side of a test crop relative to the image's shorter side. Source: MAE's official code."""
 
 
-def get(name: str, storage: Storage) -> Task:
+def get(name: str, storage: Storage = Storage()) -> Task:
     """A task of images, `images:FOLDER`, or of sound, see `tasks.get`.
 
     Raises:
