@@ -15,7 +15,7 @@ class Batch(NamedTuple):
             [B, 3, H, W].
         clips: Index of each clip in its source, [B] int64.
         starts: Log-mel frame of the clip at which its crop starts, [B] int64; 0 for images.
-        clean: `log_mel` before noise was mixed in, same shape, for a teacher.
+        clean: `log_mel` before noise was mixed in, same shape, for pictures; None without noise.
         labels: Multi-hot labels of the clips, [B, n_classes] float32.
         teacher_features: Output of a frozen teacher for the same crops, [B, T', D'].
     """

@@ -120,9 +120,10 @@ def pretrain(
     workers = _workers(settings, fabric.world_size)
     source.norm_stats = _norm_stats(fabric, source, state["norm_stats"] if state else None, workers)
     if noise:
+        noise.skipped = source.skipped  # so that workers, too, tell of noise that they skip
         noise.norm_stats = _norm_stats(fabric, noise, None, workers)
-    source = taught(with_noise(source, noise, recipe))
-    monitored = taught(with_noise(held_out, noise, recipe)) if held_out else None
+    source = with_noise(taught(source), noise, recipe)
+    monitored = with_noise(taught(held_out), noise, recipe) if held_out else None
     trainer = Trainer(
         fabric,
         recipe,

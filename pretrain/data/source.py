@@ -33,11 +33,13 @@ class Crop(NamedTuple):
         values: The least that `Source.spectrogram` needs, NaN behind the end of a short clip.
         start: Log-mel frame of the clip at which it starts; 0 for images.
         features: A teacher's features, [T', D']; None where none are stored.
+        waveform: The whole clip, [S], for a teacher that encodes it later; else None.
     """
 
     values: np.ndarray
     start: int
     features: np.ndarray | None = None
+    waveform: np.ndarray | None = None
 
 
 class Crops(NamedTuple):
@@ -50,7 +52,8 @@ class Crops(NamedTuple):
         labels: Multi-hot, [n, n_classes] float32; None where the source has none.
         noise: Crops of noise to mix in, [n, …]; None where there is none.
         teacher: Features of a teacher for each crop, [n, T', D']; or the clips' whole waveforms, [S] each, which it
-            encodes later; None where there is no teacher, or it needs no more than the crops.
+            encodes later (arrays: a worker would hold a file open for each tensor); None where there is no teacher, or
+            it needs no more than the crops.
     """
 
     values: Tensor
@@ -58,7 +61,7 @@ class Crops(NamedTuple):
     starts: Tensor
     labels: Tensor | None = None
     noise: Tensor | None = None
-    teacher: Tensor | tuple[Tensor, ...] | None = None
+    teacher: Tensor | tuple[np.ndarray, ...] | None = None
 
     def to(self, device: torch.device) -> Crops:
         """Copies to a device, without waiting where the memory is pinned."""
@@ -138,12 +141,13 @@ class Source(ABC):
         read = [self._read(clip, rng) for clip, rng in zip(clips.tolist(), rngs, strict=False)]
         clips, crops = np.array([clip for clip, _ in read]), [crop for _, crop in read]
         features = [crop.features for crop in crops if crop.features is not None]
+        waveforms = tuple(crop.waveform for crop in crops if crop.waveform is not None)
         return Crops(
             values=torch.from_numpy(np.stack([crop.values for crop in crops])),
             clips=torch.from_numpy(clips),
             starts=torch.tensor([crop.start for crop in crops]),
             labels=None if self.labels is None else torch.from_numpy(self.labels[clips].toarray()),
-            teacher=torch.from_numpy(np.stack(features)) if features else None,
+            teacher=torch.from_numpy(np.stack(features)) if features else waveforms or None,
         )
 
     def _read(self, clip: int, rng: np.random.Generator) -> tuple[int, Crop]:

@@ -20,7 +20,7 @@ from m2d_bench.encoders.vit import ViT
 from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data.shards import TeacherFacts
-from m2d_bench.pretrain.data.source import Crops, Derived, Source
+from m2d_bench.pretrain.data.source import Crop, Crops, Derived, Source
 from m2d_bench.settings import Compute, Storage
 
 LEAST_SECONDS = 7.0
@@ -33,7 +33,7 @@ _SECONDS_AT_ONCE = 120.0
 
 
 class FrozenSource(Derived):
-    """Clips with the features that the starting weights give for their clean crops.
+    """Clips with the features that the starting weights give for their crops.
 
     Args:
         source: The clips.
@@ -51,9 +51,8 @@ class FrozenSource(Derived):
         """Crops with features of every patch column, [B, N_T, N_F·D]."""
         batch = super().batch(crops, device)
         vit = self._vit.to(device)
-        clean = batch.log_mel if batch.clean is None else batch.clean
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
-            patches = vit(vit.embed(clean))[-1][:, vit.n_class_tokens :]
+            patches = vit(vit.embed(batch.log_mel))[-1][:, vit.n_class_tokens :]
         features = patches.unflatten(1, vit.config.grid_size).transpose(1, 2).flatten(2)
         return batch._replace(teacher_features=features)
 
@@ -76,16 +75,17 @@ class TaughtSource(Derived):
         self._teacher, self._columns = teacher, columns
         self._frames = frames_a_patch(teacher.facts.hop_ms, patch_frames)
 
+    def read(self, index: int, rng: np.random.Generator) -> Crop:
+        """Reads a random crop, and the whole waveform of its clip."""
+        return super().read(index, rng)._replace(waveform=self._teacher.read(self.root / self.path(index)))
+
     def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
-        """Reads crops, and the whole waveforms of their clips."""
-        crops = super().crops(clips, rngs, first)
-        names = self.names(crops.clips.tolist())
-        return crops._replace(teacher=tuple(self._teacher.read(Path(name)) for name in names))
+        return Source.crops(self, clips, rngs, first)  # what cannot be read to its end is skipped here
 
     def batch(self, crops: Crops, device: torch.device) -> Batch:
         """Crops with features of every patch column, [B, N_T, D]."""
         assert isinstance(crops.teacher, tuple)
-        features = self._teacher.features(crops.teacher)
+        features = self._teacher.features([torch.from_numpy(waveform) for waveform in crops.teacher])
         hop_ms, count = self._teacher.facts.hop_ms, self._columns * self._frames
         rows = [f[beside(i, hop_ms, count, len(f))] for f, i in zip(features, crops.starts.tolist(), strict=True)]
         columns = averaged(torch.stack(rows).to(device), self._frames)
@@ -127,10 +127,10 @@ class SpeechTeacher:
             hop_ms=encoder.hop_ms,
         )
 
-    def read(self, path: Path) -> Tensor:
+    def read(self, path: Path) -> np.ndarray:
         """The waveform of a file, [S]."""
         try:
-            return torch.from_numpy(audio.read(path, self._sample_rate))
+            return audio.read(path, self._sample_rate)
         except AudioError as error:
             raise DataError(str(error)) from error
 

@@ -236,6 +236,24 @@ def test_a_teacher_hears_whole_clips_however_they_are_batched(sounds, layer):
             torch.testing.assert_close(batch.teacher_features[row, column], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_clip_that_a_teacher_cannot_hear_to_its_end_is_skipped_as_others_are(sounds, monkeypatch):
+    teacher, source = SpeechTeacher(TEACHER, 3, 16000, CPU), open_source(sounds, 96, on_bad_file="skip")
+    taught, whole = TaughtSource(source, teacher, columns=6, patch_frames=16), teacher.read
+
+    def read(path):
+        if path.name == "5.wav":  # of which any crop can be read
+            raise DataError("5.wav: ends in the middle.")
+        return whole(path)
+
+    monkeypatch.setattr(teacher, "read", read)
+    crops = taught.crops(np.arange(12), [np.random.default_rng(n) for n in range(12)])
+    assert source.skipped == {"5.wav": "5.wav: ends in the middle."}
+    names = [Path(name) for name in source.names(crops.clips.tolist())]
+    assert "5.wav" not in {path.name for path in names}
+    for path, waveform in zip(names, crops.teacher, strict=True):
+        assert np.array_equal(waveform, whole(path))
+
+
 def test_features_that_were_prepared_are_those_computed_on_the_fly(sounds, tmp_path):
     teacher = SpeechTeacher(TEACHER, 3, 16000, CPU)
     settings = PrepareSettings(teacher=TEACHER, layer=3, device="cpu", shard_mb=1)
