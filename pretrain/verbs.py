@@ -63,6 +63,10 @@ def pretrain(
     short = {"epochs": epochs, "teacher": teacher, "teacher_layer": layer}
     chosen = {**recipes.parse(changes), **{name: value for name, value in short.items() if value is not None}}
     values = own_recipes.load(recipe, preset, chosen)
+    if teacher and inputs.init not in (None, teacher) and values.arguments.get("scenario") == "regularisation":
+        raise UsageError(
+            f"Further pre-training begins from its teacher; got --init {inputs.init} and --teacher {teacher}. Name one."
+        )
     storage = Storage(data=task_data, cache=cache, runs=runs_folder)
     path = run.pretrain(values, inputs, out.expanduser(), settings, storage)
     if not is_first_process():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -81,12 +82,7 @@ def load(method: MaskedModel, name: str, storage: Storage = Storage()) -> str:
             resized.append(key)
         weights[key] = fitted
     fits = {key: value for key, value in weights.items() if key in expected and value.shape == expected[key][1].shape}
-    if other := [key for key in method.encoder.state_dict() if key not in fits]:
-        shapes = ", ".join(f"{key} {list(weights[key].shape) if key in weights else 'missing'}" for key in other[:5])
-        raise CheckpointError(
-            f"{name}: its encoder does not fit the recipe's: {shapes}. Choose size, patch_size and channels as it has "
-            "them, with --set."
-        )
+    _check_fits(name, weights, method.encoder)
     method.load_state_dict({expected[key][0]: value for key, value in fits.items()}, strict=False)
     parts = {
         "loaded": [key for key in fits if key not in resized and key not in copied],
@@ -105,13 +101,22 @@ def encoder_of(name: str, vit: ViTConfig, storage: Storage = Storage()) -> ViT:
     """The encoder of a model in a recipe's shape, its positions cut or resized. Args and Raises: as for `load`."""
     encoder = ViT(vit)
     stored = _read(vit, name, storage)
-    state = {key: stored[key] for key in encoder.state_dict() if key in stored}
-    state["pos_embed"] = _fitted(state["pos_embed"], encoder.pos_embed, vit.grid_size)
-    try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+    if "pos_embed" in stored:
+        stored["pos_embed"] = _fitted(stored["pos_embed"], encoder.pos_embed, vit.grid_size)
+    _check_fits(name, stored, encoder)
+    encoder.load_state_dict({key: stored[key] for key in encoder.state_dict()})
     return encoder
+
+
+def _check_fits(name: str, stored: Mapping[str, Tensor], encoder: ViT) -> None:
+    """Raises a CheckpointError where an encoder's weights are missing or of another shape."""
+    own = encoder.state_dict()
+    if other := [key for key, value in own.items() if key not in stored or stored[key].shape != value.shape]:
+        shapes = ", ".join(f"{key} {list(stored[key].shape) if key in stored else 'missing'}" for key in other[:5])
+        raise CheckpointError(
+            f"{name}: its encoder does not fit the recipe's: {shapes}. Choose size, patch_size and channels as it has "
+            "them, with --set."
+        )
 
 
 def _read(vit: ViTConfig, name: str, storage: Storage) -> dict[str, Tensor]:

@@ -37,10 +37,17 @@ def read_labels(path: Path, clips: Iterable[str]) -> tuple[tuple[str, ...], csr_
             "Give each one line, its labels separated by commas."
         )
     cells = dict(zip(table["file_name"], table["label"], strict=True))
-    try:
-        names = [index.labels(cells[clip].split(",")) for clip in clips]
-    except KeyError as error:
-        raise DataError(f"{path}: has no row for the clip {error}. Every clip takes one.") from None
+    names, missing = [], []
+    for clip in clips:
+        if clip in cells:
+            names.append(index.labels(cells[clip].split(",")))
+        else:
+            missing.append(clip)
+    if missing:
+        raise DataError(
+            f"{path}: has no row for {len(missing)} of {len(names) + len(missing)} clips: {', '.join(missing[:5])}"
+            f"{' …' if len(missing) > 5 else ''}. Every clip takes one, named by its path in the data's folder."
+        )
     if unlabelled := names.count(()):
         logger.warning("%s: %s of %s clips have no label.", path, unlabelled, len(names))
     if not any(names):

@@ -34,7 +34,7 @@ class Arguments(m2d.Arguments):
         offline_weight: λ_off, weight of the offline loss; 0 leaves it out.
         offline_size: Numbers the offline task predicts for a frame: classes, or the width of the teacher's features. A
             run takes it from labels or teacher.
-        teacher: Name of the teacher of a distillation.
+        teacher: Name of the teacher of a distillation; of a regularisation the starting weights, if none are named.
         teacher_layer: Layer of it; the last if None.
 
     Source: M2D-X (2024), section III-B.
@@ -51,6 +51,13 @@ class Arguments(m2d.Arguments):
         super().__post_init__()
         if not self.m2d_weight + self.offline_weight:
             raise UsageError("m2d_weight and offline_weight are both 0: nothing is left to train. Set one above 0.")
+        unused = {"supervised": ("teacher", "teacher_layer"), "regularisation": ("teacher_layer",)}
+        for name in unused.get(self.scenario, ()):
+            if (value := getattr(self, name)) is not None:
+                raise UsageError(
+                    f"{name}={value} has no use in scenario={self.scenario}. Leave it out, or set it to null; a "
+                    "distillation takes a teacher and a layer."
+                )
 
 
 class Method(m2d.Method):

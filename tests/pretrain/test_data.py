@@ -673,7 +673,7 @@ def test_labels_of_a_list_come_along_multi_hot_with_their_clips(arrays, prepared
 
 def test_a_clip_without_labels_is_named(arrays, tmp_path):
     write_list(tmp_path / "labels.csv", ["lms/0.npy"])
-    with pytest.raises(DataError, match=r"labels\.csv: has no row for the clip 'lms/1\.npy'"):
+    with pytest.raises(DataError, match=r"labels\.csv: has no row for \d of \d+ clips: lms/1\.npy"):
         open_source(arrays / "files.csv", FRAMES, labels=tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("file_name\nlms/0.npy\n")
     with pytest.raises(DataError, match="no column label; it has file_name"):

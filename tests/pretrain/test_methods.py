@@ -169,6 +169,8 @@ def test_an_encoder_of_another_shape_is_refused(change, says):
     path, vit = m2d_golden()
     with pytest.raises(CheckpointError, match=f"does not fit the recipe's: .*{says}"):
         weights.load(methods.build("m2d", replace(vit, **change), SMALL), path)
+    with pytest.raises(CheckpointError, match=f"does not fit the recipe's: .*{says}"):
+        weights.encoder_of(path, replace(vit, **change))
 
 
 ARGUMENTS = [

@@ -273,6 +273,8 @@ def test_other_noise_labels_or_teacher_are_not_gone_on_with(what, clips, tmp_pat
         ("further", {"scenario": "distillation", "teacher": START}, {}, "a teacher needs the sound itself"),
         ("further", {"scenario": "distilation"}, {}, "Did you mean distillation"),
         ("further", {"m2d_weight": -1}, {}, "m2d_weight is -1"),
+        ("further", {"teacher_layer": 3}, {}, "teacher_layer=3 has no use in scenario=regularisation"),
+        ("supervised", {"teacher": START}, {}, "has no use in scenario=supervised"),
         ("m2d", {"teacher": START}, {}, "Unknown value of a recipe 'teacher'"),
     ],
 )
@@ -283,7 +285,7 @@ def test_an_offline_task_that_lacks_something_is_refused(name, changes, inputs, 
 
 def test_labels_missing_for_clips_and_a_noise_folder_without_sound_are_refused(clips, tmp_path):
     (tmp_path / "few.csv").write_text("file_name,label\n0.npy,a\n")
-    with pytest.raises(DataError, match=r"has no row for the clip '1\.npy'"):
+    with pytest.raises(DataError, match=r"has no row for 39 of 40 clips: 1\.npy, .* …\. Every"):
         train("supervised", clips, tmp_path / "out", labels=tmp_path / "few.csv")
     (tmp_path / "silent").mkdir()
     (tmp_path / "silent" / "notes.txt").write_text("nothing")
@@ -601,6 +603,8 @@ def test_the_command_line_trains_and_lists(clips, tmp_path, capsys):
     assert "m2d_base_all_patches" in capsys.readouterr().out
     assert main(["pretrain", "--recipe", "debug"]) == 2
     assert "Which data?" in capsys.readouterr().err
+    assert main(["pretrain", "--recipe", "debug_m2d_x", "--init", START, "--teacher", "m2d_tiny"]) == 2
+    assert f"got --init {START} and --teacher m2d_tiny. Name one." in capsys.readouterr().err
     assert main(["pretrain", "--data", str(tmp_path / "nowhere")]) == 1
     assert "no such file or folder" in capsys.readouterr().err
 
