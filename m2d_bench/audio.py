@@ -266,8 +266,13 @@ def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
         try:
             block = file.read(int(min(frames, size)), dtype="float32", always_2d=True)
         except soundfile.SoundFileError:
-            if file.endless is None or file.endless.tell() < _ENDLESS:
+            if file.endless is None:
                 raise
+            if file.endless.tell() < _ENDLESS:
+                raise AudioError(
+                    f"{file.endless.path}: more than 1 KiB between its frames or behind them is no sound, and no "
+                    "header counts them. Remove such tags, or convert it."
+                ) from None
             _warn_of_end(str(file.endless.path))
             return
         if not len(block):

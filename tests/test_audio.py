@@ -172,6 +172,17 @@ def test_an_mp3_of_variable_bitrate_is_read_to_its_end_where_no_header_counts(tm
     assert np.array_equal(audio.read(path, rate, offset=0.5, seconds=1.0), waveform[rate // 2 : rate // 2 + rate])
 
 
+@pytest.mark.parametrize("junk", [bytes(5000), b"APETAGEX" + bytes(5000)])
+def test_an_mp3_whose_frames_no_header_counts_may_not_have_long_tags_of_other_kinds(tmp_path, junk):
+    content = write(tmp_path / "x.mp3", tone(44100, 1.0), 44100).read_bytes()
+    path = tmp_path / "x.mp3"
+    path.write_bytes(content[content.index(content[:2], 4) :] + junk)
+    with pytest.raises(AudioError, match=r"x\.mp3: more than 1 KiB .* is no sound"):
+        audio.read(path, 44100)
+    path.write_bytes(content + junk)
+    assert len(audio.read(path, 44100)) == 44100
+
+
 @pytest.mark.parametrize("subtype", ["NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32"])
 def test_a_wav_of_nms_adpcm_is_read_and_refused_where_it_is_cut(tmp_path, subtype):
     path = write(tmp_path / "x.wav", tone(8000, 2.0), 8000, subtype=subtype)
