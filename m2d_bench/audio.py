@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import math
 import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -59,6 +60,9 @@ _DECODER_ERRORS = (OSError, RuntimeError, ValueError, TypeError, OverflowError, 
 
 _UNKNOWN_LENGTH = 2**62
 """libsndfile gives the largest number it has for a length the header leaves open."""
+
+_ENDLESS = 2**44
+"""Bytes of a file that is said to be larger than any, and yet whose length in samples can be counted."""
 
 _OPEN_SIZE = 0x7FFF0000
 """A chunk of this size or more is what programs write that do not know the size beforehand."""
@@ -155,7 +159,7 @@ def memory_to_read(path: str | os.PathLike[str], seconds: float | None = None) -
     """Bytes that reading a file takes by its header: infinite where that is silent, 0 for what cannot be opened."""
     try:
         with _opened(path) as file:
-            frames = math.inf if file.frames >= _UNKNOWN_LENGTH else file.frames
+            frames = math.inf if file.frames >= _UNKNOWN_LENGTH else file.endless.guess if file.endless else file.frames
             return _SAMPLE_BYTES * min(frames, math.inf if seconds is None else seconds * file.samplerate)
     except AudioError:
         return 0
@@ -187,8 +191,36 @@ def warn_of_others(folder: Path, others: Sequence[str]) -> None:
         logger.warning("%s: files left out, no sound by their suffix: %s.", folder, kinds(others))
 
 
+class _Endless(io.FileIO):
+    """An MP3 that says to be larger than any: libsndfile stops where, by the file's size, it expects the last frame.
+
+    It begins behind its ID3 tag, which libsndfile skips only in files that it opens itself.
+
+    Args:
+        path: The file.
+        guess: Frames that libsndfile expects of it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], guess: int) -> None:
+        super().__init__(os.fsencode(path))
+        self.path, self.guess = path, guess
+        self._start, self._size = _tag_size(self.read(10)), os.fstat(self.fileno()).st_size
+        self.seek(0)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        super().seek(offset + self._start if whence == os.SEEK_SET else offset, whence)
+        return self.tell()
+
+    def tell(self) -> int:
+        position = super().tell()
+        return position - self._start if position < self._size else _ENDLESS
+
+
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
     """A sound file that is decoded from front to back, whether or not its format can be searched."""
+
+    endless: _Endless | None = None
+    """What is decoded, where no header counts an MP3's frames."""
 
     def seekable(self) -> bool:
         return False
@@ -202,7 +234,12 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
             raise AudioError(f"{path}: is not a file.")
         if os.path.splitext(path)[1].lower() in (".raw", ".vox"):
             raise AudioError(f"{path}: bare samples, whose rate and format no header says. Convert it to WAV.")
-        with _Stream(os.fsencode(path)) as file:  # pyright: ignore[reportArgumentType]  # it takes bytes
+        with ExitStack() as opened:
+            file = opened.enter_context(_Stream(os.fsencode(path)))  # pyright: ignore[reportArgumentType]  # it takes bytes
+            if file.format == "MP3" and not _is_counted(path, file):
+                endless = opened.enter_context(_Endless(path, file.frames))
+                file = opened.enter_context(_Stream(endless))
+                file.endless = endless
             lowest, highest = RATES
             if not lowest <= file.samplerate <= highest:
                 raise AudioError(
@@ -224,7 +261,22 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
 
 def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
     """Decodes up to so many frames in blocks, [n, channels] float32."""
-    while frames > 0 and len(block := file.read(int(min(frames, _BLOCK)), dtype="float32", always_2d=True)):
+    size = 1152 if file.endless else _BLOCK  # the block in which the file ends is lost where that is within a frame
+    while frames > 0:
+        try:
+            block = file.read(int(min(frames, size)), dtype="float32", always_2d=True)
+        except soundfile.SoundFileError:
+            if file.endless is None:
+                raise
+            if file.endless.tell() < _ENDLESS:
+                raise AudioError(
+                    f"{file.endless.path}: more than 1 KiB between its frames or behind them is no sound, and no "
+                    "header counts them. Remove such tags, or convert it."
+                ) from None
+            _warn_of_end(str(file.endless.path))
+            return
+        if not len(block):
+            return
         yield block
         frames -= len(block)
 
@@ -244,7 +296,7 @@ def _decoded(
         start = sum(len(block) for block in _blocks(file, start))
     expected = wanted if announced is None else min(wanted, announced - start)
     decoded, peak = 0, 0.0
-    for block in _blocks(file, wanted):
+    for block in _blocks(file, wanted if announced is None else expected):  # beyond the end NMS ADPCM has faults
         waveform = block.mean(axis=1)
         decoded, peak = decoded + len(waveform), float(np.maximum(peak, np.abs(waveform).max()))  # NaN stays
         yield waveform
@@ -259,7 +311,7 @@ def _decoded(
 
 def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
     """Number of frames that the header promises; None where it promises none."""
-    if not 0 <= file.frames < _UNKNOWN_LENGTH or (file.format == "MP3" and not _xing(path)):
+    if not 0 <= file.frames < _UNKNOWN_LENGTH or file.endless:
         return None
     frames, log = int(file.frames), file.extra_info
     if file.format == "NIST":  # whose count libsndfile passes over
@@ -276,14 +328,23 @@ def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
 def _xing(path: str | os.PathLike[str]) -> bytes:
     """An MP3's Xing header with a frame count, from its tag on; empty where there is none and the length is a guess."""
     with open(path, "rb") as file:
-        head = file.read(10)
-        size = 0
-        if head[:3] == b"ID3" and len(head) == 10:
-            size = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
-        file.seek(size)
+        file.seek(_tag_size(file.read(10)))
         frame = file.read(256)
     found = re.search(rb"(?:Xing|Info)...[\x01\x03\x05\x07\x09\x0b\x0d\x0f]", frame, re.DOTALL)
     return frame[found.start() :] if found else b""
+
+
+def _tag_size(head: bytes) -> int:
+    """Bytes of the ID3 tag that a file begins with, by its first ten; 0 where there is none."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+
+
+def _is_counted(path: str | os.PathLike[str], file: _Stream) -> bool:
+    """Whether the length of an MP3 is what its Xing header counts, less the silence that encoders add, not a guess."""
+    count = int.from_bytes(_xing(path)[8:12], "big")
+    return count > 0 and file.frames > (count - 1) * (1152 if file.samplerate >= 32000 else 576) - 2 * 2**12
 
 
 def _padding(path: str | os.PathLike[str], file: _Stream) -> int:
@@ -325,6 +386,12 @@ def _check_peak(path: str | os.PathLike[str], peak: float) -> None:
         )
     if peak > _LOUD:
         _warn_of_unit(str(path), f"{peak:.6g}")
+
+
+@cache
+def _warn_of_end(path: str) -> None:
+    """Warns once a file."""
+    logger.warning("%s: ends within a frame; it may be cut short, for no header tells its length.", path)
 
 
 @cache

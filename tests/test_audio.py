@@ -137,7 +137,7 @@ def test_an_mp3_that_lacks_its_last_frames_is_an_error(tmp_path, mode):
         audio.read(cut(path, 0.9), 16000)
 
 
-def test_an_mp3_that_counts_no_frames_promises_no_length(tmp_path):
+def test_an_mp3_that_counts_no_frames_promises_no_length(tmp_path, caplog):
     rng = np.random.default_rng(0)
     path = write(
         tmp_path / "x.mp3", np.append(np.zeros(44100), 0.3 * rng.standard_normal(88200)), 44100, bitrate_mode="VARIABLE"
@@ -147,9 +147,48 @@ def test_an_mp3_that_counts_no_frames_promises_no_length(tmp_path):
     assert audio.duration(path) == len(audio.read(path, 44100)) / 44100 == pytest.approx(3.0, abs=0.1)
     path.write_bytes(b"ID3\x04\0\0\0\0\x02\0" + bytes(256) + cut(tmp_path / "x.mp3").read_bytes())
     assert audio.duration(path) == pytest.approx(1.5, abs=0.5)
+    assert "x.mp3: ends within a frame; it may be cut short" in caplog.text
     path.write_bytes(b"ID3\x04\0\0\0\0\x02\0" + bytes(256) + content[: len(content) // 2])
     with pytest.raises(AudioError, match="of 132300 samples"):
         audio.read(path, 44100)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\0\0\0\0\x02\0" + bytes(256)], ids=["no tag", "ID3"])
+@pytest.mark.parametrize("damage", ["no Xing header", "an Xing header that is passed over"])
+def test_an_mp3_of_variable_bitrate_is_read_to_its_end_where_no_header_counts(tmp_path, damage, tag, rate):
+    loud = 0.3 * np.random.default_rng(0).standard_normal(rate)  # by its first frames the file would end soon
+    path = write(tmp_path / "x.mp3", np.append(loud, np.zeros(9 * rate)), rate, bitrate_mode="VARIABLE")
+    assert audio.duration(path) == 10.0
+    content = path.read_bytes()
+    if damage == "no Xing header":
+        content = content[content.index(content[:2], 4) :]
+    else:
+        content = content[:7] + b"\x2e" + content[8:]
+    path.write_bytes(tag + content)
+    waveform = audio.read(path, rate)
+    assert audio.duration(path) == len(waveform) / rate == pytest.approx(10.0, abs=0.2)
+    assert np.abs(waveform[rate // 2 : rate]).mean() > 0.1 > 0.01 > np.abs(waveform[2 * rate :]).max()
+    assert np.array_equal(audio.read(path, rate, offset=0.5, seconds=1.0), waveform[rate // 2 : rate // 2 + rate])
+
+
+@pytest.mark.parametrize("junk", [bytes(5000), b"APETAGEX" + bytes(5000)])
+def test_an_mp3_whose_frames_no_header_counts_may_not_have_long_tags_of_other_kinds(tmp_path, junk):
+    content = write(tmp_path / "x.mp3", tone(44100, 1.0), 44100).read_bytes()
+    path = tmp_path / "x.mp3"
+    path.write_bytes(content[content.index(content[:2], 4) :] + junk)
+    with pytest.raises(AudioError, match=r"x\.mp3: more than 1 KiB .* is no sound"):
+        audio.read(path, 44100)
+    path.write_bytes(content + junk)
+    assert len(audio.read(path, 44100)) == 44100
+
+
+@pytest.mark.parametrize("subtype", ["NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32"])
+def test_a_wav_of_nms_adpcm_is_read_and_refused_where_it_is_cut(tmp_path, subtype):
+    path = write(tmp_path / "x.wav", tone(8000, 2.0), 8000, subtype=subtype)
+    assert len(audio.read(path, 8000)) == pytest.approx(16000, abs=160)
+    with pytest.raises(AudioError, match=r"(is damaged or cut short|ends after)"):
+        audio.read(cut(path), 8000)
 
 
 @pytest.mark.parametrize(

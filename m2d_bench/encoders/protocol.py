@@ -213,18 +213,11 @@ class Encoder:
         batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
         clips = clips or [f"row {row}" for row in range(len(batch))]
         if bool((counts == batch.shape[1]).all()):
-            output = self._scenes(batch, clips)
-        elif self._takes_lengths:
-            output = self._scenes(batch, clips, lengths=counts.tolist())
-        else:
-            rows = zip(batch, counts.tolist(), clips, strict=True)
-            output = torch.cat([self._scenes(row[None, :n], (clip,)) for row, n, clip in rows])
-        if output.shape[1] != self.scene_embedding_size:
-            raise UsageError(
-                f"{self.name} returned embeddings of {output.shape[1]} numbers for {clips[0]}, "
-                f"{self.scene_embedding_size} before or as scene_embedding_size says; every clip's must be as long."
-            )
-        return output
+            return self._sized(self._scenes(batch, clips), clips)
+        if self._takes_lengths:
+            return self._sized(self._scenes(batch, clips, lengths=counts.tolist()), clips)
+        rows = zip(batch, counts.tolist(), clips, strict=True)
+        return torch.cat([self._sized(self._scenes(row[None, :n], (clip,)), (clip,)) for row, n, clip in rows])
 
     @cached_property
     def _takes_lengths(self) -> bool:
@@ -254,6 +247,15 @@ class Encoder:
         output = self._call("scene_embeddings", batch, **lengths)
         return self._checked("scene_embeddings", output, (len(clips), "D"), clips).to("cpu", torch.float32)
 
+    def _sized(self, scenes: Tensor, clips: Sequence[str]) -> Tensor:
+        """Scene embeddings, if they are as long as those of other clips."""
+        if scenes.shape[1] != self.scene_embedding_size:
+            raise UsageError(
+                f"{self.name} returned embeddings of {scenes.shape[1]} numbers for {clips[0]}, "
+                f"{self.scene_embedding_size} before or as scene_embedding_size says; every clip's must be as long."
+            )
+        return scenes
+
     def _checked(self, method: str, output: Any, expected: Sequence[int | str], clips: Sequence[str]) -> Tensor:
         """What the encoder returned, as a tensor of the expected shape (a letter is any size), or an error."""
         try:
@@ -274,11 +276,12 @@ class Encoder:
                 f"{method} of {self.name} must return a tensor or an array of floats [{shape}], one row a clip; "
                 f"it returned {_said(output)} for {clips[0]}{' …' if len(clips) > 1 else ''}."
             )
+        embeddings = embeddings.detach()
         finite = embeddings.float().isfinite().flatten(1).all(1).tolist()
         if broken := [clip for clip, row in zip(clips, finite, strict=True) if not row]:
             advice = "" if self.precision == "fp32" else "; try --precision fp32"
             raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}{advice}.")
-        return embeddings.detach()
+        return embeddings  # type: ignore[no-any-return]
 
     def _own_number(self, name: str, kind: type) -> Any:
         """A number above 0 that the encoder declares."""

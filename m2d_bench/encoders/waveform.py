@@ -39,7 +39,7 @@ def check_waveform(waveform: Any, lengths: Lengths | None, device: torch.device)
     if not bool(finite.all()):
         rows = (~finite).nonzero().flatten().tolist()
         raise AudioError(f"The waveform holds NaN or infinite values in row(s) {rows[:10]} of {len(batch)}.")
-    if (peak := float(batch.abs().max())) > LOUDEST:
+    if (peak := float(batch.detach().abs().max())) > LOUDEST:
         raise AudioError(f"The waveform reaches {peak:.3g}, too large for a spectrogram; it should be in [-1, 1].")
     n_rows, samples = batch.shape
     if samples < n_rows and samples <= _CHANNELS:
@@ -74,6 +74,9 @@ def _floats(waveform: Any) -> Tensor:
             f"A waveform is [samples] or [batch, samples] and not empty, got shape {list(batch.shape)}. "
             "Mix channels down to mono and stack clips along the first axis."
         )
+    if batch.is_meta or batch.layout != torch.strided:
+        kind = "device meta, without values" if batch.is_meta else f"layout {batch.layout}"
+        raise AudioError(f"A waveform is a dense tensor that holds values, got one of {kind}.")
     if not batch.is_floating_point():
         raise AudioError(
             f"A waveform holds floats in [-1, 1], got {batch.dtype}. Divide integers by their full scale, "

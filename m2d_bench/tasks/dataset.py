@@ -132,7 +132,8 @@ class Dataset:
             on_bad_file: stop or skip.
 
         Raises:
-            DataError: Clips that cannot be decoded, all named, where they are not to be skipped, or are a whole split.
+            DataError: Clips that cannot be decoded, all named, where they are not to be skipped, or are a whole split;
+                or without them one class alone trains.
         """
         faults = {clip: content.fault for clip, content in enumerate(self._contents) if content.fault}
         if not faults:
@@ -146,13 +147,18 @@ class Dataset:
                 remedy = f"Repair or replace them; without them, none is left of {', '.join(emptied)}."
             raise DataError(f"{what}: {'; '.join(faults.values())} {remedy}")
         logger.warning("%s and are left out of the score: %s", what, "; ".join(faults.values()))
-        return replace(
+        rest = replace(
             self,
             files=tuple(self.files[clip] for clip in kept),
             labels=self.labels[kept],
             splits=self.splits[kept],
             left_out=tuple(self.files[clip] for clip in faults),
         )
+        _check_trained(rest)
+        for warning in rest.warnings:
+            if warning not in self.warnings:
+                logger.warning("%s", warning)
+        return rest
 
     @property
     def longer(self) -> np.ndarray:
@@ -297,6 +303,18 @@ def _check(dataset: Dataset) -> None:
                 f"{task.name}: {dataset.root} holds {found[what]} {what}, the task has {number}. The copy is "
                 f"incomplete or another edition; get it from {task.source or 'the cache anew: remove that folder'}."
             )
+    _check_trained(dataset)
+    missing = [file for file in dataset.files if not (dataset.root / file).is_file()]
+    if missing:
+        raise DataError(
+            f"{task.name}: {len(missing)} of {len(dataset.files)} files of the index are missing from {dataset.root}: "
+            f"{_first(missing)}."
+        )
+
+
+def _check_trained(dataset: Dataset) -> None:
+    """Two classes or more train, whichever split is tested."""
+    task = dataset.task
     for test, _, trains in task.roles(dataset.splits.tolist()):
         trained = _borne(dataset, trains)
         if not trains or (not task.multilabel and len(trained) < 2):
@@ -304,12 +322,6 @@ def _check(dataset: Dataset) -> None:
                 f"{task.name}: to test {test!r}, the clips of {', '.join(trains) or 'no other fold'} train, with the "
                 f"classes {', '.join(sorted(trained)) or 'none'}; it takes clips of two classes or more."
             )
-    missing = [file for file in dataset.files if not (dataset.root / file).is_file()]
-    if missing:
-        raise DataError(
-            f"{task.name}: {len(missing)} of {len(dataset.files)} files of the index are missing from {dataset.root}: "
-            f"{_first(missing)}."
-        )
 
 
 def _borne(dataset: Dataset, splits: Sequence[str]) -> set[str]:

@@ -83,6 +83,16 @@ def test_what_an_encoder_returns_is_checked(output, error, says):
         wrap(Returning(output)).scene_embeddings(torch.rand(3, 8000), clips=["a.wav", "b.wav", "c.wav"])
 
 
+@pytest.mark.parametrize("size", [lambda samples: samples // 1000, lambda samples: 2 + samples % 3])
+def test_embeddings_whose_size_depends_on_the_clip_are_refused_in_a_batch_of_unlike_clips(size):
+    class Varying(Statistics):
+        def scene_embeddings(self, waveform):
+            return torch.ones(len(waveform), size(waveform.shape[1]))
+
+    with pytest.raises(UsageError, match=r"Varying returned embeddings of \d+ numbers for [ab]\.wav, \d+ before"):
+        wrap(Varying()).scene_embeddings(torch.rand(2, 8000), [8000, 4003], clips=["a.wav", "b.wav"])
+
+
 def test_arrays_and_half_precision_are_taken():
     for output in (lambda n: np.ones((n, 4)), lambda n: torch.ones(n, 4, dtype=torch.bfloat16)):
         found = wrap(Returning(output)).scene_embeddings(torch.rand(3, 8000))
@@ -198,6 +208,13 @@ def test_samples_by_channels_are_no_batch(shape):
     for embed in (small_encoder().scene_embeddings, small_encoder().hidden_states, wrap(Statistics()).scene_embeddings):
         with pytest.raises(AudioError, match=rf"got shape \[{shape[0]}, {shape[1]}\]: .*waveform\.mean\(1\)"):
             embed(np.zeros(shape, dtype=np.float32))
+
+
+@pytest.mark.parametrize("change", [lambda batch: batch.to("meta"), lambda batch: batch.to_sparse()])
+def test_a_waveform_holds_values_and_is_dense(change):
+    for embed in (small_encoder().scene_embeddings, wrap(Statistics()).scene_embeddings):
+        with pytest.raises(AudioError, match=r"dense tensor that holds values, got one of (device meta|layout)"):
+            embed(change(torch.rand(2, 8000)))
 
 
 def test_many_short_clips_are_a_batch():

@@ -106,19 +106,45 @@ def test_a_cache_that_cannot_be_written_is_done_without(storage, settled):
     assert loaded(storage).readable().longer.all()
 
 
-def test_clips_that_cannot_be_read_are_left_out_and_told(storage, caplog):
-    (storage.data_root / "tiny" / "a.wav").write_bytes(b"no sound")
-    with pytest.raises(DataError, match=r"tiny: 1 of 4 clips .*a\.wav.*--on-bad-file skip"):
-        loaded(storage).readable("stop")
-    rest = loaded(storage).readable("skip")
-    assert rest.files == ("b.wav", "c.wav", "d.wav")
+MORE = [*ROWS, ("e.wav", "x", "train"), ("f.wav", "z", "train"), ("g.wav", "z", "test")]
+
+
+def of_three_classes(folder, broken):
+    """A task of three classes whose clips of these letters hold no sound."""
+    storage = write_task(folder, MORE, seconds=[4.0 + clip for clip in range(len(MORE))])
+    for name in broken:
+        (folder / "tiny" / f"{name}.wav").write_bytes(b"no sound")
+    return dataset.load(tiny_task(n_clips=7, n_classes=3), storage)
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_told(tmp_path, caplog):
+    clips = of_three_classes(tmp_path, "a")
+    with pytest.raises(DataError, match=r"tiny: 1 of 7 clips .*a\.wav.*--on-bad-file skip"):
+        clips.readable("stop")
+    rest = clips.readable("skip")
+    assert rest.files == ("b.wav", "c.wav", "d.wav", "e.wav", "f.wav", "g.wav")
     assert rest.left_out == ("a.wav",)
-    assert rest.labels.tolist() == [1, 0, 1]
-    assert rest.splits.tolist() == ["train", "valid", "test"]
-    assert rest.facts["n_clips"] == 3
-    assert rest.fingerprint != loaded(storage).fingerprint
-    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert rest.labels.tolist() == [1, 0, 1, 0, 2, 2]
+    assert rest.splits.tolist() == ["train", "valid", "test", "train", "train", "test"]
+    assert rest.facts["n_clips"] == 6
+    assert rest.fingerprint != clips.fingerprint
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "left out" in line
     assert "a.wav" in line
+
+
+@pytest.mark.parametrize(("broken", "untrained"), [("f", "z"), ("ae", None), ("b", "y"), ("d", None)])
+def test_what_makes_scores_doubtful_once_clips_are_left_out_is_said(tmp_path, caplog, broken, untrained):
+    rest = of_three_classes(tmp_path, broken).readable("skip")
+    lines = [record.getMessage() for record in caplog.records if "no clip of theirs trains" in record.getMessage()]
+    assert lines == [f"tiny: 1 classes tested where no clip of theirs trains: {untrained} (test)."] * bool(untrained)
+    assert list(rest.facts["warnings"]) == lines
+
+
+@pytest.mark.parametrize("broken", ["abe", "bf", "aef"])
+def test_one_class_that_is_left_to_train_is_an_error(tmp_path, broken):
+    with pytest.raises(DataError, match=r"with the classes [xyz]; it takes clips of two classes or more"):
+        of_three_classes(tmp_path, broken).readable("skip")
 
 
 @pytest.mark.parametrize(("broken", "left"), [("d", "test"), ("cd", "test, valid"), ("abcd", "test, train, valid")])
