@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Literal
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, hf_hub_download
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from m2d_bench.encoders import checkpoint
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.config import EncoderConfig
 from m2d_bench.encoders.frontend import HOP_MS, LogMel
 from m2d_bench.encoders.protocol import autocast, digest_of
+from m2d_bench.encoders.tensor_file import brief
 from m2d_bench.encoders.vit import ViT
 from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform
-from m2d_bench.errors import AudioError
+from m2d_bench.errors import AudioError, CheckpointError
+
+logger = logging.getLogger(__name__)
 
 EMBEDDING_VERSION = 1
 """Part of every digest; raised when a change of the code changes embeddings, so that caches and records start anew."""
@@ -24,9 +32,49 @@ EMBEDDING_VERSION = 1
 _TOKENS_AT_ONCE = 16384
 """Patch tokens per forward pass of the blocks: bounds the memory of long audio."""
 
+_CARD = """---
+{{ card_data }}
+---
 
-class M2DEncoder(nn.Module):
+# {{ config.name }}
+
+Audio encoder of the Masked Modeling Duo family, {{ config.sample_rate }} Hz: embeddings of {{ size }} numbers every
+{{ hop_ms }} ms, and their mean over a clip. Its digest in m2d-bench is `{{ digest }}`.
+
+```python
+from m2d_bench import M2DEncoder
+
+encoder = M2DEncoder.from_pretrained("REPO_OR_FOLDER")
+embeddings = encoder.scene_embeddings(waveform)  # [B, samples] in [-1, 1] at {{ config.sample_rate }} Hz
+```
+
+`config.json` shows the configuration that `model.safetensors` holds.
+{% if scores %}
+## Scores
+
+{{ scores }}
+{% endif %}{% if commands %}
+Repeated by:
+
+```console
+{{ commands }}
+```
+{% endif %}"""
+"""Template of a model card, for Jinja."""
+
+
+class M2DEncoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="m2d-bench",
+    pipeline_tag="feature-extraction",
+    tags=["audio", "m2d"],
+    model_card_template=_CARD,
+):
     """Encoder of the M2D family (M2D, M2D-S, M2D-X, M2D-AS, MSM-MAE): waveform → embeddings.
+
+    `save_pretrained(folder)` writes model.safetensors, config.json and a model card, `push_to_hub(repo)` uploads them
+    to huggingface.co. `model_card_kwargs=results.model_card(encoder.digest, runs)` writes its scores on the card.
 
     Source: M2D-X (2024), III-A2, eq. 4.
     """
@@ -48,6 +96,63 @@ class M2DEncoder(nn.Module):
         encoder = cls(found.config)
         encoder.vit.load_state_dict(found.encoder)
         return encoder.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:
+        """Loads what `save_pretrained` or `push_to_hub` wrote, frozen and in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository of huggingface.co.
+            settings: `revision`, `cache_dir`, `force_download`, `local_files_only` and `token` of huggingface_hub; the
+                others change the configuration, as those of `zoo.load`.
+
+        Raises:
+            CheckpointError: The repository cannot be had, or the files are not what was written.
+            UsageError: Unknown setting.
+        """
+        name = pretrained_model_name_or_path
+        try:
+            return super().from_pretrained(name, **settings)
+        except (OSError, ValueError, AttributeError) as error:  # of huggingface_hub, and of a config.json that is none
+            raise CheckpointError(
+                f"{name}: cannot be loaded: {brief(error)}. It must be a folder that save_pretrained wrote, or a "
+                "repository of huggingface.co, which is looked for in the cache of huggingface_hub first. Without "
+                "network, fetch it elsewhere (hf download REPO --local-dir FOLDER)."
+            ) from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: Any = None, **settings: Any) -> Self:
+        """Reads the weights; `config` is what config.json says."""
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        options = {name: settings.pop(name) for name in names}
+        if Path(model_id).is_dir():
+            path = Path(model_id) / constants.SAFETENSORS_SINGLE_FILE
+        else:
+            path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **options))
+        found = checkpoint.read(path)
+        if config not in (None, inside := json.loads(json.dumps(asdict(found.config)))):
+            changed = [key for key in inside if config.get(key) != inside[key]]
+            raise CheckpointError(
+                f"{model_id}: config.json contradicts {path.name}, which holds the configuration it was written with: "
+                f"{', '.join(changed) or 'unknown settings'}. Remove config.json; from_pretrained takes other settings."
+            )
+        return cls.from_checkpoint(replace(found, config=checkpoint.change(found.config, settings)))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes weights and configuration as they are now."""
+        found = Checkpoint(config=self.config, encoder=self.vit.state_dict())
+        checkpoint.save(found, save_directory / constants.SAFETENSORS_SINGLE_FILE)
+        (save_directory / constants.CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=2))
+        card = save_directory / "README.md"
+        if card.exists() and self.digest not in card.read_text(encoding="utf-8", errors="replace"):
+            logger.warning("%s: stays, though it names another encoder; remove it to have it written anew.", card)
+
+    def generate_model_card(self, *args: Any, **facts: Any) -> ModelCard:
+        """The model card; `facts` are the fields of `results.model_card`."""
+        size, hop = self.timestamp_embedding_size, f"{self.hop_ms:g}"
+        return super().generate_model_card(
+            *args, config=self.config, digest=self.digest, size=size, hop_ms=hop, **facts
+        )
 
     @property
     def device(self) -> torch.device:
