@@ -91,7 +91,7 @@ class Job:
     @property
     def encoder_facts(self) -> dict[str, Any]:
         """What the record says of the pre-trained model."""
-        return facts_of(self.pretrained.build())
+        return facts_of(M2DEncoder.from_checkpoint(self.pretrained))
 
     @property
     def view(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _adjusted(pretrained: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder
         with torch.no_grad():
             grid = whole.positions(config.vit.grid_size[1]).flatten(0, 1)
             state = {**state, "pos_embed": torch.cat([whole.pos_embed[:, : whole.n_class_tokens], grid[None]], dim=1)}
-    return replace(pretrained, config=config, encoder=state).build()
+    return M2DEncoder.from_checkpoint(replace(pretrained, config=config, encoder=state))
 
 
 def merged(classifier: Classifier) -> Checkpoint:

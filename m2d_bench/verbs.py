@@ -16,6 +16,7 @@ from tabulate import tabulate
 from m2d_bench import audio, tasks
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import linear as evaluation
 from m2d_bench.evaluation import predict as predicting
@@ -183,7 +184,7 @@ def show_model(model: str, /, *, storage: Annotated[Storage, Flat] = Storage()) 
         storage: Cache folder of the weights.
     """
     loaded = zoo.read(model, storage=storage)
-    encoder = loaded.build()
+    encoder = M2DEncoder.from_checkpoint(loaded)
     facts = {
         "name": loaded.config.name,
         "digest": encoder.digest,

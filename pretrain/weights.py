@@ -10,8 +10,8 @@ from torch import Tensor
 
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint
+from m2d_bench.encoders.config import EncoderConfig
 from m2d_bench.encoders.frontend import N_MELS
-from m2d_bench.encoders.m2d import EncoderConfig
 from m2d_bench.encoders.vit import SIZES, ViT, ViTConfig, fit_columns
 from m2d_bench.errors import CheckpointError
 from m2d_bench.pretrain.method import MaskedModel

@@ -3,6 +3,6 @@
 from m2d_bench.results.comparison import Selection, compare
 from m2d_bench.results.render import check_format, render
 from m2d_bench.results.statistics import Estimate, estimate
-from m2d_bench.results.summary import report, summary
+from m2d_bench.results.summary import model_card, report, summary
 
-__all__ = ["Estimate", "Selection", "check_format", "compare", "estimate", "render", "report", "summary"]
+__all__ = ["Estimate", "Selection", "check_format", "compare", "estimate", "model_card", "render", "report", "summary"]

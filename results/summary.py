@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from m2d_bench.errors import UsageError
 from m2d_bench.results.render import as_csv, interval, render_rows
 from m2d_bench.results.statistics import UNITS, estimate, scale, seed_means
-from m2d_bench.runs import Run
+from m2d_bench.runs import Run, read
+
+logger = logging.getLogger(__name__)
 
 
 def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -60,6 +65,31 @@ def report(runs: Iterable[Run], style: str = "text") -> str:
         for row in rows
     ]
     return render_rows(header, lines, style)
+
+
+def model_card(digest: str, folder: str | Path) -> dict[str, str]:
+    """What a model card says of an encoder: the `model_card_kwargs` of `M2DEncoder.save_pretrained` and `push_to_hub`.
+
+    Args:
+        digest: The encoder's.
+        folder: Root of the run records, or one of them.
+
+    Returns:
+        scores, a Markdown table of its runs, and commands, what repeats them.
+
+    Raises:
+        UsageError: No such folder, or no run of this encoder in it.
+    """
+    found, failures = read(Path(folder))
+    for failure in failures:
+        logger.warning("%s", failure)
+    own = [run for run in found.values() if run.encoder["digest"] == digest]
+    if not own:
+        raise UsageError(
+            f"{folder}: none of its {len(found)} run records is of the encoder {digest}. Evaluate it first, as it is "
+            "going to be saved: m2d-bench linear, or m2d_bench.linear."
+        )
+    return {"scores": report(own, "md"), "commands": "\n".join(run.command for run in own if run.command)}
 
 
 def _seconds(run: Run) -> float:

@@ -61,12 +61,12 @@ def small_encoder(
     """A random encoder of width 128 and depth 2."""
     import torch
 
-    from m2d_bench.encoders.m2d import EncoderConfig
+    from m2d_bench.encoders.config import EncoderConfig
 
     vit = ViTConfig(width=128, depth=2, patch_size=patch_size, input_size=(80, frames))
     config = EncoderConfig(name="small", vit=vit, sample_rate=sample_rate, **settings)  # type: ignore[arg-type]
     weights = initialise(ViT(vit), torch.Generator().manual_seed(1)).state_dict()
-    return Checkpoint(config=config, encoder=weights).build()
+    return M2DEncoder.from_checkpoint(Checkpoint(config=config, encoder=weights))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import torch
 from damage.tally import MODEL, QUICK, Finished, Tally, m2d_bench
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Labels
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.pretrain.data.opening import open_source
 
 ENCODINGS = (
@@ -170,7 +171,7 @@ def judge(tally: Tally, done: Finished, names: list[str], used: set[str], kinds:
 def write_classifier(folder: Path) -> Path:
     """A random fine-tuned model."""
     model = zoo.read(MODEL)
-    features = model.build().scene_embedding_size
+    features = M2DEncoder.from_checkpoint(model).scene_embedding_size
     head = {
         "running_mean": torch.zeros(features),
         "running_var": torch.ones(features),

@@ -21,12 +21,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from m2d_bench.encoders import tensor_file
+from m2d_bench.encoders.config import EncoderConfig
 from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS
-from m2d_bench.encoders.m2d import EncoderConfig, M2DEncoder
 from m2d_bench.encoders.protocol import digest_of
 from m2d_bench.encoders.state_dict import ANCHOR, HEAD, State, rename_keys_of_2022, sort_keys, unwrap
 from m2d_bench.encoders.tensor_file import SUFFIXES, listing
-from m2d_bench.encoders.vit import SIZES, ViTConfig
+from m2d_bench.encoders.vit import SIZES, ViT, ViTConfig
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import unknown
 from m2d_bench.settings import replacing
@@ -80,12 +80,6 @@ class Checkpoint:
     head: State = field(default_factory=dict)
     labels: Labels | None = None
     ignored: tuple[str, ...] = ()
-
-    def build(self) -> M2DEncoder:
-        """The encoder with these weights, frozen and in evaluation mode."""
-        encoder = M2DEncoder(self.config)
-        encoder.vit.load_state_dict(self.encoder)
-        return encoder.eval().requires_grad_(False)
 
 
 def parse_name(name: str) -> EncoderConfig | None:
@@ -357,7 +351,7 @@ def _check_shapes(path: Path, encoder: State, head: State, config: EncoderConfig
     if config.vit.depth != (depth := _depth(encoder)):
         raise CheckpointError(f"{path}: its configuration says {config.vit.depth} blocks, it holds {depth}.")
     with torch.device("meta"):  # one block stands for all
-        model = M2DEncoder(replace(config, vit=replace(config.vit, depth=1))).vit.state_dict()
+        model = ViT(replace(config.vit, depth=1)).state_dict()
     expected = {
         key.replace("blocks.0.", f"blocks.{block}."): tensor.shape
         for key, tensor in model.items()

@@ -97,7 +97,7 @@ def build(found: Checkpoint, classes: Sequence[str] | None = None, multilabel: b
             f"{name}: its head is of another kind than batch normalisation and a linear layer. Missing: "
             f"{', '.join(missing) or 'nothing'}; unknown: {', '.join(unknown) or 'nothing'}. Its encoder can be used."
         )
-    encoder = found.build()
+    encoder = M2DEncoder.from_checkpoint(found)
     n_classes, width = found.head["weight"].shape
     if width != encoder.scene_embedding_size:
         raise CheckpointError(

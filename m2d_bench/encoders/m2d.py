@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import json
+import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, hf_hub_download
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, HOP_MS, N_MELS, LogMel
+from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders.checkpoint import Checkpoint
+from m2d_bench.encoders.config import EncoderConfig
+from m2d_bench.encoders.frontend import HOP_MS, LogMel
 from m2d_bench.encoders.protocol import autocast, digest_of
-from m2d_bench.encoders.vit import ViT, ViTConfig
+from m2d_bench.encoders.tensor_file import brief
+from m2d_bench.encoders.vit import ViT
 from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform
-from m2d_bench.errors import AudioError, UsageError
+from m2d_bench.errors import AudioError, CheckpointError
 
-Features = Literal["stacked", "flat"]
-Encoding = Literal["chunks", "one_pass"]
+logger = logging.getLogger(__name__)
 
 EMBEDDING_VERSION = 1
 """Part of every digest; raised when a change of the code changes embeddings, so that caches and records start anew."""
@@ -25,54 +32,49 @@ EMBEDDING_VERSION = 1
 _TOKENS_AT_ONCE = 16384
 """Patch tokens per forward pass of the blocks: bounds the memory of long audio."""
 
+_CARD = """---
+{{ card_data }}
+---
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Everything that, with the weights, determines an embedding.
+# {{ config.name }}
 
-    Args:
-        name: Name of the model, for people; not part of its identity.
-        vit: Shape of the transformer.
-        sample_rate: 16000 or 32000 Hz.
-        norm_stats: Mean and standard deviation of the log-mel spectrograms of pre-training.
-        features: "stacked" concatenates the frequency patches of a frame (N_F·D), "flat" averages them (D).
-        encoding: "chunks" cuts the input into windows of the model's input size; "one_pass" encodes it at once, with
-            the positional embedding resized when the input is wider.
-        dur_frames: With "one_pass", the window in frames instead of the whole input (fine-tuning's fixed length).
-    """
+Audio encoder of the Masked Modeling Duo family, {{ config.sample_rate }} Hz: embeddings of {{ size }} numbers every
+{{ hop_ms }} ms, and their mean over a clip. Its digest in m2d-bench is `{{ digest }}`.
 
-    name: str
-    vit: ViTConfig
-    sample_rate: int = 16000
-    norm_stats: tuple[float, float] = DEFAULT_NORM_STATS
-    features: Features = "stacked"
-    encoding: Encoding = "chunks"
-    dur_frames: int | None = None
+```python
+from m2d_bench import M2DEncoder
 
-    def __post_init__(self) -> None:
-        for name, allowed in (("features", get_args(Features)), ("encoding", get_args(Encoding))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if self.vit.input_size[0] != N_MELS:
-            raise UsageError(f"The front end gives {N_MELS} mel bins, the input size says {self.vit.input_size[0]}.")
-        if self.vit.channels != 1:
-            raise UsageError(f"The front end gives one channel, the patch embedding takes {self.vit.channels}.")
-        numbers = isinstance(self.norm_stats, tuple | list) and [
-            isinstance(x, int | float) and math.isfinite(x) for x in self.norm_stats
-        ]
-        if numbers != [True, True] or not self.norm_stats[1] > 0:
-            raise UsageError(f"norm_stats is (mean, standard deviation above 0), both finite, got {self.norm_stats!r}.")
-        if not isinstance(self.dur_frames, int | None):
-            raise UsageError(f"dur_frames is a whole number of frames, got {self.dur_frames!r}.")
-        if self.dur_frames is not None and (self.encoding != "one_pass" or self.dur_frames < self.vit.patch_size[1]):
-            raise UsageError(
-                f"dur_frames={self.dur_frames}: a window for encoding='one_pass' of at least one patch "
-                f"({self.vit.patch_size[1]} frames); encoding is {self.encoding!r}."
-            )
+encoder = M2DEncoder.from_pretrained("REPO_OR_FOLDER")
+embeddings = encoder.scene_embeddings(waveform)  # [B, samples] in [-1, 1] at {{ config.sample_rate }} Hz
+```
+
+`config.json` shows the configuration that `model.safetensors` holds.
+{% if scores %}
+## Scores
+
+{{ scores }}
+{% endif %}{% if commands %}
+Repeated by:
+
+```console
+{{ commands }}
+```
+{% endif %}"""
+"""Template of a model card, for Jinja."""
 
 
-class M2DEncoder(nn.Module):
+class M2DEncoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="m2d-bench",
+    pipeline_tag="feature-extraction",
+    tags=["audio", "m2d"],
+    model_card_template=_CARD,
+):
     """Encoder of the M2D family (M2D, M2D-S, M2D-X, M2D-AS, MSM-MAE): waveform → embeddings.
+
+    `save_pretrained(folder)` writes model.safetensors, config.json and a model card, `push_to_hub(repo)` uploads them
+    to huggingface.co. `model_card_kwargs=results.model_card(encoder.digest, runs)` writes its scores on the card.
 
     Source: M2D-X (2024), III-A2, eq. 4.
     """
@@ -87,6 +89,70 @@ class M2DEncoder(nn.Module):
         self.hop_ms = HOP_MS * config.vit.patch_size[1]
         stacked = config.vit.grid_size[0] if config.features == "stacked" else 1
         self.scene_embedding_size = self.timestamp_embedding_size = stacked * config.vit.width
+
+    @classmethod
+    def from_checkpoint(cls, found: Checkpoint) -> Self:
+        """The encoder with a checkpoint's weights, frozen and in evaluation mode."""
+        encoder = cls(found.config)
+        encoder.vit.load_state_dict(found.encoder)
+        return encoder.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:
+        """Loads what `save_pretrained` or `push_to_hub` wrote, frozen and in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository of huggingface.co.
+            settings: `revision`, `cache_dir`, `force_download`, `local_files_only` and `token` of huggingface_hub; the
+                others change the configuration, as those of `zoo.load`.
+
+        Raises:
+            CheckpointError: The repository cannot be had, or the files are not what was written.
+            UsageError: Unknown setting.
+        """
+        name = pretrained_model_name_or_path
+        try:
+            return super().from_pretrained(name, **settings)
+        except (OSError, ValueError, AttributeError) as error:  # of huggingface_hub, and of a config.json that is none
+            raise CheckpointError(
+                f"{name}: cannot be loaded: {brief(error)}. It must be a folder that save_pretrained wrote, or a "
+                "repository of huggingface.co, which is looked for in the cache of huggingface_hub first. Without "
+                "network, fetch it elsewhere (hf download REPO --local-dir FOLDER)."
+            ) from error
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: Any = None, **settings: Any) -> Self:
+        """Reads the weights; `config` is what config.json says."""
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        options = {name: settings.pop(name) for name in names}
+        if Path(model_id).is_dir():
+            path = Path(model_id) / constants.SAFETENSORS_SINGLE_FILE
+        else:
+            path = Path(hf_hub_download(model_id, constants.SAFETENSORS_SINGLE_FILE, **options))
+        found = checkpoint.read(path)
+        if config not in (None, inside := json.loads(json.dumps(asdict(found.config)))):
+            changed = [key for key in inside if config.get(key) != inside[key]]
+            raise CheckpointError(
+                f"{model_id}: config.json contradicts {path.name}, which holds the configuration it was written with: "
+                f"{', '.join(changed) or 'unknown settings'}. Remove config.json; from_pretrained takes other settings."
+            )
+        return cls.from_checkpoint(replace(found, config=checkpoint.change(found.config, settings)))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes weights and configuration as they are now."""
+        found = Checkpoint(config=self.config, encoder=self.vit.state_dict())
+        checkpoint.save(found, save_directory / constants.SAFETENSORS_SINGLE_FILE)
+        (save_directory / constants.CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=2))
+        card = save_directory / "README.md"
+        if card.exists() and self.digest not in card.read_text(encoding="utf-8", errors="replace"):
+            logger.warning("%s: stays, though it names another encoder; remove it to have it written anew.", card)
+
+    def generate_model_card(self, *args: Any, **facts: Any) -> ModelCard:
+        """The model card; `facts` are the fields of `results.model_card`."""
+        size, hop = self.timestamp_embedding_size, f"{self.hop_ms:g}"
+        return super().generate_model_card(
+            *args, config=self.config, digest=self.digest, size=size, hop_ms=hop, **facts
+        )
 
     @property
     def device(self) -> torch.device:

@@ -108,7 +108,7 @@ def load(
             raise UsageError(f"{text}: has no settings {', '.join(changes)}; a layer is part of its name, @layer=9.")
         encoder = huggingface.load(text)
     else:
-        encoder = read(name, storage=storage, **changes).build()
+        encoder = M2DEncoder.from_checkpoint(read(name, storage=storage, **changes))
     encoder = encoder.to(compute.torch_device())
     encoder.precision = compute.resolved_precision()
     return encoder

@@ -9,6 +9,7 @@ import torch
 
 from m2d_bench.cli import main
 from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import CheckpointError, UsageError
 from tests.conftest import GOLDEN, random_checkpoint
 
@@ -28,8 +29,10 @@ def write(tmp_path, content, name=NAME, file="checkpoint-300.pth"):
 
 
 def test_plain_and_wrapped_checkpoints_are_the_same_encoder(tmp_path, state):
-    plain = checkpoint.read(write(tmp_path, state)).build()
-    wrapped = checkpoint.read(write(tmp_path, {"model": state, "epoch": 3, "args": argparse.Namespace(lr=1)})).build()
+    plain = M2DEncoder.from_checkpoint(checkpoint.read(write(tmp_path, state)))
+    wrapped = M2DEncoder.from_checkpoint(
+        checkpoint.read(write(tmp_path, {"model": state, "epoch": 3, "args": argparse.Namespace(lr=1)}))
+    )
     assert plain.digest == wrapped.digest
     assert plain.config.norm_stats == (-7.0, 4.0)
     assert plain.config.name == NAME
@@ -90,7 +93,7 @@ def test_evar_fine_tuned_checkpoints_give_encoder_and_head(tmp_path, state, inpu
     assert found.config.features == features
     assert set(found.head) == {"running_mean", "running_var", "weight", "bias"}
     assert found.ignored == ("module.ar.runtime.to_spec.mel_basis",)
-    assert found.build().scene_embedding_size == inputs
+    assert M2DEncoder.from_checkpoint(found).scene_embedding_size == inputs
     copy = tmp_path / NAME / "copy.pth"
     checkpoint.save(found, copy)
     assert checkpoint.read(copy).head.keys() == found.head.keys()
@@ -247,7 +250,7 @@ def test_msm_mae_of_2022_is_read_with_biases_of_q_and_v_and_without_class_token(
     assert "tensors count" not in caplog.text
     bias = found.encoder["blocks.0.attn.qkv.bias"]
     assert torch.equal(bias, torch.cat([torch.ones(192), torch.zeros(192), torch.ones(192)]))
-    vit = found.build().vit
+    vit = M2DEncoder.from_checkpoint(found).vit
     assert [layer.shape for layer in vit(torch.zeros(2, 65, 192))] == [(2, 65, 192)] * 12
     caplog.clear()
     assert checkpoint.read(path, norm_stats=(-6.9, 4.5)).config.norm_stats == (-6.9, 4.5)

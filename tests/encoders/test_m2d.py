@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.protocol import TOLERANCE, AudioEncoder
 from m2d_bench.encoders.vit import ViT, ViTConfig
 from m2d_bench.errors import AudioError, UsageError
@@ -25,7 +26,7 @@ def noise(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
 def test_features_and_layers_match_the_golden_arrays(folder):
     golden = np.load(folder / "runtime.npz")
-    encoder = checkpoint.read(folder, **WITHOUT_NORM_STATS.get(folder.name, {})).build()
+    encoder = M2DEncoder.from_checkpoint(checkpoint.read(folder, **WITHOUT_NORM_STATS.get(folder.name, {})))
     assert len(golden) > 1
     for key in golden:
         waveform, expected = golden_waveform(key), torch.from_numpy(golden[key])
@@ -142,7 +143,7 @@ def test_bf16_stays_close_and_returns_float32():
 @pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize("native", [True, False], ids=["oneDNN", "plain"])
 def test_bf16_embeddings_move_with_their_batch_within_the_tolerance(native):
-    encoder = checkpoint.read(GOLDEN[-1]).build()
+    encoder = M2DEncoder.from_checkpoint(checkpoint.read(GOLDEN[-1]))
     encoder.precision = "bf16"
     batch = noise(5, 80000)
     with torch.backends.mkldnn.flags(enabled=native):

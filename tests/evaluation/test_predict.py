@@ -14,6 +14,7 @@ from m2d_bench.cli import main
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.checkpoint import Checkpoint, Labels
 from m2d_bench.encoders.classifier import Head, build
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.evaluation import predict
 from m2d_bench.evaluation.predict import predict_files, read_classes
@@ -68,7 +69,7 @@ def test_a_head_and_its_labels_are_read_back(fine_tuned, tmp_path):
 
 def test_a_classifier_gives_the_probabilities_of_a_plain_computation(fine_tuned, sounds):
     found = checkpoint.read(fine_tuned)
-    encoder = found.build()
+    encoder = M2DEncoder.from_checkpoint(found)
     waveform = soundfile.read(sounds[0], dtype="float32")[0]
     features = encoder.scene_embeddings(torch.from_numpy(waveform))[0].double().numpy()
     state = {key: value.double().numpy() for key, value in found.head.items()}

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from m2d_bench import runs
 from m2d_bench.errors import UsageError
-from m2d_bench.results import check_format, report, summary
+from m2d_bench.results import check_format, model_card, report, summary
 from m2d_bench.runs import Score
 from tests.test_runs import RUN, scored
 
@@ -51,3 +52,14 @@ def test_nothing_to_show_is_not_an_error():
 def test_unknown_format_is_refused():
     with pytest.raises(UsageError, match="Did you mean latex"):
         check_format("latx")
+
+
+def test_a_model_card_tells_the_runs_of_its_encoder_alone(tmp_path, caplog):
+    run = replace(six_seeds(), command="m2d-bench linear --tasks esc10")
+    runs.add(run, tmp_path)
+    runs.add(replace(run, encoder={"name": "other", "digest": "fedcba9876543210"}, command="of the other"), tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    assert model_card(RUN.encoder["digest"], tmp_path) == {"scores": report([run], "md"), "commands": run.command}
+    assert "broken.json" in caplog.text
+    with pytest.raises(UsageError, match=r"none of its 2 run records is of the encoder 00ff.*m2d-bench linear"):
+        model_card("00ff", tmp_path)
