@@ -3,7 +3,7 @@
     python benchmarks/m2d_x.py FOLDER [--epochs 20] [--tasks …]
 
 Trains four small encoders on the clips of the built-in task espeak_words: M2D and M2D-S, each with and without noise
-of the task events, with the settings of the debug recipe; the teacher of M2D-S is a small HuBERT with random weights.
+of the task events, with the debug recipe on crops of 0.96 s; the teacher of M2D-S is a small HuBERT with random weights.
 Each is then evaluated by linear probes, six seeds, beside random weights. Prints a Markdown table of means ± 95%
 confidence intervals. What FOLDER holds already is not computed again.
 """
@@ -24,7 +24,7 @@ from m2d_bench.results.statistics import estimate, seed_means
 
 CLIPS, NOISE = "task:espeak_words", "task:events"
 TASKS = ["espeak_words", "espeak_voice", "espeak_language", "gm_family", "events"]
-RANDOM = "random:m2d_vit_tiny-80x208p16x16"
+RANDOM = "random:m2d_vit_tiny-80x96p16x16"
 M2D = {"method": "m2d", "mask_ratio": 0.7, "ema_decay_start": 0.99, "ema_decay_end": 0.999}
 DISTILLED = {**M2D, "method": "m2d_x", "scenario": "distillation", "offline_weight": 0.5, "teacher_layer": 2}
 RUNS = {
@@ -50,6 +50,7 @@ def teacher(folder: Path) -> str:
 def train(folder: Path, arguments: dict[str, object], noise_ratio: float, epochs: int) -> str:
     """Path of the checkpoint of a training, resumed where it stopped."""
     changes = {**arguments, "noise_ratio": noise_ratio, "epochs": epochs, "warmup_epochs": epochs // 10}
+    changes["input_size"] = [80, 96]
     if "scenario" in arguments:
         changes["teacher"] = teacher(folder.parent / "hubert-random")
     recipe = recipes.load("debug", changes=changes)
