@@ -53,7 +53,7 @@ def load_model(
     """Loads a model by any name `m2d_bench.encoders.zoo` knows, frozen and in evaluation mode.
 
     Args:
-        model_file_path: A path, a released name, `random:NAME` or `hf:REPO`; the default model if empty.
+        model_file_path: A path, a released name, or another of `zoo.FORMS`; the default model if empty.
         hop_ms: As for HearModel.
         shift_scenes: As for HearModel.
         device: auto (a GPU if there is one), cpu, cuda, …; `.to()` moves the model later.

@@ -10,10 +10,12 @@ from tabulate import tabulate
 from m2d_bench.encoders import zoo
 from m2d_bench.encoders.check import Finding, check_encoder, same_in_a_batch, tensor, tried
 from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.encoders.waveform import noise
-from m2d_bench.hear_api.api import HearModel, get_timestamp_embeddings, load_model
+from m2d_bench.hear_api.api import HearModel, get_timestamp_embeddings
 from m2d_bench.output import Output
 from m2d_bench.progress import track
+from m2d_bench.settings import Compute
 
 SAMPLE_RATES = (16000, 22050, 32000, 44100, 48000)
 LENGTHS = (0.025, 1.07, 1.98, 4.0)
@@ -36,17 +38,21 @@ def check(
     """Check that a model keeps the HEAR common API: one line a rule, expected and received.
 
     Args:
-        model: m2d_tiny, a released name, a path, random:NAME, or hf:REPO.
+        model: Any name of m2d-bench models.
         hop_ms: Milliseconds between timestamps; by default the model's own up to 50, finer by shifted passes above.
         hour: Whether to try an hour of audio; by default for models of the M2D family of up to 30 million parameters.
         device: auto (a GPU if there is one), cpu, cuda, …
         precision: auto, fp32 or bf16.
     """
-    loaded = load_model(model, hop_ms=hop_ms, device=device, precision=precision)
+    encoder = zoo.load(model, compute=Compute(device=device, precision=precision))  # type: ignore[arg-type]
     if hour is None:
-        size = sum(parameter.numel() for parameter in loaded.parameters())
-        hour = size <= _SMALL and isinstance(loaded.encoder, M2DEncoder)  # others encode it in one piece
-    rules = findings(loaded, hour=hour)
+        size = sum(parameter.numel() for parameter in encoder.parameters())
+        hour = size <= _SMALL and isinstance(encoder, M2DEncoder)  # others encode it in one piece
+    if isinstance(encoder, Encoder) and not encoder.has_frames:
+        absent = Finding("timestamps", "timestamp_embeddings, for HEAR's event tasks", "none", None)
+        rules = [absent, *check_encoder(encoder)]
+    else:
+        rules = findings(HearModel(encoder, hop_ms).eval(), hour=hour)
     rows = [(f.mark, f.rule, f.expected, f.received) for f in rules]
     text = tabulate(rows, headers=("", "rule", "expected", "received"), tablefmt="simple")
     broken = tuple(f"{f.rule}: expected {f.expected}, received {f.received}" for f in rules if f.mark == "BROKEN")

@@ -38,7 +38,7 @@ def linear(
     """Evaluate an encoder on tasks: mean ± 95% CI over seeds.
 
     Args:
-        model: m2d_tiny, a released name, a path, random:NAME, or hf:REPO[@layer=N]; see m2d-bench models.
+        model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.
         task_names: Names separated by commas or spaces, see m2d-bench tasks; or hear:PATH, a HEAR task folder, or
             evar:PATH, a metadata file of EVAR (no comma in the path).
         style: text, md, csv, json, latex or html.
@@ -66,7 +66,7 @@ def embed(
     Args:
         files: Sound files of any length and rate, or folders of them, searched with their subfolders.
         output: .npz (arrays files [N] and embeddings [N, D]) or .parquet (one row a file).
-        model: m2d_tiny, a released name, a path, random:NAME, or hf:REPO[@layer=N].
+        model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.
         compute: Device, precision, batch size, decoding threads.
         storage: Cache folder of the weights.
     """
@@ -167,12 +167,8 @@ def list_models(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
         where = "in the cache" if (folder / release.name).is_dir() else f"download ({release.tag})"
         rows.append({"model": release.name, "where": where, "what": release.about})
     text = tabulate(rows, headers="keys", tablefmt="simple")
-    return Output(
-        f"{text}\n\nAlso: a path to .pth, .pt, .ckpt, .bin or .safetensors; "
-        "random:NAME, NAME's architecture with random weights;\n"
-        "hf:REPO_OR_FOLDER[@layer=N], a speech encoder of Hugging Face (wav2vec 2.0, HuBERT, WavLM).\n"
-        f"Released weights are under {zoo.LICENCE}; they are kept in {folder}."
-    )
+    forms = tabulate(zoo.FORMS.items(), headers=("or", "what"), tablefmt="simple")
+    return Output(f"{text}\n\n{forms}\n\nReleased weights are under {zoo.LICENCE}; they are kept in {folder}.")
 
 
 @MODELS.command(name="show")

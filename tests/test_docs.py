@@ -30,7 +30,9 @@ COMMANDS = [
     if re.search(r"(^|&& )m2d-bench ", line)
 ]
 NEEDS_DATA = r"--data (?!task:)|embed |predict |hear:|superb|^results|evar|/mnt/|/path/"
-SCRIPTS = [pytest.param(block, id=page) for page, block in blocks("python")]
+PYTHON = [(page, block, re.match(r"# (\w+\.py)\n", block)) for page, block in blocks("python")]
+SCRIPTS = [pytest.param(block, id=page) for page, block, file in PYTHON if not file]
+FILES = {file[1]: block for _, block, file in PYTHON if file}
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -47,6 +49,8 @@ def test_every_command_of_the_guides_is_understood(words):
 )
 def test_commands_that_need_no_data_set_run(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
     if words[0] in ("table", "plot", "report", "runs"):
         write_runs(tmp_path / "runs", predictions="bootstrap" in words)
     assert main(words) == 0
@@ -54,7 +58,7 @@ def test_commands_that_need_no_data_set_run(words, tmp_path, monkeypatch, capsys
 
 
 def write_runs(folder, predictions):
-    """Records of two models, such as the guide on results speaks of; predictions of one of them, or of both."""
+    """Records of the models that the guides speak of; predictions of one of the papers' two, or of both."""
     for name in ("m2d_vit_base-80x608p16x16-221006-mr7", "msm_mae_vit_base-80x608p16x16-220924-mr75"):
         for task in ("esc50", "us8k", "gtzan"):
             run = record(name, task, 0.8, train_fraction=1.0)
@@ -64,6 +68,7 @@ def write_runs(folder, predictions):
                 for score in run.scores:
                     keep(run, folder, score.seed, score.fold)
     runs.add(record("m2d_vit_base-80x608p16x16-221006-mr7", "us8k", 0.7, train_fraction=0.1), folder)
+    runs.add(record("own.py:Own", "us8k", 0.6), folder)
 
 
 @pytest.mark.slow

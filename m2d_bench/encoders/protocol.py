@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +29,9 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2**-6}
 In float32 it is rounding. bfloat16 has 8 significant bits, and kernels that sum in another order for another batch size
 round differently in each layer: four units in the last place (4 × 2⁻⁸).
 """
+
+_SECONDS_OF_NOISE = 10
+"""What the hop is measured on where an encoder does not declare it."""
 
 
 class SceneEncoder(Protocol):
@@ -104,7 +108,7 @@ def wrap(encoder: SceneEncoder) -> Encoder:
     return encoder if isinstance(encoder, Encoder) else Encoder(encoder)
 
 
-class Encoder:
+class Encoder(nn.Module):
     """Anybody's encoder under the contract of `AudioEncoder`, with every answer checked.
 
     It stands for the encoder as it is now: the digest is computed once, so wrap anew after changing weights.
@@ -117,6 +121,7 @@ class Encoder:
     """
 
     def __init__(self, encoder: SceneEncoder) -> None:
+        super().__init__()
         kind = type(encoder).__name__
         rate: Any = getattr(encoder, "sample_rate", None)
         if not _is_positive(rate, Integral):
@@ -164,13 +169,26 @@ class Encoder:
         return self._scenes(noise(1, self.sample_rate), ("a second of noise",)).shape[1]
 
     @property
+    def has_frames(self) -> bool:
+        """Whether the encoder gives timestamp embeddings."""
+        return hasattr(self.encoder, "timestamp_embeddings")
+
+    @cached_property
+    def _frames_of_noise(self) -> tuple[Tensor, Tensor]:
+        return self.timestamp_embeddings(noise(1, _SECONDS_OF_NOISE * self.sample_rate))
+
+    @property
     def hop_ms(self) -> float:
-        """Milliseconds between timestamps; a UsageError where the encoder gives none."""
+        """Milliseconds between timestamps, as declared, else those of noise; a UsageError if there are none."""
+        if not hasattr(self.encoder, "hop_ms"):
+            return float(self._frames_of_noise[1].cpu().double().diff().mean())
         return float(self._own_number("hop_ms", Real))
 
     @property
     def timestamp_embedding_size(self) -> int:
-        """D of timestamp embeddings; a UsageError where the encoder gives none."""
+        """D of timestamp embeddings, as declared, else that for noise; a UsageError if there are none."""
+        if not hasattr(self.encoder, "timestamp_embedding_size"):
+            return self._frames_of_noise[0].shape[-1]
         return int(self._own_number("timestamp_embedding_size", Integral))
 
     def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
@@ -195,7 +213,7 @@ class Encoder:
     ) -> Tensor:
         """One embedding a clip, without gradient.
 
-        An encoder that takes no `lengths` is given the clips of a padded batch one at a time.
+        An encoder that takes no `lengths` is given the clips of a padded batch by length, without padding.
 
         Args:
             waveform: [S] or [B, S] floats in [-1, 1].
@@ -216,8 +234,12 @@ class Encoder:
             return self._sized(self._scenes(batch, clips), clips)
         if self._takes_lengths:
             return self._sized(self._scenes(batch, clips, lengths=counts.tolist()), clips)
-        rows = zip(batch, counts.tolist(), clips, strict=True)
-        return torch.cat([self._sized(self._scenes(row[None, :n], (clip,)), (clip,)) for row, n, clip in rows])
+        output = batch.new_empty(len(batch), self.scene_embedding_size)
+        for length in counts.unique().tolist():
+            rows = (counts == length).nonzero().flatten().tolist()
+            names = [clips[row] for row in rows]
+            output[rows] = self._sized(self._scenes(batch[rows, :length], names), names)
+        return output
 
     @cached_property
     def _takes_lengths(self) -> bool:
@@ -227,7 +249,7 @@ class Encoder:
         except ValueError:  # compiled code has no signature
             takes = False
         if not takes:
-            logger.warning("%s takes no lengths: clips of different lengths are encoded one at a time.", self.name)
+            logger.warning("%s takes no lengths: only clips of one length are encoded together.", self.name)
         return takes
 
     def _answer(self, method: str, waveform: Waveform, lengths: Lengths | None) -> tuple[Any, list[str]]:
@@ -238,7 +260,7 @@ class Encoder:
 
     def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
         """What a method of the encoder returns for waveforms, on its own device if it is a module."""
-        weights = next(self.encoder.parameters(), batch) if isinstance(self.encoder, nn.Module) else batch
+        weights = next(chain(self.parameters(), self.buffers()), batch)
         with torch.inference_mode():
             return self._own(method)(batch.to(weights.device), **lengths)
 

@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 
 from m2d_bench.encoders.frontend import HOP_MS
 from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.protocol import wrap
 from m2d_bench.encoders.waveform import Waveform, check_waveform
 from m2d_bench.encoders.zoo import LoadedEncoder
 from m2d_bench.errors import UsageError
@@ -34,7 +35,7 @@ def check_hop(encoder: LoadedEncoder, hop_ms: float) -> None:
     if hop_ms not in hops(encoder):
         allowed = ", ".join(f"{hop:g}" for hop in hops(encoder))
         raise UsageError(
-            f"hop_ms is {hop_ms!r}; the frames of {encoder.config.name} last {encoder.hop_ms:g} ms, so it is one of "
+            f"hop_ms is {hop_ms!r}; the frames of {wrap(encoder).name} last {encoder.hop_ms:g} ms, so it is one of "
             f"{allowed}."
         )
 

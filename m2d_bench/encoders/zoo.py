@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,22 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from m2d_bench.encoders import checkpoint, classifier, download, huggingface, tensor_file
+from m2d_bench.encoders import (
+    baseline,
+    checkpoint,
+    classifier,
+    download,
+    foreign,
+    hear,
+    huggingface,
+    s3prl,
+    tensor_file,
+)
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.classifier import Classifier
 from m2d_bench.encoders.huggingface import HuggingFaceEncoder
 from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import unknown
@@ -31,8 +42,27 @@ RANDOM = "random:"
 _DEFAULT_ARCHITECTURE = "m2d_vit_tiny-80x608p16x16"
 _RANDOM_SEED = 0
 _RELEASES = "https://github.com/nttcslab/m2d/releases/download"
-LoadedEncoder = M2DEncoder | HuggingFaceEncoder
+LoadedEncoder = M2DEncoder | HuggingFaceEncoder | Encoder
 """What a name may give."""
+
+FORMS = {
+    "a path": "a .pth, .pt, .ckpt, .bin or .safetensors file",
+    "random:NAME": "NAME's architecture with random weights",
+    "logmel": "mean and standard deviation of the log-mel spectrogram: the floor, without a network",
+    "FILE.py:NAME or MODULE:NAME": "your own encoder: a class, or a function that gives one",
+    "hear:MODULE[@WEIGHTS]": "a model under the HEAR 2021 common API",
+    "s3prl:NAME[@CKPT]": "an upstream of s3prl",
+    "hf:REPO_OR_FOLDER[@layer=N]": "a speech encoder of Hugging Face (wav2vec 2.0, HuBERT, WavLM)",
+}
+"""What else a name may be, beside those that are listed, and what it gives."""
+
+_OTHERS: dict[str, Callable[[str], LoadedEncoder]] = {
+    baseline.NAME: baseline.load,
+    hear.PREFIX: hear.load,
+    s3prl.PREFIX: s3prl.load,
+    huggingface.PREFIX: huggingface.load,
+}
+"""What loads an encoder that is not of the family, by its name or the prefix of it."""
 
 _LARGEST = 2 << 30
 """Bytes of a released .pth file; the largest have less than 1 GiB."""
@@ -89,9 +119,8 @@ def load(
 
     Args:
         name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt, .bin or .safetensors ·
-            `random:NAME` (the architecture of NAME with random weights) · `hf:REPO_OR_FOLDER[@layer=N]` (see
-            `huggingface.load`).
-        compute: Device and precision.
+            another of the `FORMS`.
+        compute: Device and precision. `logmel`, `hear:`, `s3prl:` and your own code keep their own precision.
         storage: The cache folder released weights are downloaded into.
         changes: `device` and `precision`, short for `compute`; and settings of an encoder of the family to change:
             `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
@@ -103,20 +132,23 @@ def load(
     shorthand = {key: changes.pop(key) for key in ("device", "precision") if key in changes}
     compute = replace(compute, **shorthand)
     encoder: LoadedEncoder
-    if (text := os.fspath(name)).startswith(huggingface.PREFIX):
+    if other := _other(text := os.fspath(name)):
         if changes:
-            raise UsageError(f"{text}: has no settings {', '.join(changes)}; a layer is part of its name, @layer=9.")
-        encoder = huggingface.load(text)
+            raise UsageError(f"{text}: has no settings {', '.join(changes)}; a layer of hf: is in its name, @layer=9.")
+        encoder = other(text)
     else:
         encoder = M2DEncoder.from_checkpoint(read(name, storage=storage, **changes))
     encoder = encoder.to(compute.torch_device())
-    encoder.precision = compute.resolved_precision()
+    if not isinstance(encoder, Encoder):
+        encoder.precision = compute.resolved_precision()
+    elif compute.precision not in ("auto", encoder.precision):
+        logger.warning("%s computes in %s; the precision asked for changes nothing.", text, encoder.precision)
     return encoder
 
 
 def load_m2d(name: str | os.PathLike[str] = DEFAULT, **settings: Any) -> M2DEncoder:
     """Loads an encoder of the M2D family, as `load` does; a name of another encoder is a UsageError."""
-    if os.fspath(name).startswith(huggingface.PREFIX):
+    if _other(os.fspath(name)):
         raise _other_family(os.fspath(name))
     encoder = load(name, **settings)
     assert isinstance(encoder, M2DEncoder)
@@ -152,7 +184,7 @@ def load_classifier(
 def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **changes: Any) -> Checkpoint:
     """The checkpoint behind a name, with everything it holds. Args and Raises: as for `load`."""
     name = os.fspath(name)
-    if name.startswith(huggingface.PREFIX):
+    if _other(name):
         raise _other_family(name)
     if name == DEFAULT:
         logger.warning("%s: its weights are not trained yet; these are random ones, the floor of every table.", DEFAULT)
@@ -165,7 +197,15 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     path = Path(os.path.expanduser(name))
     if name and (path.exists() or path.suffix.lower() in tensor_file.SUFFIXES):
         return checkpoint.read(path, **changes)
-    raise unknown("model", name, [DEFAULT, *RELEASED], "m2d-bench models, or give a path, random:NAME or hf:REPO")
+    raise unknown("model", name, [DEFAULT, *RELEASED], f"m2d-bench models, or give {', '.join(FORMS)}")
+
+
+def _other(name: str) -> Callable[[str], LoadedEncoder] | None:
+    """What loads an encoder that is not of the family; None for all other names."""
+    if name.startswith(RANDOM):  # also a module's name
+        return None
+    prefix, colon, _ = name.partition(":")
+    return _OTHERS.get(prefix + colon) or (foreign.load if foreign.is_reference(name) else None)
 
 
 def _other_family(name: str) -> UsageError:

@@ -1,0 +1,146 @@
+"""Encoders in other people's code: `file.py:CLASS_OR_FUNCTION`, and what `hear:` and `s3prl:` share with it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2d_bench.encoders.protocol import Encoder, SceneEncoder, digest_of
+from m2d_bench.errors import M2DBenchError, UsageError
+from m2d_bench.registry import unknown
+
+_SUFFIX = ".py"
+
+
+class ForeignEncoder(Encoder):
+    """Somebody's encoder under the whole contract, frozen and in evaluation mode, as its code computes.
+
+    Its digest also tells name and code apart, for they may choose what weights do not show, and an error that it raises
+    says where.
+
+    Args:
+        encoder: As for `Encoder`.
+        name: Its name in records and messages.
+        code: What its code is: the file that holds it, or a version.
+        file: Where its code lies.
+    """
+
+    def __init__(self, encoder: SceneEncoder, name: str, code: bytes, file: str | None) -> None:
+        if isinstance(encoder, nn.Module):
+            encoder.eval().requires_grad_(False)
+        super().__init__(encoder)
+        self.name = name
+        self._code, self._file = hashlib.sha256(code).hexdigest(), file
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the digest of `Encoder`, name and code, 16 hexadecimal digits."""
+        return digest_of([super().digest, self.name, self._code], {})
+
+    def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
+        with explained(f"{method} of {self.name}", self._file):
+            return super()._call(method, batch, **lengths)
+
+
+def load(name: str) -> ForeignEncoder:
+    """The encoder that a class or function of a Python file or of a module gives.
+
+    Args:
+        name: `path/to/file.py:NAME` or `package.module:NAME`. A class or a function is called without arguments.
+
+    Raises:
+        UsageError: No such file or name, an error of its code, or no encoder; says what to do.
+    """
+    reference, _, attribute = name.rpartition(":")
+    if not reference:
+        raise UsageError(f"{name}: which encoder in it? Write {name}:CLASS_OR_FUNCTION.")
+    module = load_module(reference)
+    if (encoder := getattr(module, attribute, None)) is None:
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise unknown("class or function", attribute, own, f"{reference}, which defines {', '.join(own) or 'none'}")
+    if isinstance(encoder, type) or inspect.isroutine(encoder):
+        with explained(f"{name}, called without arguments", module.__file__):
+            encoder = encoder()
+    return ForeignEncoder(encoder, f"{Path(reference).name}:{attribute}", code_of(module), module.__file__)
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name is a path to a Python file, or a class or function in one or in a module that can be found."""
+    reference, colon, attribute = name.rpartition(":")
+    if f"{reference or attribute}".endswith(_SUFFIX):
+        return True
+    words = [*reference.split("."), attribute]
+    return bool(colon) and all(map(str.isidentifier, words)) and _found(words[0])
+
+
+def load_module(reference: str) -> ModuleType:
+    """The module of a path to a .py file, run anew, or of a dotted name.
+
+    The file's folder, or the current one, is searched last for modules that are imported: where `python file.py` and
+    `python -m module` would find them first.
+
+    Raises:
+        UsageError: No such module, or an error of its code.
+    """
+    path = Path(reference).expanduser()
+    is_file = path.suffix == _SUFFIX
+    if not (path.is_file() if is_file else _found(reference.partition(".")[0])):
+        what = "no such file" if is_file else "no such module, neither installed nor in the current folder"
+        raise UsageError(f"{reference}: {what}.")
+    folder = str((path.parent if is_file else Path.cwd()).resolve())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    with explained(reference, str(path)):
+        if not is_file:
+            return import_module(reference)
+        spec = spec_from_file_location(f"m2d_bench_foreign_{path.stem}", path.resolve())
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = module_from_spec(spec)  # where dataclasses look for it
+        spec.loader.exec_module(module)
+        return module
+
+
+def code_of(module: ModuleType) -> bytes:
+    """Content of a module's file, or its name where it has none."""
+    return Path(module.__file__).read_bytes() if module.__file__ else module.__name__.encode()
+
+
+@contextmanager
+def explained(what: str, file: str | None) -> Iterator[None]:
+    """An error of other people's code as one of ours, which says where it was raised; --verbose shows the rest.
+
+    Args:
+        what: Whose code runs.
+        file: Its file; of the calls that led to the error, the last one in it is named.
+    """
+    try:
+        yield
+    except (M2DBenchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        calls = [(call.filename, call.lineno) for call in traceback.extract_tb(error.__traceback__)]
+        inside = [call for call in calls if file and os.path.realpath(call[0]) == os.path.realpath(file)]
+        where = "" if isinstance(error, SyntaxError) else "{}, line {}: ".format(*(inside or calls)[-1])
+        text = " ".join(str(error).split())
+        raise UsageError(f"{what}: {where}{type(error).__name__}: {text}") from error
+
+
+def _found(name: str) -> bool:
+    """Whether a top-level module is installed or lies in the current folder."""
+    return name in sys.modules or PathFinder.find_spec(name, [*sys.path, os.getcwd()]) is not None
