@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS
+from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS, SAMPLE_RATES
 from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.errors import UsageError
 
@@ -41,6 +41,8 @@ class EncoderConfig:
         for name, allowed in (("features", get_args(Features)), ("encoding", get_args(Encoding))):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if self.sample_rate not in SAMPLE_RATES:
+            raise UsageError(f"The front end knows {SAMPLE_RATES} Hz, got sample_rate={self.sample_rate!r}.")
         if self.vit.input_size[0] != N_MELS:
             raise UsageError(f"The front end gives {N_MELS} mel bins, the input size says {self.vit.input_size[0]}.")
         if self.vit.channels != 1:
