@@ -186,7 +186,7 @@ def test_two_processes_are_one_with_twice_the_batch(name, clips, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["m2d", "msm_mae", "supervised", "further"])
+@pytest.mark.parametrize("name", ["msm_mae", "supervised", "further"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(name, clips, tmp_path):
     words = [sys.executable, "-m", "tests.pretrain.test_trainer", name, str(clips), str(tmp_path / "killed"), "resume"]
     moments = random.Random(name)
