@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 
 import torch
-import transformers
 
 from m2d_bench import linear
+from m2d_bench.encoders.huggingface import import_transformers
 from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain.inputs import Inputs
 from m2d_bench.pretrain.run import RunSettings, pretrain
@@ -38,6 +38,7 @@ RUNS = {
 def teacher(folder: Path) -> str:
     """A HuBERT of four blocks with random weights, written once."""
     if not (folder / "preprocessor_config.json").exists():
+        transformers = import_transformers()
         torch.manual_seed(0)
         config = transformers.HubertConfig(
             hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512

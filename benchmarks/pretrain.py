@@ -27,6 +27,7 @@ import numpy as np
 import soundfile
 import torch
 
+from m2d_bench.encoders.huggingface import import_transformers
 from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data import Crop, Crops, Source
@@ -139,8 +140,7 @@ def scenario(arguments: argparse.Namespace) -> None:
 
 def write_clips(folder: Path, count: int) -> None:
     """Ten-second clips of noise with labels, and a HuBERT of base size with random weights."""
-    import transformers
-
+    transformers = import_transformers()
     rng = np.random.default_rng(0)
     (folder / "clips").mkdir()
     for number in range(count):
