@@ -236,7 +236,7 @@ class Encoder(nn.Module):
             return self._sized(self._scenes(batch, clips, lengths=counts.tolist()), clips)
         output = batch.new_empty(len(batch), self.scene_embedding_size)
         for length in counts.unique().tolist():
-            rows = (counts == length).nonzero().flatten().tolist()
+            rows = [row for row, count in enumerate(counts.tolist()) if count == length]
             names = [clips[row] for row in rows]
             output[rows] = self._sized(self._scenes(batch[rows, :length], names), names)
         return output

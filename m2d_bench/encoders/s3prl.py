@@ -91,8 +91,9 @@ def _upstream(name: str, weights: str | None) -> nn.Module:
     from s3prl.nn import S3PRLUpstream
 
     class Upstream(S3PRLUpstream):  # type: ignore[misc]  # s3prl has no types
-        def _match_length(self, frames: Tensor, count: int) -> Tensor:
-            missing = max(0, count - frames.shape[1])
-            return torch.cat([frames, frames[:, -1:].expand(-1, missing, -1)], dim=1)[:, :count]
+        def _match_length(self, xs: Tensor, target_max_len: int) -> Tensor:
+            missing = max(0, target_max_len - xs.shape[1])
+            return torch.cat([xs, xs[:, -1:].expand(-1, missing, -1)], dim=1)[:, :target_max_len]
 
-    return Upstream(name, weights)
+    given: Any = (name, weights)  # None for weights is its default, whatever its annotation says
+    return Upstream(*given)
