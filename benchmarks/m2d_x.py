@@ -4,7 +4,7 @@
 
 Trains four small encoders on the clips of the built-in task espeak_words: M2D and M2D-S, each with and without noise
 of the task events, with the debug recipe on crops of 0.96 s; the teacher of M2D-S is a small HuBERT with random
-weights. Each is then evaluated by linear probes, six seeds, beside random weights. Prints a Markdown table of means ±
+weights, its features prepared once. Each is then evaluated by linear probes, six seeds, beside random weights. Prints a Markdown table of means ±
 95% confidence intervals. What FOLDER holds already is not computed again.
 """
 
@@ -15,14 +15,18 @@ from pathlib import Path
 
 import torch
 
-from m2d_bench import linear
+from m2d_bench import linear, tasks
 from m2d_bench.encoders.huggingface import import_transformers
 from m2d_bench.pretrain import recipe as recipes
+from m2d_bench.pretrain.data.parts import PrepareSettings
+from m2d_bench.pretrain.data.prepare import prepare
 from m2d_bench.pretrain.inputs import Inputs
 from m2d_bench.pretrain.run import RunSettings, pretrain
 from m2d_bench.results.statistics import estimate, seed_means
+from m2d_bench.settings import Storage
+from m2d_bench.tasks import dataset
 
-CLIPS, NOISE = "task:espeak_words", "task:events"
+CLIPS, NOISE = "espeak_words", "task:events"
 TASKS = ["espeak_words", "espeak_voice", "espeak_language", "gm_family", "events"]
 RANDOM = "random:m2d_vit_tiny-80x96p16x16"
 M2D = {"method": "m2d", "mask_ratio": 0.7, "ema_decay_start": 0.99, "ema_decay_end": 0.999}
@@ -41,11 +45,18 @@ def teacher(folder: Path) -> str:
         transformers = import_transformers()
         torch.manual_seed(0)
         config = transformers.HubertConfig(
-            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512
+            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, conv_dim=(128,) * 7
         )
         transformers.HubertModel(config).save_pretrained(folder)
         transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return f"hf:{folder}"
+
+
+def prepared(folder: Path) -> Path:
+    """The clips as log-mels, with the teacher's features."""
+    settings = PrepareSettings(teacher=teacher(folder / "hubert-random"), layer=2)
+    sounds = dataset.load(tasks.get(CLIPS), Storage(), 16000).root
+    return prepare([sounds], folder / "mels", settings).folder
 
 
 def train(folder: Path, arguments: dict[str, object], noise_ratio: float, epochs: int) -> str:
@@ -54,8 +65,9 @@ def train(folder: Path, arguments: dict[str, object], noise_ratio: float, epochs
     changes["input_size"] = [80, 96]
     if "scenario" in arguments:
         changes["teacher"] = teacher(folder.parent / "hubert-random")
+    clips = prepared(folder.parent)
     recipe = recipes.load("debug", changes=changes)
-    inputs = Inputs(data=CLIPS, noise=NOISE if noise_ratio else None)
+    inputs = Inputs(data=str(clips), noise=NOISE if noise_ratio else None)
     begun = any(folder.rglob("resume.pt"))
     settings = RunSettings(save_epochs=0, watch_epochs=0, held_out=0, workers=1, resume=begun)
     return str(pretrain(recipe, inputs, folder, settings))
