@@ -4,8 +4,8 @@
 
 Trains four small encoders on the clips of the built-in task espeak_words: M2D and M2D-S, each with and without noise
 of the task events, with the debug recipe on crops of 0.96 s; the teacher of M2D-S is a small HuBERT with random
-weights, its features prepared once. Each is then evaluated by linear probes, six seeds, beside random weights. Prints a Markdown table of means ±
-95% confidence intervals. What FOLDER holds already is not computed again.
+weights, its features prepared once. Each is then evaluated by linear probes, six seeds, beside random weights. Prints
+a Markdown table of means ± 95% confidence intervals. What FOLDER holds already is not computed again.
 """
 
 from __future__ import annotations
