@@ -27,7 +27,7 @@ from m2d_bench.settings import Storage
 from m2d_bench.tasks import dataset
 
 CLIPS, NOISE = "espeak_words", "task:events"
-TASKS = ["espeak_words", "espeak_voice", "espeak_language", "gm_family", "events"]
+TASKS = ["espeak_words", "espeak_voice", "espeak_language", "gm_family", "gm_pitch", "events"]
 RANDOM = "random:m2d_vit_tiny-80x96p16x16"
 M2D = {"method": "m2d", "mask_ratio": 0.7, "ema_decay_start": 0.99, "ema_decay_end": 0.999}
 DISTILLED = {**M2D, "method": "m2d_x", "scenario": "distillation", "offline_weight": 0.5, "teacher_layer": 2}
