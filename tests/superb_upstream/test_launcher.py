@@ -1,13 +1,16 @@
 """Real s3prl, end to end on miniatures in the published layouts: trained and evaluated a few steps, and read back."""
 
 import contextlib
+import importlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from m2d_bench import compat, runs
 from m2d_bench.cli import main
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.superb_upstream import launcher
+from m2d_bench.superb_upstream import launcher, register
 from m2d_bench.superb_upstream.norm_stats import TASKS
 from tests.superb_upstream.superb_data import WRITERS
 
@@ -50,11 +53,45 @@ def override(runner=FEW, **others):
     return ",,".join(f"{key}={value}" for key, value in settings.items())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def commands():
+    """What runs every command in a fork of its own, so that s3prl, which changes builtins, is imported but once."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(theirs,))
+    process.start()
+    s3prl.commands = ours
+    yield
+    ours.send(None)
+    process.join()
+
+
+def serve(commands):
+    register()
+    importlib.import_module("s3prl.run_downstream")
+    fork = multiprocessing.get_context("fork")
+    for words, *places in iter(commands.recv, None):
+        child = fork.Process(target=run_in, args=(words, *places))
+        child.start()
+        child.join()
+        commands.send(child.exitcode)
+
+
+def run_in(words, folder, environment, outputs):
+    os.chdir(folder)
+    os.environ.update(environment)
+    for stream, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY), stream)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.exit(main(words))
+
+
 def s3prl(*words, folder, environment=None):
-    """The command line in a process of its own, for s3prl changes builtins."""
-    settings = {**os.environ, **(environment or {})}
-    command = [sys.executable, "-m", "m2d_bench.cli", "superb", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=settings, check=False)
+    """The command line in a process of its own."""
+    words = ["superb", *map(str, words)]
+    with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+        s3prl.commands.send((words, folder, environment or {}, (stdout.name, stderr.name)))
+        return subprocess.CompletedProcess(words, s3prl.commands.recv(), stdout.read(), stderr.read())
 
 
 def model_for(task, upstream):
