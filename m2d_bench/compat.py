@@ -1,6 +1,7 @@
-"""What s3prl 0.4.18 needs of torchaudio, huggingface_hub, catalyst and asteroid and no longer finds there.
+"""What s3prl 0.4.18 and X-ARES need of torchaudio, huggingface_hub, catalyst and asteroid and no longer find there.
 
-`restore` adds it to this process alone, and only what is missing: where a package still has a name, it keeps it.
+`restore` and `restore_torchaudio` add it to this process alone, and only what is missing: where a package still has a
+name, it keeps it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ from m2d_bench.errors import UsageError
 
 def restore() -> None:
     """Makes s3prl importable; calling it again changes nothing."""
-    torchaudio: Any = import_torchaudio()
-    if not hasattr(torchaudio, "info") and not _imports("torchcodec"):  # torchaudio ≥ 2.9 decodes with it
-        torchaudio.load, torchaudio.save = load, _save
+    torchaudio: Any = restore_torchaudio()
     _add(torchaudio, set_audio_backend=lambda backend: None, get_audio_backend=lambda: "soundfile", info=_info)
     if not hasattr(torchaudio, "sox_effects"):
         effects = _module("torchaudio.sox_effects", apply_effects_file=apply_effects_file)
@@ -46,6 +45,14 @@ def restore() -> None:
         _module("sox", Transformer=_Transformer)
     _module("tensorboard.compat.notf")  # TensorBoard's own switch: s3prl's logs need no TensorFlow, slow to import
     torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl's checkpoints hold its arguments
+
+
+def restore_torchaudio() -> ModuleType:
+    """torchaudio, loading and saving with soundfile where torchcodec is missing; calling it again changes nothing."""
+    torchaudio: Any = import_torchaudio()
+    if not hasattr(torchaudio, "info") and not _imports("torchcodec"):  # torchaudio ≥ 2.9 decodes with it
+        torchaudio.load, torchaudio.save = load, _save
+    return torchaudio  # type: ignore[no-any-return]
 
 
 def stay_on_cpu() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("hear_api", "superb_upstream", "evar_adapters", "finetuning", "pretrain", "results")
+ROOMS = ("hear_api", "superb_upstream", "evar_adapters", "finetuning", "pretrain", "results", "xares_adapter")
 FLOORS = (  # a core module imports lower floors and its own folder
     ("cli",),
     ("verbs",),
@@ -30,6 +30,7 @@ FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 ONLY_IN = {
     "s3prl": ("m2d_bench.superb_upstream", "m2d_bench.encoders.s3prl", "m2d_bench.compat"),
     "torchaudio": ("m2d_bench.compat",),
+    "xares": ("m2d_bench.xares_adapter",),
     "evar": ("m2d_bench.evar_adapters",),
     "hearvalidator": ("m2d_bench.hear_api",),
 }
