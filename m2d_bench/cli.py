@@ -31,6 +31,7 @@ VERBS = {
     "superb": ("m2d_bench.superb_upstream.verbs:SUPERB", "Run SUPERB tasks with s3prl's own runner."),
     "evar": ("m2d_bench.evar_adapters.verbs:EVAR", "Run EVAR's scripts with our encoders; exchange files with it."),
     "xares": ("m2d_bench.xares_adapter.verbs:xares", "Run X-ARES tasks with its own runner."),
+    "mteb": ("m2d_bench.mteb_adapter.verbs:MTEB", "Run MTEB and MAEB tasks with mteb's own evaluation."),
     "prepare": ("m2d_bench.pretrain.verbs:prepare", "Turn sound files into log-mel shards for pre-training."),
     "pretrain": ("m2d_bench.pretrain.verbs:pretrain", "Pre-train an encoder: MSM-MAE, M2D or M2D-X."),
     "table": ("m2d_bench.results.verbs:table", "Compare runs, beside the papers' numbers."),
@@ -44,7 +45,9 @@ VERBS = {
 }
 
 KEPT = {
-    **dict.fromkeys(("linear", "prepare", "xares"), "What was finished is kept; the same command goes on from there."),
+    **dict.fromkeys(
+        ("linear", "mteb", "prepare", "xares"), "What was finished is kept; the same command goes on from there."
+    ),
     **dict.fromkeys(("finetune", "pretrain"), "What was finished is kept; the same command with --resume goes on."),
 }
 """What an interruption leaves, of the verbs that keep it."""

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("hear_api", "superb_upstream", "evar_adapters", "finetuning", "pretrain", "results", "xares_adapter")
+ROOMS = (
+    "hear_api",
+    "superb_upstream",
+    "evar_adapters",
+    "finetuning",
+    "mteb_adapter",
+    "pretrain",
+    "results",
+    "xares_adapter",
+)
 FLOORS = (  # a core module imports lower floors and its own folder
     ("cli",),
     ("verbs",),
@@ -31,6 +40,7 @@ ONLY_IN = {
     "s3prl": ("m2d_bench.superb_upstream", "m2d_bench.encoders.s3prl", "m2d_bench.compat"),
     "torchaudio": ("m2d_bench.compat",),
     "xares": ("m2d_bench.xares_adapter",),
+    "mteb": ("m2d_bench.mteb_adapter",),
     "evar": ("m2d_bench.evar_adapters",),
     "hearvalidator": ("m2d_bench.hear_api",),
 }

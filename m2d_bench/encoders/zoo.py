@@ -41,7 +41,9 @@ DEFAULT = "m2d_tiny"
 RANDOM = "random:"
 _DEFAULT_ARCHITECTURE = "m2d_vit_tiny-80x608p16x16"
 _RANDOM_SEED = 0
-_RELEASES = "https://github.com/nttcslab/m2d/releases/download"
+REPOSITORY = "https://github.com/nttcslab/m2d"
+"""Where the released weights and their licence are."""
+_RELEASES = f"{REPOSITORY}/releases/download"
 LoadedEncoder = M2DEncoder | HuggingFaceEncoder | Encoder
 """What a name may give."""
 
@@ -66,7 +68,7 @@ _OTHERS: dict[str, Callable[[str], LoadedEncoder]] = {
 
 _LARGEST = 2 << 30
 """Bytes of a released .pth file; the largest have less than 1 GiB."""
-LICENCE = "NTT's own licence, for evaluation: https://github.com/nttcslab/m2d"
+LICENCE = f"NTT's own licence, for evaluation: {REPOSITORY}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""Names → mteb's tasks of sounds alone, its benchmarks of such, and one's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from m2d_bench.encoders import foreign
+from m2d_bench.errors import UsageError
+from m2d_bench.mteb_adapter.encoder import import_mteb
+from m2d_bench.registry import unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task of mteb.
+
+    Args:
+        make: Its class. Tasks hold random state: each evaluation makes its own.
+        fingerprint: Revision of its data set and, of one's own task, a digest of its code.
+    """
+
+    make: Any
+    fingerprint: str
+
+
+def known() -> dict[str, Any]:
+    """The classes of mteb's tasks of sounds alone, by name."""
+    found = import_mteb().get_tasks(modalities=["audio"], exclusive_modality_filter=True, exclude_superseded=False)
+    return {task.metadata.name: type(task) for task in found}
+
+
+def benchmarks() -> dict[str, list[str]]:
+    """Names of the tasks of mteb's benchmarks of sounds alone, by each name of those that a list can hold: no comma."""
+    return {
+        name: [task.metadata.name for task in benchmark.tasks]
+        for benchmark in import_mteb().get_benchmarks()
+        if all(task.metadata.modalities == ["audio"] for task in benchmark.tasks)
+        for name in (benchmark.name, *(benchmark.aliases or ()))
+        if "," not in name
+    }
+
+
+def get_all(names: Sequence[str]) -> dict[str, Task]:
+    """The tasks behind names.
+
+    Args:
+        names: Of tasks, of benchmarks, or `FILE.py:CLASS` and `MODULE:CLASS` for one's own.
+
+    Raises:
+        UsageError: An unknown name, none, or code that is no task of sounds alone.
+    """
+    if not names:
+        raise UsageError("Which tasks of mteb? Name them with --tasks; m2d-bench mteb tasks lists them.")
+    classes, groups = known(), benchmarks()
+    tasks: dict[str, Task] = {}
+    for name in (member for given in names for member in groups.get(given, [given])):
+        if name in classes:
+            tasks[name] = Task(make=classes[name], fingerprint=classes[name].metadata.revision)
+        elif foreign.is_reference(name):
+            tasks[name] = _own(name)
+        else:
+            raise unknown(
+                "audio task of mteb", name, [*classes, *groups], "m2d-bench mteb tasks, or give FILE.py:CLASS"
+            )
+    return tasks
+
+
+def _own(name: str) -> Task:
+    """Somebody's task."""
+    reference, _, attribute = name.rpartition(":")
+    module = foreign.load_module(reference)
+    make: Any = getattr(module, attribute, None)
+    if not isinstance(make, type) or not issubclass(make, import_mteb().AbsTask):
+        raise UsageError(f"{name} is no task of mteb: it must be a class over one of mteb.abstasks, got {make!r}.")
+    if make.metadata.modalities != ["audio"]:
+        raise UsageError(f"{name} is of {', '.join(make.metadata.modalities)}; encoders of m2d-bench take audio alone.")
+    code = hashlib.sha256(foreign.code_of(module)).hexdigest()[:8]
+    return Task(make=make, fingerprint=f"{make.metadata.revision}-{code}")
