@@ -10,7 +10,7 @@ from typing import Any
 from m2d_bench.encoders import foreign
 from m2d_bench.errors import UsageError
 from m2d_bench.mteb_adapter.encoder import import_mteb
-from m2d_bench.registry import unknown
+from m2d_bench.registry import resolve, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,10 @@ class Task:
 
 def known() -> dict[str, Any]:
     """The classes of mteb's tasks of sounds alone, by name."""
-    found = import_mteb().get_tasks(modalities=["audio"], exclusive_modality_filter=True, exclude_superseded=False)
-    return {task.metadata.name: type(task) for task in found}
+    mteb = import_mteb()
+    classes = resolve("mteb.get_tasks:TASK_LIST")
+    chosen = mteb.filter_tasks(classes, modalities=["audio"], exclusive_modality_filter=True, exclude_aggregate=True)
+    return {task.metadata.name: task for task in chosen}
 
 
 def benchmarks() -> dict[str, list[str]]:
@@ -54,17 +56,18 @@ def get_all(names: Sequence[str]) -> dict[str, Task]:
     """
     if not names:
         raise UsageError("Which tasks of mteb? Name them with --tasks; m2d-bench mteb tasks lists them.")
-    classes, groups = known(), benchmarks()
+    classes = known()
     tasks: dict[str, Task] = {}
-    for name in (member for given in names for member in groups.get(given, [given])):
-        if name in classes:
-            tasks[name] = Task(make=classes[name], fingerprint=classes[name].metadata.revision)
-        elif foreign.is_reference(name):
+    for name in names:
+        if foreign.is_reference(name):
             tasks[name] = _own(name)
-        else:
-            raise unknown(
-                "audio task of mteb", name, [*classes, *groups], "m2d-bench mteb tasks, or give FILE.py:CLASS"
-            )
+            continue
+        members = [name] if name in classes else benchmarks().get(name)
+        if members is None:
+            see = "m2d-bench mteb tasks, or give FILE.py:CLASS"
+            raise unknown("audio task of mteb", name, [*classes, *benchmarks()], see)
+        for member in members:
+            tasks[member] = Task(make=classes[member], fingerprint=classes[member].metadata.revision)
     return tasks
 
 
@@ -73,7 +76,8 @@ def _own(name: str) -> Task:
     reference, _, attribute = name.rpartition(":")
     module = foreign.load_module(reference)
     make: Any = getattr(module, attribute, None)
-    if not isinstance(make, type) or not issubclass(make, import_mteb().AbsTask):
+    is_task = isinstance(make, type) and issubclass(make, import_mteb().AbsTask)
+    if not is_task:
         raise UsageError(f"{name} is no task of mteb: it must be a class over one of mteb.abstasks, got {make!r}.")
     if make.metadata.modalities != ["audio"]:
         raise UsageError(f"{name} is of {', '.join(make.metadata.modalities)}; encoders of m2d-bench take audio alone.")
