@@ -30,7 +30,7 @@ _CLIPS_AT_ONCE = 256
 
 
 class MTEBEncoder:
-    """An encoder under mteb's `EncoderProtocol`, for tasks of sounds alone.
+    """An encoder under mteb's `EncoderProtocol`, for audio-only tasks.
 
     Clips of any length and rate are decoded, mixed down and resampled as `m2d-bench embed` does files, and embedded
     whole; no embedding depends on batch mates.
@@ -74,7 +74,7 @@ class MTEBEncoder:
         if "audio" not in dataset.features:
             raise UsageError(
                 f"{task_metadata.name}: its column audio is missing, there are {', '.join(dataset.features)}. "
-                "Encoders of m2d-bench take sounds alone."
+                "Encoders of m2d-bench take audio alone."
             )
         dataset = dataset.select_columns("audio")
         if isinstance(dataset.features["audio"], audio_feature):

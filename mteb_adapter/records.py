@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_bench.errors import DataError
-from m2d_bench.mteb_adapter.encoder import ORGANISATION, import_mteb
+from m2d_bench.mteb_adapter.encoder import ORGANISATION
 from m2d_bench.runs import Run, Score
 
 PROTOCOL = "MTEB"
@@ -22,7 +22,7 @@ def read(path: Path, task: Any) -> Run:
 
     Args:
         path: Of the JSON file, with model_meta.json beside it.
-        task: The task or its class, or None where it is unknown: then the main score of each split alone is read.
+        task: The task or its class, or None where it is unknown: then only main scores are read.
 
     Returns:
         The record, with mteb's main score of each experiment or, where it has none, of each split and subset. Their
@@ -61,32 +61,15 @@ def read(path: Path, task: Any) -> Run:
         ) from error
 
 
-def read_folder(folder: Path) -> tuple[list[Run], list[str]]:
-    """The records of the results under a folder, and a message for each file that is none.
+def results(folder: Path) -> list[Path]:
+    """The files of results under a folder.
 
     Raises:
-        DataError: There is no result.
+        DataError: There is none.
     """
-    records, failures = [], []
-    paths = [path for path in sorted(folder.rglob("*.json")) if path.name != META]
-    for path in paths:
-        try:
-            records.append(read(path, _task(path.stem)))
-        except DataError as error:
-            failures.append(str(error))
-    if not paths:
-        raise DataError(
-            f"{folder}: no results of mteb. It writes them as results/MODEL/REVISION/TASK.json; name results."
-        )
-    return records, failures
-
-
-def _task(name: str) -> Any:
-    """mteb's task of a name; None if it has none."""
-    try:
-        return import_mteb().get_task(name)
-    except KeyError:
-        return None
+    if paths := [path for path in sorted(folder.rglob("*.json")) if path.name != META]:
+        return paths
+    raise DataError(f"{folder}: no results of mteb. It writes them as results/MODEL/REVISION/TASK.json; name results.")
 
 
 def _scores(splits: Mapping[str, list[dict[str, Any]]], metric: str, cross_validation: bool) -> Iterator[Score]:

@@ -1,4 +1,4 @@
-"""Names → mteb's tasks of sounds alone, its benchmarks of such, and one's own."""
+"""Names → mteb's audio-only tasks and benchmarks, and one's own tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Task:
 
 
 def known() -> dict[str, Any]:
-    """The classes of mteb's tasks of sounds alone, by name."""
+    """The classes of mteb's audio-only tasks, by name."""
     mteb = import_mteb()
     classes = resolve("mteb.get_tasks:TASK_LIST")
     chosen = mteb.filter_tasks(classes, modalities=["audio"], exclusive_modality_filter=True, exclude_aggregate=True)
@@ -35,7 +35,7 @@ def known() -> dict[str, Any]:
 
 
 def benchmarks() -> dict[str, list[str]]:
-    """Names of the tasks of mteb's benchmarks of sounds alone, by each name of those that a list can hold: no comma."""
+    """Task names of mteb's audio-only benchmarks, by each of their names without a comma, which separates --tasks."""
     return {
         name: [task.metadata.name for task in benchmark.tasks]
         for benchmark in import_mteb().get_benchmarks()
@@ -52,7 +52,7 @@ def get_all(names: Sequence[str]) -> dict[str, Task]:
         names: Of tasks, of benchmarks, or `FILE.py:CLASS` and `MODULE:CLASS` for one's own.
 
     Raises:
-        UsageError: An unknown name, none, or code that is no task of sounds alone.
+        UsageError: An unknown name, none, or code that is no audio-only task.
     """
     if not names:
         raise UsageError("Which tasks of mteb? Name them with --tasks; m2d-bench mteb tasks lists them.")
@@ -69,6 +69,14 @@ def get_all(names: Sequence[str]) -> dict[str, Task]:
         for member in members:
             tasks[member] = Task(make=classes[member], fingerprint=classes[member].metadata.revision)
     return tasks
+
+
+def find(name: str) -> Any:
+    """mteb's task of a name, of any modality; None if it has none."""
+    try:
+        return import_mteb().get_task(name)
+    except KeyError:
+        return None
 
 
 def _own(name: str) -> Task:

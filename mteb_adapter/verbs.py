@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from m2d_bench import runs
 from m2d_bench.encoders import zoo
+from m2d_bench.errors import M2DBenchError
 from m2d_bench.mteb_adapter import evaluation, records, tasks
 from m2d_bench.mteb_adapter.evaluation import MTEBSettings
 from m2d_bench.output import Flat, Names, Output
@@ -28,7 +29,7 @@ def run(
     style: Annotated[str, Parameter(name="--format")] = "text",
     settings: Annotated[MTEBSettings, Flat] = MTEBSettings(),
 ) -> Output:
-    """Have mteb evaluate an encoder on its tasks of sounds alone; finished ones are not run again.
+    """Have mteb evaluate an encoder on its audio-only tasks; finished ones are not run again.
 
     Args:
         task_names: Names separated by commas or spaces, see m2d-bench mteb tasks; or your own FILE.py:CLASS.
@@ -46,7 +47,7 @@ def run(
 
 @MTEB.command(name="tasks")
 def list_tasks() -> Output:
-    """List mteb's tasks of sounds alone, and the benchmarks of such."""
+    """List mteb's audio-only tasks and benchmarks."""
     rows = [
         {
             "task": name,
@@ -77,6 +78,11 @@ def import_results(
     """
     resolve("m2d_bench.results:check_format")(style)
     make_folder(runs_folder)
-    read, failures = records.read_folder(folder)
-    imported = [runs.add(record, runs_folder) for record in read]
+    imported: list[runs.Run] = []
+    failures: list[str] = []
+    for path in records.results(folder.expanduser()):
+        try:
+            imported.append(runs.add(records.read(path, tasks.find(path.stem)), runs_folder))
+        except M2DBenchError as error:
+            failures.append(str(error))
     return Output(resolve("m2d_bench.results:report")(imported, style) if imported else "", tuple(failures))

@@ -105,12 +105,14 @@ def test_scores_of_every_kind_of_task_have_mtebs_mean(name, seeds, folds, tasks,
 @needs_mteb
 def test_every_encoder_and_every_edition_of_a_task_has_a_score_of_its_own(tmp_path, settings):
     file = write(tmp_path / "own")
-    models = ["logmel", small_encoder(), small_encoder((80, 2))]  # two of one name
+    models = ["logmel", small_encoder(), small_encoder((80, 2)), small_encoder()]  # three of one name
+    models[-1].precision = "bf16"
     found = [evaluate(model, [f"{file}:Tones"], settings)[0] for model in models]
     file.write_text(file.read_text().replace("n_experiments = 3", "n_experiments = 2"))
     (edited,) = evaluate("logmel", [f"{file}:Tones"], settings)
-    assert len({run.path(settings.runs_root) for run in [*found, edited]}) == 4
-    assert [len(run.scores) for run in [*found, edited]] == [3, 3, 3, 2]
+    assert len({run.path(settings.runs_root) for run in [*found, edited]}) == 5
+    assert [len(run.scores) for run in [*found, edited]] == [3, 3, 3, 3, 2]
+    assert found[-1].settings["encoder_precision"] == "bf16"
 
 
 @needs_mteb
@@ -189,7 +191,7 @@ def test_results_made_elsewhere_are_imported(tasks, settings, tmp_path, capsys):
     assert mean(run) == json.loads(path.read_text())["scores"]["test"][0]["main_score"]
     assert len(records.read(path, task.make).scores) == 3
     with pytest.raises(DataError, match="no results of mteb"):
-        records.read_folder(settings.runs_root / "none")
+        records.results(settings.runs_root / "none")
 
 
 @needs_mteb
@@ -214,13 +216,13 @@ def test_a_task_that_fails_is_named_with_its_clip_and_the_others_are_done(tasks,
         ("", "Which tasks of mteb"),
     ],
 )
-def test_a_name_that_is_no_task_of_sounds_says_what_is(name, message, tasks, settings):
+def test_a_name_that_is_no_audio_task_says_what_is(name, message, tasks, settings):
     with pytest.raises(UsageError, match=message):
         evaluate("logmel", [name.format(tasks=tasks)] if name else [], settings)
 
 
 @needs_mteb
-def test_tasks_and_benchmarks_of_sounds_are_listed(capsys):
+def test_audio_tasks_and_benchmarks_are_listed(capsys):
     assert main(["mteb", "tasks"]) == 0
     listed = capsys.readouterr().out
     assert "ESC50" in listed
