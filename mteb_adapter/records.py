@@ -12,7 +12,7 @@ from m2d_bench.errors import DataError
 from m2d_bench.mteb_adapter.encoder import ORGANISATION
 from m2d_bench.runs import Run, Score
 
-PROTOCOL = "MTEB"
+PROTOCOL = "mteb"
 META = "model_meta.json"
 """What mteb writes beside results, of the model."""
 

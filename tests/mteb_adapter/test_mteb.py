@@ -69,13 +69,13 @@ def test_a_task_from_the_command_line_is_mtebs_evaluation_and_is_not_run_again(
     words = ["mteb", "--model", str(small_model), "--tasks", f"{tasks}:Tones", "--runs", str(settings.runs)]
     words += ["--cache", str(settings.cache), "--precision", "fp32"]
     assert main(words) == 0
-    assert "MTEB accuracy" in capsys.readouterr().out
+    assert "mteb accuracy" in capsys.readouterr().out
     (run,) = runs.read(settings.runs_root)[0].values()
     (scores,) = result_of(run, settings)["scores"]["test"]
     assert [score.score for score in run.scores] == [one["accuracy"] for one in scores["scores_per_experiment"]]
     assert mean(run) == pytest.approx(scores["main_score"], abs=1e-6)
     assert run.encoder["digest"] == small_encoder().digest
-    assert (run.protocol, run.task["metric"], run.settings["mteb"]) == ("MTEB", "accuracy", "2.26.24")
+    assert (run.protocol, run.task["metric"], run.settings["mteb"]) == ("mteb", "accuracy", "2.26.24")
     assert run.task["fingerprint"].startswith("1-")
 
     monkeypatch.setattr(MTEBEncoder, "encode", None)
