@@ -29,7 +29,7 @@ COMMANDS = [
     for line in (text[2:].split("  #")[0] for text in block.splitlines() if text.startswith("$ "))
     if re.search(r"(^|&& )m2d-bench ", line)
 ]
-NEEDS_DATA = r"--data (?!task:)|embed |predict |hear:|superb|xares|^results|evar|mteb |/mnt/|/path/"
+NEEDS_DATA = r"--data (?!task:)|embed |predict |hear:|superb|xares|^results|evar|mteb|/mnt/|/path/"
 PYTHON = [(page, block, re.match(r"# (\w+\.py)\n", block)) for page, block in blocks("python")]
 SCRIPTS = [pytest.param(block, id=page) for page, block, file in PYTHON if not file]
 FILES = {file[1]: block for _, block, file in PYTHON if file}

@@ -9,8 +9,9 @@ import numpy as np
 import soundfile
 
 TASKS = """
+from datasets import load_dataset
 from mteb import TaskMetadata
-from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskPairClassification
+from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskPairClassification, AbsTaskRetrieval
 
 
 def metadata(name, kind, main_score, splits=("test",), modalities=("audio",)):
@@ -19,6 +20,7 @@ def metadata(name, kind, main_score, splits=("test",), modalities=("audio",)):
         description=name,
         type=kind,
         modalities=list(modalities),
+        category="a2a",
         eval_splits=list(splits),
         eval_langs=["zxx-Zxxx"],
         main_score=main_score,
@@ -53,6 +55,24 @@ class Pairs(AbsTaskPairClassification):
     input1_column_name = "audio"
     input2_column_name = "audio2"
     label_column_name = "same"
+
+
+class Search(AbsTaskRetrieval):
+    metadata = metadata("Search", "Any2AnyRetrieval", "ndcg_at_10")
+
+    def load_data(self, **kwargs):
+        queries, corpus = (
+            split.add_column("id", [str(row) for row in range(len(split))])
+            for split in load_dataset(FOLDER, split=["test", "train"])
+        )
+        relevant = {
+            query: {clip: 1 for clip, label in zip(corpus["id"], corpus["label"]) if label == wanted}
+            for query, wanted in zip(queries["id"], queries["label"])
+        }
+        columns = ["id", "audio"]
+        split = {"corpus": corpus.select_columns(columns), "queries": queries.select_columns(columns)}
+        self.dataset = {"default": {"test": {**split, "relevant_docs": relevant, "top_ranked": None}}}
+        self.data_loaded = True
 
 
 class Captions(Tones):

@@ -92,6 +92,7 @@ def test_a_task_from_the_command_line_is_mtebs_evaluation_and_is_not_run_again(
         ("Folds", 1, ["train/1", "train/2", "train/3"]),
         ("Clusters", 3, ["test/Level 0", "train/Level 0"]),
         ("Pairs", 1, ["test"]),
+        ("Search", 1, ["test"]),
     ],
 )
 def test_scores_of_every_kind_of_task_have_mtebs_mean(name, seeds, folds, tasks, settings):
