@@ -174,11 +174,11 @@ def test_a_wrong_call_says_what_is_wrong(call, error, says):
 
 
 def test_check_prints_one_line_a_rule(capsys):
-    assert main(["check", "random:m2d_vit_tiny-80x208p16x16", "--no-hour"]) == 0
+    assert main(["check", "random:m2d_vit_tiny-80x208p16x16", "--no-long"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "received" in lines[0]
+    assert "measured" in lines[0]
     assert all(line.startswith(("ok", "–")) for line in lines[2:])
-    assert any("not tried; --hour" in line for line in lines)
+    assert any("not tried; --long" in line for line in lines)
 
 
 @pytest.mark.slow
@@ -189,8 +189,8 @@ def test_an_hour_of_audio_keeps_the_rules():
 
 
 def test_check_advises_against_a_hop_too_coarse_for_event_tasks():
-    output = check("random:m2d_vit_tiny-80x208p16x16", hop_ms=160, hour=False)
-    assert "advice  1.07 s: hop for event tasks" in output.text
+    output = check("random:m2d_vit_tiny-80x208p16x16", hop_ms=160, long=False)
+    assert "advice  HEAR: 1.07 s: hop for event tasks" in output.text
     assert not output.failures
 
 
