@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -100,9 +101,12 @@ def _noise(encoder: Encoder, seconds: float, rows: int = 1) -> Tensor:
 
 def _embed(encoder: Encoder, method: str, waveform: Tensor, lengths: list[int] | None = None) -> Tensor:
     """Embeddings of a copy of the waveform, which the encoder may spoil."""
-    answer = getattr(encoder, method)(waveform.clone(), lengths)
-    embeddings: Tensor = answer[0] if method == "timestamp_embeddings" else answer
-    return embeddings.cpu()
+    return _embeddings(method, getattr(encoder, method)(waveform.clone(), lengths)).cpu()
+
+
+def _embeddings(method: str, answer: Any) -> Tensor:
+    """The embeddings in what a method returned, some with timestamps beside them."""
+    return answer[0] if method == "timestamp_embeddings" else answer  # type: ignore[no-any-return]
 
 
 def _device(encoder: Encoder) -> torch.device:
@@ -117,8 +121,10 @@ def _shape(encoder: Encoder, method: str) -> Iterator[Finding]:
     if method == "hidden_states":
         yield Finding(method, _USES[method], f"{len(answer)} of {list(answer[-1].shape)}", True)
         return
-    embeddings: Tensor = answer[0] if method == "timestamp_embeddings" else answer
-    shape, size = list(embeddings.shape), getattr(encoder, method.replace("embeddings", "embedding_size"))
+    shape, size = (
+        list(_embeddings(method, answer).shape),
+        getattr(encoder, method.replace("embeddings", "embedding_size")),
+    )
     expected = [*shape[:-1], size]
     yield Finding(method, f"{expected}", f"{shape}", shape == expected, f"Declare {shape[-1]}, or give {size} numbers.")
 
@@ -180,7 +186,7 @@ def _padding(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
 def _plain(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
     """What tools get that call the encoder by hand; m2d-bench itself converts and turns gradients off."""
     answer = getattr(encoder.encoder, method)(_noise(encoder, 1.0).to(_device(encoder)))
-    embeddings = answer[0] if method == "timestamp_embeddings" else answer
+    embeddings = _embeddings(method, answer)
     if isinstance(embeddings, Tensor):
         remedy = "Other tools may fail: return embeddings.detach().float(), or call .requires_grad_(False)."
         yield tensor(rule, embeddings, embeddings.shape, remedy, advice=True)
@@ -212,18 +218,20 @@ def _level(encoder: Encoder, name: str) -> Iterator[Finding]:
 def _lengths(encoder: Encoder, long: bool | None) -> Iterator[Finding]:
     """Clips of every length, and the memory of a minute."""
     *usual, longest = LENGTHS
-    cost = None
+    costs: list[Cost | None] = []
     for length in usual:
         finding, cost = _length(encoder, length)
+        costs.append(cost)
         yield finding
-    memory = cost.memory if cost else None
+    *_, shorter, minute = costs
+    memory = minute.memory if minute else None
     allowed, kept = f"at most {mebibytes(LARGE_MEMORY)}", None if memory is None else memory <= LARGE_MEMORY
     remedy = f"{_WINDOWS} Else lower --batch-size for long clips."
     yield Finding("memory a minute", allowed, mebibytes(memory), kept, remedy, advice=True)
-    if long or (long is None and cost and _is_affordable(cost, _device(encoder))):
+    if long or (long is None and shorter and minute and _is_affordable(shorter, minute, _device(encoder))):
         yield _length(encoder, longest)[0]
     else:
-        reason = f"a minute took {cost}" if cost else "a minute failed"
+        reason = f"a minute took {minute}" if minute else "a minute failed"
         yield Finding(longest, "embeddings", f"not tried, {reason}; --long tries it", None)
 
 
@@ -239,9 +247,10 @@ def _length(encoder: Encoder, length: str) -> tuple[Finding, Cost | None]:
     return Finding(length, "embeddings", str(cost), True), cost
 
 
-def _is_affordable(minute: Cost, device: torch.device) -> bool:
-    """Whether ten minutes are, should time and memory grow with the square of the length, as attention does."""
-    return 100 * minute.seconds <= _PATIENCE and 100 * (minute.memory or 0) <= free_memory(device)
+def _is_affordable(shorter: Cost, minute: Cost, device: torch.device) -> bool:
+    """Whether ten minutes are: in time as it grew from 10 s to a minute, in memory even with the length's square."""
+    growth = (minute.seconds / shorter.seconds) ** (math.log(10) / math.log(6))
+    return growth * minute.seconds <= _PATIENCE and 100 * (minute.memory or 0) <= free_memory(device)
 
 
 def _timestamps(encoder: Encoder) -> Iterator[Finding]:

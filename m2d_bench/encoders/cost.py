@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,8 @@ def _peak(device: torch.device, *, reset: bool = False) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     try:
         if reset:
+            with suppress(AttributeError, TypeError):  # on other systems
+                ctypes.CDLL(None).malloc_trim(0)  # what was freed, and would be used again unseen
             Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     except OSError:
         return None
