@@ -135,11 +135,11 @@ def _mode(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _digest(encoder: Encoder) -> Iterator[Finding]:
-    """Whether encoding changes weights or buffers; the digest is computed anew, not the one that is kept."""
-    before = Encoder.digest.func(encoder)
+    """Whether encoding changes weights or buffers; wrapped anew, for a digest is computed once."""
+    before = Encoder(encoder.encoder).digest
     for method in _methods(encoder):
         _embed(encoder, method, _noise(encoder, 1.0))
-    after = Encoder.digest.func(encoder)
+    after = Encoder(encoder.encoder).digest
     remedy = "Change no weights and no running statistics while encoding; call .eval()."
     yield Finding("digest", f"{before} after encoding too", after, before == after, remedy)
 
