@@ -22,7 +22,9 @@ from m2d_bench.progress import track
 LENGTHS = {"25 ms": 0.025, "100 ms": 0.1, "1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0}
 """Seconds of the clips that are tried; the last one where a minute took little, or when asked for."""
 
-_MATES_SECONDS, _SHORT, _LONG = 2.74, 1.0, 5.0
+_MATES, _SHORT, _LONG = 2.74, 1.0, 5.0
+"""Seconds of clips in batches: of one length, and of two."""
+
 _CROPPED = 11.0
 """Seconds of a clip longer than the 10 s to which many encoders crop."""
 
@@ -121,10 +123,8 @@ def _shape(encoder: Encoder, method: str) -> Iterator[Finding]:
     if method == "hidden_states":
         yield Finding(method, _USES[method], f"{len(answer)} of {list(answer[-1].shape)}", True)
         return
-    shape, size = (
-        list(_embeddings(method, answer).shape),
-        getattr(encoder, method.replace("embeddings", "embedding_size")),
-    )
+    size = getattr(encoder, method.replace("embeddings", "embedding_size"))
+    shape = list(_embeddings(method, answer).shape)
     expected = [*shape[:-1], size]
     yield Finding(method, f"{expected}", f"{shape}", shape == expected, f"Declare {shape[-1]}, or give {size} numbers.")
 
@@ -145,6 +145,7 @@ def _digest(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _again(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
+    """A clip twice, with another random seed."""
     clip, device = _noise(encoder, _CROPPED), _device(encoder)
     first = _embed(encoder, method, clip)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -156,7 +157,7 @@ def _again(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
 
 def _mates(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
     """Loud and quiet clips together and alone."""
-    clips = _noise(encoder, _MATES_SECONDS, rows=3) * torch.tensor([[1.0], [0.1], [0.01]])
+    clips = _noise(encoder, _MATES, rows=3) * torch.tensor([[1.0], [0.1], [0.01]])
     together = _embed(encoder, method, clips)
     alone = torch.cat([_embed(encoder, method, clip[None]) for clip in clips])
     remedy = "Normalise each clip by itself, with no statistics of the batch; call .eval()."
@@ -248,8 +249,8 @@ def _length(encoder: Encoder, length: str) -> tuple[Finding, Cost | None]:
 
 
 def _is_affordable(shorter: Cost, minute: Cost, device: torch.device) -> bool:
-    """Whether ten minutes are: in time as it grew from 10 s to a minute, in memory even with the length's square."""
-    growth = (minute.seconds / shorter.seconds) ** (math.log(10) / math.log(6))
+    """Whether ten minutes are: time grows on as from 10 s to a minute, memory with the square of the length."""
+    growth = min((minute.seconds / shorter.seconds) ** (math.log(10) / math.log(6)), 100)
     return growth * minute.seconds <= _PATIENCE and 100 * (minute.memory or 0) <= free_memory(device)
 
 
@@ -280,14 +281,14 @@ def _precision(encoder: Encoder) -> Iterator[Finding]:
     if before not in TOLERANCE:
         yield Finding("precision", "bf16 agrees with fp32", "its own, which --precision does not change", None)
         return
-    found = {}
+    scenes = {}
     try:
         for precision in TOLERANCE:
             module.precision = precision
-            found[precision] = encoder.scene_embeddings(clip)
+            scenes[precision] = encoder.scene_embeddings(clip)
     finally:
         module.precision = before
-    difference, cosine = distance(found["bf16"], found["fp32"])
+    difference, cosine = distance(scenes["bf16"], scenes["fp32"])
     allowed = f"cosine of bf16 and fp32 at least {_LEAST_COSINE:g}"
     measured = f"{cosine:.4f}, difference {difference:.1g}; {before} in force"
     yield Finding("precision", allowed, measured, cosine >= _LEAST_COSINE, "Pass --precision fp32.", advice=True)

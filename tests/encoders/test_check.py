@@ -1,5 +1,7 @@
 """The certificate of an encoder: each planted fault is found by its rule, and encoders without a fault have none."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import dropout, pad
@@ -216,12 +218,17 @@ def test_a_finding_has_a_number_and_says_what_to_do():
     assert alone.measured.endswith("one length at a time")
 
 
-def test_ten_minutes_are_tried_where_a_minute_takes_little_and_when_asked_for(monkeypatch):
+@pytest.mark.parametrize(
+    ("patience", "free", "tried"), [(math.inf, math.inf, True), (0.0, math.inf, False), (math.inf, -1, False)]
+)
+def test_ten_minutes_are_tried_where_a_minute_takes_little_and_when_asked_for(patience, free, tried, monkeypatch):
     def longest(**settings):
         (finding,) = [f for f in check_encoder(Energy(), **settings) if f.rule == "10 min"]
         return finding
 
-    assert longest().kept
-    monkeypatch.setattr("m2d_bench.encoders.check._PATIENCE", 0.0)
-    assert "--long tries it" in longest().measured
+    monkeypatch.setattr("m2d_bench.encoders.check._PATIENCE", patience)
+    monkeypatch.setattr("m2d_bench.encoders.check.free_memory", lambda device: free)
+    unasked = longest()
+    assert unasked.kept == (tried or None)
+    assert ("--long tries it" in unasked.measured) != tried
     assert longest(long=True).kept
