@@ -290,5 +290,5 @@ def _precision(encoder: Encoder) -> Iterator[Finding]:
         module.precision = before
     difference, cosine = distance(scenes["bf16"], scenes["fp32"])
     allowed = f"cosine of bf16 and fp32 at least {_LEAST_COSINE:g}"
-    measured = f"{cosine:.4f}, difference {difference:.1g}; {before} in force"
+    measured = f"{cosine:.4f}, difference {difference:.2g}; {before} in force"
     yield Finding("precision", allowed, measured, cosine >= _LEAST_COSINE, "Pass --precision fp32.", advice=True)

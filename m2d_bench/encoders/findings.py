@@ -64,7 +64,7 @@ def same(rule: str, first: Tensor, second: Tensor, allowed: float, remedy: str =
     if first.shape != second.shape:
         return Finding(rule, expected, f"shapes {list(first.shape)} and {list(second.shape)}", False, remedy)
     difference, cosine = distance(first, second)
-    return Finding(rule, expected, f"{difference:.1g}, cosine {cosine:.4f}", difference <= allowed, remedy)
+    return Finding(rule, expected, f"{difference:.2g}, cosine {cosine:.4f}", difference <= allowed, remedy)
 
 
 def tolerance(precision: str) -> float:
