@@ -27,7 +27,7 @@ VERBS = {
     "finetune": ("m2d_bench.finetuning.verbs:finetune", "Fine-tune an encoder on tasks, by the papers' recipes."),
     "predict": ("m2d_bench.verbs:predict", "Tell the classes of sound files with a fine-tuned model."),
     "models": ("m2d_bench.verbs:MODELS", "List the models, or show what one holds."),
-    "check": ("m2d_bench.hear_api.check:check", "Check that a model keeps the HEAR common API, one line a rule."),
+    "check": ("m2d_bench.hear_api.check:check", "Check that a model can be evaluated, one line a rule."),
     "superb": ("m2d_bench.superb_upstream.verbs:SUPERB", "Run SUPERB tasks with s3prl's own runner."),
     "evar": ("m2d_bench.evar_adapters.verbs:EVAR", "Run EVAR's scripts with our encoders; exchange files with it."),
     "xares": ("m2d_bench.xares_adapter.verbs:xares", "Run X-ARES tasks with its own runner."),

@@ -1,111 +1,294 @@
-"""Whether an encoder keeps the contract: one finding a rule, with what was expected and what was received."""
+"""Whether anybody's encoder keeps the contract: a certificate, one finding a rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from m2d_bench.encoders.protocol import TOLERANCE, Encoder, SceneEncoder, wrap
+from m2d_bench.encoders.cost import Cost, free_memory, measure, mebibytes
+from m2d_bench.encoders.findings import Finding, distance, said, same, tensor, tolerance, tried
+from m2d_bench.encoders.protocol import TOLERANCE, Encoder, SceneEncoder, takes_lengths, wrap
 from m2d_bench.encoders.waveform import noise
-from m2d_bench.errors import M2DBenchError, UsageError
+from m2d_bench.errors import AudioError, UsageError
+from m2d_bench.progress import track
 
-SCENE_SECONDS = 2.74
+LENGTHS = {"25 ms": 0.025, "100 ms": 0.1, "1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0}
+"""Seconds of the clips that are tried; the last one where a minute took little, or when asked for."""
+
+_MATES, _SHORT, _LONG = 2.74, 1.0, 5.0
+"""Seconds of clips in batches: of one length, and of two."""
+
+_CROPPED = 11.0
+"""Seconds of a clip longer than the 10 s to which many encoders crop."""
+
+LARGE_MEMORY = 2**30
+"""Bytes for a minute above which it is said how to lower them."""
+
+_LEAST_COSINE = 0.99
+"""Between embeddings in bf16 and in fp32."""
+
+_PATIENCE = 30.0
+"""Seconds that ten minutes of audio may take unasked."""
+
+_USES = {
+    "scene_embeddings": "[B, D]",
+    "timestamp_embeddings": "[B, T, D], for event tasks and teachers",
+    "hidden_states": "layers [B, T, D], for a choice of layer",
+}
+_LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silence": torch.zeros_like,
+    "full scale": torch.sign,
+    "twice full scale": lambda clip: 2 * clip.sign(),
+    "constant offset": partial(torch.full_like, fill_value=0.5),
+    "one impulse": lambda clip: torch.zeros_like(clip).index_fill(1, torch.tensor([clip.shape[1] // 2]), 1.0),
+}
+_FINITE = "Keep logarithms, roots and divisions away from 0, as with x.clamp(min=1e-6)."
+_WINDOWS = "Encode long clips in windows and average these, weighted by their durations."
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One rule and how a model keeps it.
-
-    Args:
-        rule: What is asked.
-        expected: What is allowed.
-        received: What the model gave.
-        kept: Whether it keeps the rule; None if the rule was not tried.
-        advice: Whether breaking it costs points rather than admission.
-    """
-
-    rule: str
-    expected: str
-    received: str
-    kept: bool | None
-    advice: bool = False
-
-    @property
-    def mark(self) -> str:
-        """How a table shows it."""
-        return "–" if self.kept is None else "ok" if self.kept else "advice" if self.advice else "BROKEN"
-
-
-def check_encoder(encoder: SceneEncoder) -> list[Finding]:
+def check_encoder(encoder: SceneEncoder, *, long: bool | None = None) -> list[Finding]:
     """Tries the rules that every encoder must keep to be evaluated.
 
     Args:
         encoder: Anybody's, as `linear` takes it.
+        long: Whether to try ten minutes of audio; by default where a minute took little time and memory.
     """
     try:
         wrapped = wrap(encoder)
     except UsageError as error:
-        return [Finding("an encoder", "sample_rate and scene_embeddings", str(error), False)]
-    return [
-        *tried("attributes", _attributes(wrapped)),
-        *tried("scene embeddings", _scenes(wrapped)),
-        *tried("padding", _padding(wrapped)),
+        return [Finding("encoder", "sample_rate and scene_embeddings", str(error), False)]
+    shapes = [finding for method in _USES for finding in tried(method, _shape(wrapped, method))]
+    if any(finding.kept is False for finding in shapes):
+        return [*shapes, Finding("all other rules", "the right shapes", "not tried", None)]
+    rules = _rules(wrapped, long)
+    return shapes + [
+        finding
+        for rule, findings in track(rules.items(), "Checking", len(rules), "rules")
+        for finding in tried(rule, findings, _FINITE if rule in _LEVELS else "")
     ]
 
 
-def tried(rule: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """The findings; an error while they are made becomes one too."""
+def _rules(encoder: Encoder, long: bool | None) -> dict[str, Iterator[Finding]]:
+    """The rules by name, of an encoder that gives embeddings."""
+    return {
+        "mode": _mode(encoder),
+        "digest": _digest(encoder),
+        **{
+            f"{method}: {name}": rule(encoder, method, f"{method}: {name}")
+            for method in _methods(encoder)
+            for name, rule in _OF_A_METHOD.items()
+        },
+        "waveform": _waveform(encoder),
+        **{name: _level(encoder, name) for name in _LEVELS},
+        "lengths": _lengths(encoder, long),
+        "timestamps": _timestamps(encoder),
+        "precision": _precision(encoder),
+    }
+
+
+def _methods(encoder: Encoder) -> list[str]:
+    return ["scene_embeddings", *(["timestamp_embeddings"] if encoder.has_frames else [])]
+
+
+def _noise(encoder: Encoder, seconds: float, rows: int = 1) -> Tensor:
+    return noise(rows, round(seconds * encoder.sample_rate))
+
+
+def _embed(encoder: Encoder, method: str, waveform: Tensor, lengths: list[int] | None = None) -> Tensor:
+    """Embeddings of a copy of the waveform, which the encoder may spoil."""
+    return _embeddings(method, getattr(encoder, method)(waveform.clone(), lengths)).cpu()
+
+
+def _embeddings(method: str, answer: Any) -> Tensor:
+    """The embeddings in what a method returned, some with timestamps beside them."""
+    return answer[0] if method == "timestamp_embeddings" else answer  # type: ignore[no-any-return]
+
+
+def _device(encoder: Encoder) -> torch.device:
+    return next(chain(encoder.parameters(), encoder.buffers()), torch.empty(0)).device
+
+
+def _shape(encoder: Encoder, method: str) -> Iterator[Finding]:
+    if not hasattr(encoder.encoder, method):
+        yield Finding(method, _USES[method], "none", None)
+        return
+    answer = getattr(encoder, method)(_noise(encoder, 1.0, rows=2))
+    if method == "hidden_states":
+        yield Finding(method, _USES[method], f"{len(answer)} of {list(answer[-1].shape)}", True)
+        return
+    size = getattr(encoder, method.replace("embeddings", "embedding_size"))
+    shape = list(_embeddings(method, answer).shape)
+    expected = [*shape[:-1], size]
+    yield Finding(method, f"{expected}", f"{shape}", shape == expected, f"Declare {shape[-1]}, or give {size} numbers.")
+
+
+def _mode(encoder: Encoder) -> Iterator[Finding]:
+    training = getattr(encoder.encoder, "training", False)
+    yield Finding("mode", "evaluation", "training" if training else "evaluation", not training, "Call .eval().")
+
+
+def _digest(encoder: Encoder) -> Iterator[Finding]:
+    """Whether encoding changes weights or buffers; wrapped anew, for a digest is computed once."""
+    before = Encoder(encoder.encoder).digest
+    for method in _methods(encoder):
+        _embed(encoder, method, _noise(encoder, 1.0))
+    after = Encoder(encoder.encoder).digest
+    remedy = "Change no weights and no running statistics while encoding; call .eval()."
+    yield Finding("digest", f"{before} after encoding too", after, before == after, remedy)
+
+
+def _again(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
+    """A clip twice, with another random seed."""
+    clip, device = _noise(encoder, _CROPPED), _device(encoder)
+    first = _embed(encoder, method, clip)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(1)
+        second = _embed(encoder, method, clip)
+    remedy = "Turn off dropout, noise and random crops where self.training is False."
+    yield same(rule, second, first, 0.0, remedy)
+
+
+def _mates(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
+    """Loud and quiet clips together and alone."""
+    clips = _noise(encoder, _MATES, rows=3) * torch.tensor([[1.0], [0.1], [0.01]])
+    together = _embed(encoder, method, clips)
+    alone = torch.cat([_embed(encoder, method, clip[None]) for clip in clips])
+    remedy = "Normalise each clip by itself, with no statistics of the batch; call .eval()."
+    yield same(rule, together, alone, tolerance(encoder.precision), remedy)
+
+
+def _padding(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
+    """A short clip beside a long one, zero-padded, and alone."""
+    takes = takes_lengths(getattr(encoder.encoder, method))
+    if not takes and method == "timestamp_embeddings":
+        yield Finding(rule, "padding changes nothing", "takes no lengths: one length at a time", None)
+        return
+    clips, short = _noise(encoder, _LONG, rows=2), round(_SHORT * encoder.sample_rate)
+    clips[0, short:] = 0
+    alone = _embed(encoder, method, clips[:1, :short])
+    together = _embed(encoder, method, clips, [short, clips.shape[1]])[:1]
+    if method == "timestamp_embeddings":
+        together = together[:, : alone.shape[1]]
+    remedy = (
+        "Pass lengths on to the attention mask and leave padding out of means and norms; or take no lengths: clips "
+        "then go in one length at a time."
+    )
+    finding = same(rule, together, alone, tolerance(encoder.precision), remedy)
+    yield finding if takes else replace(finding, measured=f"{finding.measured}; one length at a time")
+
+
+def _plain(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
+    """What tools get that call the encoder by hand; m2d-bench itself converts and turns gradients off."""
+    answer = getattr(encoder.encoder, method)(_noise(encoder, 1.0).to(_device(encoder)))
+    embeddings = _embeddings(method, answer)
+    if isinstance(embeddings, Tensor):
+        remedy = "Other tools may fail: return embeddings.detach().float(), or call .requires_grad_(False)."
+        yield tensor(rule, embeddings, embeddings.shape, remedy, advice=True)
+
+
+_OF_A_METHOD: dict[str, Callable[[Encoder, str, str], Iterator[Finding]]] = {
+    "the same again": _again,
+    "batch mates": _mates,
+    "padding": _padding,
+    "called by hand": _plain,
+}
+
+
+def _waveform(encoder: Encoder) -> Iterator[Finding]:
+    before = _noise(encoder, 1.0)
+    after = before.clone()
+    for method in _methods(encoder):
+        getattr(encoder, method)(after)
+    change = (after - before).abs().max().item()
+    yield Finding("waveform", "left as it is", f"changed by {change:g}", change == 0, "Begin with waveform.clone().")
+
+
+def _level(encoder: Encoder, name: str) -> Iterator[Finding]:
+    clip = _LEVELS[name](_noise(encoder, 1.0))
+    largest = max(_embed(encoder, method, clip).abs().max().item() for method in _methods(encoder))
+    yield Finding(name, "finite", f"largest value {largest:.3g}", True)
+
+
+def _lengths(encoder: Encoder, long: bool | None) -> Iterator[Finding]:
+    """Clips of every length, and the memory of a minute."""
+    *usual, longest = LENGTHS
+    costs: list[Cost | None] = []
+    for length in usual:
+        finding, cost = _length(encoder, length)
+        costs.append(cost)
+        yield finding
+    *_, shorter, minute = costs
+    memory = minute.memory if minute else None
+    allowed, kept = f"at most {mebibytes(LARGE_MEMORY)}", None if memory is None else memory <= LARGE_MEMORY
+    remedy = f"{_WINDOWS} Else lower --batch-size for long clips."
+    yield Finding("memory a minute", allowed, mebibytes(memory), kept, remedy, advice=True)
+    if long or (long is None and shorter and minute and _is_affordable(shorter, minute, _device(encoder))):
+        yield _length(encoder, longest)[0]
+    else:
+        reason = f"a minute took {minute}" if minute else "a minute failed"
+        yield Finding(longest, "embeddings", f"not tried, {reason}; --long tries it", None)
+
+
+def _length(encoder: Encoder, length: str) -> tuple[Finding, Cost | None]:
+    """Whether clips of this length are encoded, and what it took."""
+    clip, short = _noise(encoder, LENGTHS[length]), LENGTHS[length] < 1
     try:
-        yield from findings
-    except (M2DBenchError, RuntimeError) as error:
-        yield Finding(rule, "no error", f"{type(error).__name__}: {error}", False)
+        cost = measure(lambda: [_embed(encoder, method, clip) for method in _methods(encoder)], _device(encoder))
+    except Exception as error:  # of anybody's code
+        refused = isinstance(error, AudioError | UsageError) and error.__cause__ is None
+        remedy = "Zero-pad short clips inside the encoder, as with torch.nn.functional.pad." if short else _WINDOWS
+        return Finding(length, "embeddings", said(error), False, remedy, advice=short and refused), None
+    return Finding(length, "embeddings", str(cost), True), cost
 
 
-def same_in_a_batch(rule: str, embed: Callable[[Tensor], Tensor], waveform: Tensor, precision: str) -> Finding:
-    """Whether the first row of [B, S] gets the same embedding alone, within the tolerance of the precision."""
-    return _same(rule, embed(waveform)[:1], embed(waveform[:1]), precision)
+def _is_affordable(shorter: Cost, minute: Cost, device: torch.device) -> bool:
+    """Whether ten minutes are: time grows on as from 10 s to a minute, memory with the square of the length."""
+    growth = min((minute.seconds / shorter.seconds) ** (math.log(10) / math.log(6)), 100)
+    return growth * minute.seconds <= _PATIENCE and 100 * (minute.memory or 0) <= free_memory(device)
 
 
-def tensor(rule: str, tensor: Tensor, shape: Sequence[int]) -> Finding:
-    """Whether a tensor is finite, float32, of this shape and without gradient."""
-    expected = f"float32 {list(shape)}"
-    received = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
-    if not tensor.isfinite().all():
-        received += ", not finite"
-    if tensor.requires_grad:
-        received += ", with gradient"
-    return Finding(rule, expected, received, received == expected)
+def _timestamps(encoder: Encoder) -> Iterator[Finding]:
+    """Whether the time axis is the audio's: a wrong sample rate or hop shows here."""
+    if not encoder.has_frames:
+        return
+    end, hop = 10_000.0, encoder.hop_ms
+    times = encoder.timestamp_embeddings(_noise(encoder, end / 1000))[1][0].cpu().double()
+    first, last = times[0].item(), times[-1].item()
+    remedy = "A timestamp is the centre of its frame in milliseconds from the start."
+    if len(times) > 1:
+        steps = times.diff()
+        shortest, step = steps.min().item(), steps.median().item()
+        yield Finding("timestamps: order", "increasing", f"steps from {shortest:g} ms", shortest > 0, remedy)
+        kept = abs(step - hop) <= 0.01 * hop
+        yield Finding("timestamps: hop_ms", f"{hop:g} ms to 1%", f"{step:g} ms", kept, "Correct hop_ms or timestamps.")
+    yield Finding("timestamps: first", f"0 to {hop:g} ms", f"{first:g} ms", 0 <= first <= hop, remedy)
+    earliest, latest = max(0.0, end - hop - first), end + hop / 2  # the last frame may be left out, or padded
+    remedy = f"The network may not take {encoder.sample_rate} Hz, or its frames may not last {hop:g} ms."
+    allowed = f"{earliest:g} to {latest:g} ms in {end:g} ms of {encoder.sample_rate} Hz"
+    yield Finding("timestamps: last", allowed, f"{last:g} ms", earliest <= last <= latest, remedy)
 
 
-def _attributes(encoder: Encoder) -> Iterator[Finding]:
-    if isinstance(module := encoder.encoder, nn.Module):
-        mode = "training" if module.training else "evaluation"
-        yield Finding("mode of the module", "evaluation", mode, not module.training)
-    yield Finding("digest", "text", repr(encoder.digest), bool(encoder.digest))
-    size = encoder.scene_embedding_size
-    yield Finding("scene_embedding_size", "an int above 0", repr(size), size > 0)
-
-
-def _scenes(encoder: Encoder) -> Iterator[Finding]:
-    waveform = noise(4, int(SCENE_SECONDS * encoder.sample_rate))
-    rule = f"{SCENE_SECONDS:g} s: scene embeddings"
-    yield tensor(rule, encoder.scene_embeddings(waveform), (4, encoder.scene_embedding_size))
-    rule = "scene embeddings whatever the batch"
-    yield same_in_a_batch(rule, encoder.scene_embeddings, waveform, encoder.precision)
-
-
-def _padding(encoder: Encoder) -> Iterator[Finding]:
-    """A short clip beside a long one, padded with noise that the encoder must not hear."""
-    waveform = noise(2, int(SCENE_SECONDS * encoder.sample_rate))
-    samples = waveform.shape[1] // 3
-    padded = encoder.scene_embeddings(waveform, [samples, waveform.shape[1]])[:1]
-    alone = encoder.scene_embeddings(waveform[:1, :samples])
-    yield _same("scene embeddings whatever the padding", padded, alone, encoder.precision)
-
-
-def _same(rule: str, first: Tensor, second: Tensor, precision: str) -> Finding:
-    difference = ((first - second).abs().max() / second.abs().max()).item()
-    allowed = TOLERANCE.get(precision, max(TOLERANCE.values()))
-    return Finding(rule, f"the same to {allowed:.2g}", f"the same to {difference:.1g}", difference <= allowed)
+def _precision(encoder: Encoder) -> Iterator[Finding]:
+    module: Any = encoder.encoder
+    clip, before = _noise(encoder, 1.0), getattr(module, "__dict__", {}).get("precision")
+    if before not in TOLERANCE:
+        yield Finding("precision", "bf16 agrees with fp32", "its own, which --precision does not change", None)
+        return
+    scenes = {}
+    try:
+        for precision in TOLERANCE:
+            module.precision = precision
+            scenes[precision] = encoder.scene_embeddings(clip)
+    finally:
+        module.precision = before
+    difference, cosine = distance(scenes["bf16"], scenes["fp32"])
+    allowed = f"cosine of bf16 and fp32 at least {_LEAST_COSINE:g}"
+    measured = f"{cosine:.4f}, difference {difference:.2g}; {before} in force"
+    yield Finding("precision", allowed, measured, cosine >= _LEAST_COSINE, "Pass --precision fp32.", advice=True)

@@ -244,10 +244,7 @@ class Encoder(nn.Module):
     @cached_property
     def _takes_lengths(self) -> bool:
         """Whether the encoder takes `lengths`; says once what it means if not."""
-        try:
-            takes = "lengths" in inspect.signature(self.encoder.scene_embeddings).parameters
-        except ValueError:  # compiled code has no signature
-            takes = False
+        takes = takes_lengths(self.encoder.scene_embeddings)
         if not takes:
             logger.warning("%s takes no lengths: only clips of one length are encoded together.", self.name)
         return takes
@@ -317,6 +314,14 @@ class Encoder(nn.Module):
             return getattr(self.encoder, name)
         except AttributeError:
             raise UsageError(f"{self.name} has no {name}, which this needs; see AudioEncoder.") from None
+
+
+def takes_lengths(method: Callable[..., Any]) -> bool:
+    """Whether a method of an encoder takes `lengths`."""
+    try:
+        return "lengths" in inspect.signature(method).parameters
+    except ValueError:  # compiled code has no signature
+        return False
 
 
 def digest_of(settings: Any, weights: Mapping[str, Tensor]) -> str:
