@@ -19,6 +19,7 @@ import joblib
 import torch
 import yaml
 
+from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.registry import unknown
 from m2d_bench.settings import Storage
@@ -35,8 +36,8 @@ MARK = "[m2d-bench]"
 USAGE = """usage: m2d-bench superb -u UPSTREAM -d TASK -m train|evaluate [--data DIR] [s3prl's arguments]
        m2d-bench superb calcnorm --task TASK [--data DIR] [-o FILE]
 
-  -u  m2d, m2d_s, m2d_as, msm_mae, m2d_calcnorm, or any upstream of s3prl
-  -k  a model of m2d-bench models, alone or NAME,mean,std or NAME,TASK (the published statistics)
+  -u  m2d_bench, m2d, m2d_s, m2d_as, msm_mae, m2d_calcnorm, or any upstream of s3prl
+  -k  a model of m2d-bench models, alone or, of the M2D family, NAME,mean,std or NAME,TASK (the published statistics)
   -g  a YAML file with mean and std, as m2d-bench superb calcnorm writes it
   -d  pr, ks, ic, sid, asv, er, ss, or s3prl's name of any downstream
   -c  a YAML file of settings, {data} in it standing for the data folder; by default the published ones
@@ -91,8 +92,8 @@ def main(arguments: Sequence[str]) -> int:
             path = Path(folder) / f"{ours.downstream}.yaml"
             path.write_text(yaml.safe_dump(config_of(ours.downstream, ours.data, ours.config)), encoding="utf-8")
             words += ["--config", str(path)]
-            if variant := upstream.VARIANTS.get(ours.upstream):  # refuses what is wrong before anything is written
-                upstream.weights(variant, ours.upstream_ckpt, ours.upstream_model_config)
+            if ours.upstream in upstream.VARIANTS:  # refuses what is wrong before anything is written
+                upstream.weights(upstream.VARIANTS[ours.upstream], ours.upstream_ckpt, ours.upstream_model_config)
         with _argv(words), _logged(experiment):
             return _run()
 
@@ -177,7 +178,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         _check_past(ours)
         return ours, rest
     if not ours.upstream:
-        raise UsageError("Which encoder? Name it with -u: m2d, m2d_s, m2d_as, msm_mae, or an upstream of s3prl.")
+        raise UsageError(
+            "Which encoder? Name it with -u: m2d_bench, m2d, m2d_s, m2d_as, msm_mae, or an upstream of s3prl."
+        )
     if not ours.downstream:
         raise UsageError(f"Which task? Name it with -d: {', '.join(TASKS)}, or a downstream of s3prl.")
     if not (ours.expdir or ours.expname):
@@ -219,9 +222,10 @@ def _run() -> int:
             super().__init__(args, config)
             model = getattr(self.upstream.model, "module", self.upstream.model)  # of DDP
             if isinstance(model, Upstream):
-                print(MARK, "encoder", model.encoder.digest, model.encoder.config.name)
+                print(MARK, "encoder", model.encoder.digest, model.name)
 
         def _get_downstream(self) -> Any:
+            _check_trainable(self.upstream)
             _check_frames(self.args.downstream, self.featurizer.model.downsample_rate)
             prepare(self.args.downstream, self.config)
             return super()._get_downstream()
@@ -245,6 +249,15 @@ def _check_frames(downstream: str, rate: int) -> None:
         raise UsageError(
             f"sv_voxceleb1 needs 15 frames in 2 s, and this upstream's last {1000 * rate / SAMPLE_RATE:g} ms. "
             "Choose a model with shorter frames, such as patches of 80×2 or 16×4."
+        )
+
+
+def _check_trainable(entry: Any) -> None:
+    """Refuses to train what stays frozen, which s3prl would do in vain."""
+    if entry.trainable and isinstance(entry.model, Upstream) and isinstance(entry.model.encoder, Encoder):
+        raise UsageError(
+            f"-f trains the upstream, and {entry.model.name} stays frozen: -f takes models of the M2D family, and "
+            "upstreams of s3prl. Leave it out."
         )
 
 

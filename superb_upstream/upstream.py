@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from m2d_bench.encoders import variants, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.protocol import Encoder, wrap
 from m2d_bench.encoders.waveform import check_waveform
 from m2d_bench.errors import AudioError, UsageError
 from m2d_bench.settings import Compute
@@ -26,24 +28,30 @@ SAMPLE_RATE = 16000
 Features = dict[str, Any]
 
 
+_TOLERANCE = 5
+"""Frames by which s3prl lets a batch differ from what its longest clip and the rate say, itself excluded."""
+
+
 class Upstream(nn.Module):
     """An encoder under s3prl's contract.
 
     Args:
-        encoder: A 16 kHz encoder.
+        encoder: A 16 kHz encoder that gives hidden states or timestamp embeddings.
 
     Raises:
-        UsageError: An encoder for another rate.
+        UsageError: An encoder for another rate, or one without frames.
     """
 
-    def __init__(self, encoder: M2DEncoder) -> None:
+    def __init__(self, encoder: M2DEncoder | Encoder) -> None:
         super().__init__()
+        self.encoder = encoder
+        self.name = encoder.config.name if isinstance(encoder, M2DEncoder) else encoder.name
         if encoder.sample_rate != SAMPLE_RATE:
             raise UsageError(
-                f"{encoder.config.name} takes {encoder.sample_rate} Hz; SUPERB's audio is at {SAMPLE_RATE} Hz. "
+                f"{self.name} takes {encoder.sample_rate} Hz; SUPERB's audio is at {SAMPLE_RATE} Hz. "
                 "Choose a model for 16 kHz."
             )
-        self.encoder = encoder
+        self.rate = round(encoder.hop_ms * SAMPLE_RATE / 1000)
 
     def forward(self, wavs: Sequence[Tensor]) -> Features:
         """Features of every layer.
@@ -52,11 +60,16 @@ class Upstream(nn.Module):
             wavs: 1-D waveforms of any lengths at 16 kHz.
 
         Returns:
-            `hidden_states`, one [B, frames, D] float32 a layer, zero beyond each clip's end; each also as
-            `hidden_state_{i}`; and the last one as `last_hidden_state`. A clip's frames do not depend on its
-            batch mates.
+            `hidden_states`, one [B, frames, D] float32 a layer; each also as `hidden_state_{i}`; and the last one as
+            `last_hidden_state`. A clip's frames do not depend on its batch mates.
+
+        Raises:
+            UsageError: Another number of frames than the encoder's hop says.
         """
-        layers = self.encoder.hidden_states(*_padded(wavs))
+        batch, lengths = _padded(wavs)
+        layers = [layer.to(batch.device, torch.float32) for layer in self.encoder.hidden_states(batch, lengths)]
+        if not isinstance(self.encoder, M2DEncoder):
+            self._check_frames(layers[-1].shape[1], max(lengths))
         return {
             "hidden_states": layers,
             "last_hidden_state": layers[-1],
@@ -65,7 +78,16 @@ class Upstream(nn.Module):
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples a frame, for any layer."""
-        return self.encoder.front_end.hop_length * self.encoder.config.vit.patch_size[1]
+        return self.rate
+
+    def _check_frames(self, frames: int, samples: int) -> None:
+        """Refuses what s3prl would refuse without a word on the cause."""
+        expected = round(samples / self.rate)
+        if abs(frames - expected) >= _TOLERANCE:
+            raise UsageError(
+                f"{self.name} gives {frames} frames for {samples} samples; by its hop of {self.encoder.hop_ms:g} ms "
+                f"they are {expected}, and s3prl takes a difference below {_TOLERANCE}. Correct its hop_ms."
+            )
 
 
 class CalcNorm(nn.Module):
@@ -130,7 +152,7 @@ def weights(
     variant: str, ckpt: str | Path | None, model_config: str | Path | None
 ) -> tuple[str, tuple[float, float] | None]:
     """Name or path of the weights, and mean and standard deviation where given; arguments and errors as for `load`."""
-    name, stats = norm_stats.parse(str(ckpt)) if ckpt else (variants.find(variant), None)
+    name, stats = norm_stats.parse(str(ckpt)) if ckpt else (variants.find(variant) if variant else zoo.DEFAULT, None)
     if model_config:
         if stats:
             raise UsageError("Mean and standard deviation stand in -k and in -g; give them once.")
@@ -142,8 +164,9 @@ def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None 
     """The upstream of a variant.
 
     Args:
-        variant: m2d, m2d_s, m2d_as or msm_mae: whose weights to look for without `ckpt`.
-        ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo`, alone or with statistics (`norm_stats.parse`).
+        variant: m2d, m2d_s, m2d_as or msm_mae: whose weights to look for without `ckpt`; empty for the default model.
+        ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo`, alone or, of the M2D family, with statistics
+            (`norm_stats.parse`).
         model_config: s3prl's -g: a YAML file with statistics (`norm_stats.read`).
         settings: Of the encoder, as for `zoo.load`.
 
@@ -155,7 +178,9 @@ def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None 
     if stats:
         settings["norm_stats"] = stats
     settings = {"compute": Compute(device="cpu", precision="fp32"), **settings}
-    encoder = zoo.load_m2d(name, **settings)
+    encoder = zoo.load(name, **settings)
+    if not isinstance(encoder, M2DEncoder):
+        return Upstream(wrap(encoder))
     if not stats:
         logger.warning(
             "%s: no mean and std of the task given; the checkpoint's own, %g and %g, are used. Published ones: "
@@ -170,16 +195,17 @@ def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None 
     return Upstream(encoder)
 
 
-def _entry(variant: str) -> Callable[..., Upstream]:
+def _entry(name: str) -> Callable[..., Upstream]:
     """A function of s3prl's hub."""
+    variant = VARIANTS[name]
 
     def entry(
         ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **settings: Any
     ) -> Upstream:
         return load(variant, ckpt, model_config, **settings)
 
-    entry.__name__ = entry.__qualname__ = variant
-    entry.__doc__ = f"{variant} as an s3prl upstream; see `superb_upstream.upstream.load`."
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"{variant or 'Any encoder'} as an s3prl upstream; see `superb_upstream.upstream.load`."
     return entry
 
 
@@ -188,11 +214,17 @@ def m2d_calcnorm(**ignored: Any) -> CalcNorm:
     return CalcNorm()
 
 
-VARIANTS = {f"{name}{local}": name for local in ("", "_local") for name in ("m2d", "m2d_s", "m2d_as", "msm_mae")}
-"""Names in s3prl's hub and the variant behind each; `_local` is s3prl's habit for entries that take -k."""
+VARIANTS = {
+    "m2d_bench": "",
+    **{f"{name}{local}": name for local in ("", "_local") for name in ("m2d", "m2d_s", "m2d_as", "msm_mae")},
+}
+"""Names in s3prl's hub and the variant whose weights each looks for; all take any encoder after -k.
+
+`_local` is s3prl's habit for entries that take -k.
+"""
 
 ENTRIES: dict[str, Callable[..., nn.Module]] = {
-    **{name: _entry(variant) for name, variant in VARIANTS.items()},
+    **{name: _entry(name) for name in VARIANTS},
     "m2d_calcnorm": m2d_calcnorm,
 }
 """All names of ours in s3prl's hub."""

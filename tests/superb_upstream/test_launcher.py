@@ -15,6 +15,7 @@ import yaml
 
 from m2d_bench import compat, runs
 from m2d_bench.cli import main
+from m2d_bench.encoders import zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.superb_upstream import launcher
@@ -168,6 +169,16 @@ def test_weights_of_the_environment_are_named_in_the_record(superb, tmp_path):
     assert found.returncode == 0, found.stderr[-3000:]
     (row,) = json.loads(results(tmp_path, "exp", "--format", "json").stdout)
     assert row["model"] == MODELS["m2d_s"]
+
+
+def test_an_encoder_of_ones_own_is_evaluated_as_ours_are(superb, encoder_folder):
+    words = ["-m", "train", "-u", "m2d_bench", "-k", "own.py:Layers", "-d", "ic", "-p", "exp"]
+    found = s3prl(*words, "--data", superb, "-o", override(), folder=encoder_folder)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert results(encoder_folder, "exp").returncode == 0
+    (path,) = (encoder_folder / "runs").rglob("*.json")
+    encoder = runs.load(path).encoder
+    assert (encoder["name"], encoder["digest"]) == ("own.py:Layers", zoo.load("own.py:Layers", device="cpu").digest)
 
 
 @pytest.mark.parametrize("upstream", ["fbank", "m2d_calcnorm"])

@@ -1,15 +1,16 @@
 """The upstreams under s3prl's contract, and how users name weights and statistics."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import AudioError, CheckpointError, UsageError
-from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, norm_stats
+from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, launcher, norm_stats
 from tests.conftest import random_checkpoint, small_encoder
 
 M2D_S = "random:m2d_s_vit_tiny-80x400p80x2"
@@ -63,6 +64,72 @@ def test_frame_counts_stay_within_s3prls_tolerance(patch_size, frames, rate):
             assert count >= 1
             if frames % patch_size[1] == 0:
                 assert abs(count - length / rate) <= 1 + 160 / rate
+
+
+def any_upstream(name, **settings):
+    return ENTRIES["m2d_bench"](ckpt=name, **settings)
+
+
+@pytest.mark.usefixtures("encoder_folder")
+@pytest.mark.parametrize(
+    ("name", "rate", "layers"),
+    [
+        ("own.py:Loudness", 320, 1),
+        ("own.py:Layers", 320, 2),
+        ("hear:hear_own.py", 320, 1),
+        ("logmel", 160, 1),
+        ("random:m2d_s_vit_tiny-80x208p80x4", 640, 12),
+    ],
+)
+def test_any_encoder_gives_its_frames_whatever_the_batch(name, rate, layers):
+    model, encoder = any_upstream(name), zoo.load(name, device="cpu", precision="fp32")
+    assert model.get_downsample_rates("hidden_states") == rate
+    lengths = [4000, 16000, 8000, 4000]
+    found = model(noise(*lengths))
+    assert len(found["hidden_states"]) == layers
+    assert found["last_hidden_state"].shape[:2] == (4, encoder.hidden_states(noise(16000)[0])[-1].shape[1])
+    for row, wav in enumerate(noise(*lengths)):
+        for layer, alone in zip(found["hidden_states"], encoder.hidden_states(wav), strict=True):
+            torch.testing.assert_close(layer[row, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-4)
+            assert not layer[row, alone.shape[1] :].any()
+
+
+@pytest.mark.usefixtures("encoder_folder")
+def test_a_downstream_learns_from_frames_of_any_encoder():
+    frames = any_upstream("own.py:Loudness")(noise(8000))["hidden_states"][0]
+    linear = torch.nn.Linear(2, 1)
+    linear(frames).sum().backward()
+    assert linear.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("own.py:SceneOnly", ("", ""), "SceneOnly has no timestamp_embeddings"),
+        ("own.py:Loudness,ks", ("", ""), "no settings norm_stats"),
+        ("own.py:Loudness", ("16000", "22050"), "takes 22050 Hz"),
+        (
+            "own.py:Loudness",
+            ("hop_ms = 20.0", "hop_ms = 40.0"),
+            "50 frames for 16000 samples.* 40 ms they are 25.*hop_ms",
+        ),
+        ("own.py:Quiet", ("", ""), "Did you mean"),
+    ],
+)
+def test_what_s3prl_could_not_use_of_an_encoder_is_told(encoder_folder, name, changes, says):
+    (encoder_folder / "own.py").write_text((encoder_folder / "own.py").read_text().replace(*changes))
+    with pytest.raises(UsageError, match=says):
+        any_upstream(name)(noise(16000))
+
+
+@pytest.mark.usefixtures("encoder_folder")
+@pytest.mark.parametrize("name", ["own.py:Layers", "logmel"])
+def test_what_stays_frozen_is_not_trained(name):
+    entry = SimpleNamespace(model=any_upstream(name), trainable=True)
+    with pytest.raises(UsageError, match=f"{name} stays frozen: -f takes models of the M2D family"):
+        launcher._check_trainable(entry)
+    for other in ({"model": entry.model, "trainable": False}, {"model": upstream(), "trainable": True}):
+        launcher._check_trainable(SimpleNamespace(**other))
 
 
 def test_s3prls_own_classes_take_it():
