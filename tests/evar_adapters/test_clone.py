@@ -33,6 +33,13 @@ def test_a_script_runs_with_our_classes_and_the_clone_stays_untouched(evar, tmp_
     assert snapshot(evar) == before
 
 
+def test_any_encoder_runs(evar, encoder_folder):
+    weights = f"weight_file={encoder_folder}/own.py:Loudness"
+    found = m2d_bench("--evar", evar, "lineareval", "encoder_bench", "esc50", weights, folder=encoder_folder)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.endswith("(2, 2) 2\n")
+
+
 @pytest.mark.slow
 def test_two_passes_start_the_script_with_our_classes_too(evar, tmp_path):
     before = snapshot(evar)
@@ -76,7 +83,10 @@ def test_installing_twice_and_removing_leaves_the_clone_as_it_was(evar, last_lin
     assert {name for name in once if once[name] != before.get(name)} == {
         "evar/__init__.py",
         "evar/ar_m2d_bench.py",
-        *(f"config/{name}.yaml" for name in ("m2d_bench", "m2d_s_bench", "m2d_as_bench", "msm_mae_bench")),
+        *(
+            f"config/{name}.yaml"
+            for name in ("encoder_bench", "m2d_bench", "m2d_s_bench", "m2d_as_bench", "msm_mae_bench")
+        ),
     }
     clone.uninstall(evar)
     assert snapshot(evar) == before
