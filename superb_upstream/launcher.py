@@ -42,6 +42,7 @@ USAGE = """usage: m2d-bench superb -u UPSTREAM -d TASK -m train|evaluate [--data
   -d  pr, ks, ic, sid, asv, er, ss, or s3prl's name of any downstream
   -c  a YAML file of settings, {data} in it standing for the data folder; by default the published ones
   --data DIR    folder that holds the data sets as published (or M2D_BENCH_DATA); used by our settings
+  --cache DIR   folder for weights and lists (or M2D_BENCH_CACHE)
   --device      cuda where there is a GPU, else cpu
 
 All others (-m -n -p -o -s -l -f -e -a -v -t --seed …) are s3prl's; see docs/superb.md."""
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     from m2d_bench import compat
     from m2d_bench.superb_upstream import register, upstream
 
-    register()
+    storage = Storage(data=ours.data, cache=ours.cache)
+    register(storage)
     if ours.upstream and not ours.past_exp:
         import s3prl.hub
 
@@ -92,13 +94,13 @@ def main(arguments: Sequence[str]) -> int:
             path = Path(folder) / f"{ours.downstream}.yaml"
             path.write_text(yaml.safe_dump(config_of(ours.downstream, ours.data, ours.config)), encoding="utf-8")
             words += ["--config", str(path)]
-            if ours.upstream in upstream.VARIANTS:  # refuses what is wrong before anything is written
-                upstream.weights(upstream.VARIANTS[ours.upstream], ours.upstream_ckpt, ours.upstream_model_config)
+            if (variant := upstream.VARIANTS.get(ours.upstream)) is not None:  # before anything is written
+                upstream.weights(variant, ours.upstream_ckpt, ours.upstream_model_config, storage)
         with _argv(words), _logged(experiment):
-            return _run()
+            return _run(storage)
 
 
-def config_of(downstream: str, data: str | None, file: str | None = None) -> dict[str, Any]:
+def config_of(downstream: str, data: str | Path | None, file: str | None = None) -> dict[str, Any]:
     """Settings of a task, with the data folder filled in.
 
     Args:
@@ -137,7 +139,7 @@ def config_of(downstream: str, data: str | None, file: str | None = None) -> dic
     return config
 
 
-def prepare(downstream: str, config: dict[str, Any]) -> ModuleType:
+def prepare(downstream: str, config: dict[str, Any], storage: Storage) -> ModuleType:
     """The module of an s3prl downstream, its caches moved out of s3prl's folder and what PyPI leaves out added."""
     from importlib import import_module
 
@@ -148,7 +150,7 @@ def prepare(downstream: str, config: dict[str, Any]) -> ModuleType:
         sys.modules.setdefault(f"{corpus.__name__}.libriphone", import_module("m2d_bench.superb_upstream.libriphone"))
     if downstream in ("voxceleb1", "sv_voxceleb1"):
         key = hashlib.sha256(repr(config.get("downstream_expert", {}).get("datarc")).encode()).hexdigest()[:12]
-        cache = Storage().cache_root / "superb" / f"{downstream}-{key}"
+        cache = storage.cache_root / "superb" / f"{downstream}-{key}"
         cache.mkdir(parents=True, exist_ok=True)
         dataset: Any = import_module(f"s3prl.downstream.{downstream}.dataset")
         if downstream == "voxceleb1":
@@ -161,6 +163,7 @@ def prepare(downstream: str, config: dict[str, Any]) -> ModuleType:
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data")
+    parser.add_argument("--cache")
     parser.add_argument("--device")
     parser.add_argument("-u", "--upstream")
     parser.add_argument("-k", "--upstream_ckpt")
@@ -209,7 +212,7 @@ def _experiment(ours: argparse.Namespace) -> Path:
     return Path(ours.expdir or f"result/downstream/{ours.expname}")
 
 
-def _run() -> int:
+def _run(storage: Storage) -> int:
     """s3prl's main, with its downstreams prepared before they are imported by its runner."""
     from s3prl import run_downstream
 
@@ -227,7 +230,7 @@ def _run() -> int:
         def _get_downstream(self) -> Any:
             _check_trainable(self.upstream)
             _check_frames(self.args.downstream, self.featurizer.model.downsample_rate)
-            prepare(self.args.downstream, self.config)
+            prepare(self.args.downstream, self.config, storage)
             return super()._get_downstream()
 
     original, run_downstream.Runner = run_downstream.Runner, Runner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.protocol import Encoder, wrap
 from m2d_bench.encoders.waveform import check_waveform
 from m2d_bench.errors import AudioError, UsageError
-from m2d_bench.settings import Compute
+from m2d_bench.settings import Compute, Storage
 from m2d_bench.superb_upstream import norm_stats
 
 logger = logging.getLogger(__name__)
@@ -149,10 +150,12 @@ def _padded(wavs: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 
 
 def weights(
-    variant: str, ckpt: str | Path | None, model_config: str | Path | None
+    variant: str, ckpt: str | Path | None, model_config: str | Path | None, storage: Storage
 ) -> tuple[str, tuple[float, float] | None]:
     """Name or path of the weights, and mean and standard deviation where given; arguments and errors as for `load`."""
-    name, stats = norm_stats.parse(str(ckpt)) if ckpt else (variants.find(variant) if variant else zoo.DEFAULT, None)
+    name, stats = (
+        norm_stats.parse(str(ckpt)) if ckpt else (variants.find(variant, storage) if variant else zoo.DEFAULT, None)
+    )
     if model_config:
         if stats:
             raise UsageError("Mean and standard deviation stand in -k and in -g; give them once.")
@@ -160,7 +163,13 @@ def weights(
     return name, stats
 
 
-def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None = None, **settings: Any) -> Upstream:
+def load(
+    variant: str,
+    ckpt: str | Path | None,
+    model_config: str | Path | None = None,
+    storage: Storage = Storage(),
+    **settings: Any,
+) -> Upstream:
     """The upstream of a variant.
 
     Args:
@@ -168,17 +177,18 @@ def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None 
         ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo`, alone or, of the M2D family, with statistics
             (`norm_stats.parse`).
         model_config: s3prl's -g: a YAML file with statistics (`norm_stats.read`).
+        storage: The cache of weights.
         settings: Of the encoder, as for `zoo.load`.
 
     Raises:
         UsageError: Statistics twice, or an unknown name or setting.
         CheckpointError: No weights, or not what they claim to be.
     """
-    name, stats = weights(variant, ckpt, model_config)
+    name, stats = weights(variant, ckpt, model_config, storage)
     if stats:
         settings["norm_stats"] = stats
     settings = {"compute": Compute(device="cpu", precision="fp32"), **settings}
-    encoder = zoo.load(name, **settings)
+    encoder = zoo.load(name, storage=storage, **settings)
     if not isinstance(encoder, M2DEncoder):
         return Upstream(wrap(encoder))
     if not stats:
@@ -230,12 +240,12 @@ ENTRIES: dict[str, Callable[..., nn.Module]] = {
 """All names of ours in s3prl's hub."""
 
 
-def register() -> None:
-    """Puts the entries into `s3prl.hub`."""
+def register(storage: Storage = Storage()) -> None:
+    """Puts the entries into `s3prl.hub`, with the cache of weights that they are to use."""
     from m2d_bench import compat
 
     compat.restore()
     import s3prl.hub
 
     for name, entry in ENTRIES.items():
-        setattr(s3prl.hub, name, entry)
+        setattr(s3prl.hub, name, partial(entry, storage=storage))

@@ -269,6 +269,10 @@ def test_emotion_is_shown_when_its_five_folds_are_there(superb, tmp_path, caplog
         (["-m", "train", "-u", "m2d_s", "-d", "asr", "-n", "x", "--data", "."], "No settings for 'asr' come"),
         (["-m", "train", "-u", "m2d_s", "-d", "ks", "-n", "x", "--data", "nowhere"], "data folder nowhere does not"),
         (
+            ["-m", "train", "-u", "m2d_s", "-d", "ks", "-n", "x", "--data", ".", "--cache", "mine"],
+            "the cache mine/weights holds no folder m2d_s_vit_*",
+        ),
+        (
             ["-m", "train", "-u", "m2d_s", "-k", "x,1", "-d", "ks", "-n", "x", "--data", "."],
             "mean and standard deviation",
         ),

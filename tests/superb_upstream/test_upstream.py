@@ -10,7 +10,8 @@ import torch
 from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import AudioError, CheckpointError, UsageError
-from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, launcher, norm_stats
+from m2d_bench.settings import Storage
+from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, launcher, norm_stats, register
 from tests.conftest import random_checkpoint, small_encoder
 
 M2D_S = "random:m2d_s_vit_tiny-80x400p80x2"
@@ -250,6 +251,20 @@ def test_weights_are_found_without_k(tmp_path, monkeypatch):
     monkeypatch.setenv("M2D_BENCH_WEIGHTS_M2D_S", str(weights))
     assert ENTRIES["m2d_s"]().encoder.config.name == weights.parent.name
     assert ENTRIES["m2d_s"](ckpt=f"{weights},ks").encoder.config.norm_stats == (-11.50626, 4.31486)
+
+
+def test_weights_lie_in_the_cache_that_is_named(tmp_path):
+    pytest.importorskip("s3prl")
+    import s3prl.hub
+
+    weights = tmp_path / "weights" / "m2d_s_vit_tiny-80x400p80x2" / "checkpoint.pth"
+    weights.parent.mkdir(parents=True)
+    checkpoint.save(random_checkpoint(weights.parent.name), weights)
+    register(Storage(cache=tmp_path))
+    assert s3prl.hub.m2d_s(ckpt=None, model_config=None, refresh=False).name == weights.parent.name
+    register()
+    with pytest.raises(CheckpointError, match="M2D_BENCH_WEIGHTS_M2D_S"):
+        s3prl.hub.m2d_s(ckpt=None, model_config=None, refresh=False)
 
 
 @pytest.mark.parametrize(
