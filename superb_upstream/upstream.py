@@ -28,7 +28,6 @@ SAMPLE_RATE = 16000
 
 Features = dict[str, Any]
 
-
 _TOLERANCE = 5
 """Frames by which s3prl lets a batch differ from what its longest clip and the rate say, itself excluded."""
 
@@ -46,7 +45,7 @@ class Upstream(nn.Module):
     def __init__(self, encoder: M2DEncoder | Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.name = encoder.config.name if isinstance(encoder, M2DEncoder) else encoder.name
+        self.name = wrap(encoder).name
         if encoder.sample_rate != SAMPLE_RATE:
             raise UsageError(
                 f"{self.name} takes {encoder.sample_rate} Hz; SUPERB's audio is at {SAMPLE_RATE} Hz. "
@@ -87,7 +86,8 @@ class Upstream(nn.Module):
         if abs(frames - expected) >= _TOLERANCE:
             raise UsageError(
                 f"{self.name} gives {frames} frames for {samples} samples; by its hop of {self.encoder.hop_ms:g} ms "
-                f"they are {expected}, and s3prl takes a difference below {_TOLERANCE}. Correct its hop_ms."
+                f"they are {expected}, and s3prl takes a difference below {_TOLERANCE}. Correct its hop_ms, or cut the "
+                "clips shorter."
             )
 
 

@@ -133,7 +133,8 @@ def test_an_unknown_name_is_told_the_forms(name):
 
 @pytest.mark.parametrize("name", ["logmel", "own.py:Loudness", "hear:hear_own", "s3prl:fbank"])
 def test_what_needs_a_model_of_the_family_says_so(name):
-    for function in (zoo.read, zoo.load_m2d, zoo.load_classifier, lambda name: encoder_of(name, ViTConfig(width=32))):
+    vit = ViTConfig(width=64, depth=1, patch_size=(16, 16), input_size=(80, 208))
+    for function in (zoo.read, zoo.load_m2d, zoo.load_classifier, lambda name: encoder_of(name, vit)):
         with pytest.raises(UsageError, match=rf"no model of the M2D family.*random:NAME or.*linear, .* take {name}"):
             function(name)
     with pytest.raises(UsageError, match="no settings features"):

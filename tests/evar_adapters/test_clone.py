@@ -23,21 +23,17 @@ def m2d_bench(*words, folder):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
-@pytest.mark.parametrize("config", ["m2d_bench", "m2d_bench.yaml"])
-def test_a_script_runs_with_our_classes_and_the_clone_stays_untouched(evar, tmp_path, config):
-    before = snapshot(evar)
-    words = ["--evar", evar, "lineareval", config, "esc50", WEIGHTS, "--seed=7"]
-    found = m2d_bench(*words, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("config", "weights", "size"),
+    [("m2d_bench", WEIGHTS, 960), ("encoder_bench.yaml", "weight_file={folder}/own.py:Loudness", 2)],
+)
+def test_a_script_runs_with_our_classes_and_the_clone_stays_untouched(evar, encoder_folder, config, weights, size):
+    before, weights = snapshot(evar), weights.format(folder=encoder_folder)
+    words = ["--evar", evar, "lineareval", config, "esc50", weights, "--seed=7"]
+    found = m2d_bench(*words, folder=encoder_folder)
     assert found.returncode == 0, found.stderr
-    assert found.stdout == f"lineareval ['esc50', '{WEIGHTS}', '--seed=7'] (2, 960) 960\n"
+    assert found.stdout == f"lineareval ['esc50', '{weights}', '--seed=7'] (2, {size}) {size}\n"
     assert snapshot(evar) == before
-
-
-def test_any_encoder_runs(evar, encoder_folder):
-    weights = f"weight_file={encoder_folder}/own.py:Loudness"
-    found = m2d_bench("--evar", evar, "lineareval", "encoder_bench", "esc50", weights, folder=encoder_folder)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.endswith("(2, 2) 2\n")
 
 
 @pytest.mark.slow

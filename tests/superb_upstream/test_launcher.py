@@ -163,17 +163,9 @@ def test_python_m_is_the_same_command(tmp_path):
     assert "usage: m2d-bench superb" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_weights_of_the_environment_are_named_in_the_record(superb, tmp_path):
+def test_an_encoder_of_ones_own_that_the_environment_names_is_named_in_the_record(superb, encoder_folder):
     words = ["-m", "train", "-u", "m2d_s", "-d", "ic", "-p", "exp", "--data", superb, "-o", override()]
-    found = s3prl(*words, folder=tmp_path, environment={"M2D_BENCH_WEIGHTS_M2D_S": MODELS["m2d_s"]})
-    assert found.returncode == 0, found.stderr[-3000:]
-    (row,) = json.loads(results(tmp_path, "exp", "--format", "json").stdout)
-    assert row["model"] == MODELS["m2d_s"]
-
-
-def test_an_encoder_of_ones_own_is_evaluated_as_ours_are(superb, encoder_folder):
-    words = ["-m", "train", "-u", "m2d_bench", "-k", "own.py:Layers", "-d", "ic", "-p", "exp"]
-    found = s3prl(*words, "--data", superb, "-o", override(), folder=encoder_folder)
+    found = s3prl(*words, folder=encoder_folder, environment={"M2D_BENCH_WEIGHTS_M2D_S": "own.py:Layers"})
     assert found.returncode == 0, found.stderr[-3000:]
     assert results(encoder_folder, "exp").returncode == 0
     (path,) = (encoder_folder / "runs").rglob("*.json")
@@ -273,7 +265,7 @@ def test_emotion_is_shown_when_its_five_folds_are_there(superb, tmp_path, caplog
             "the cache mine/weights holds no folder m2d_s_vit_*",
         ),
         (
-            ["-m", "train", "-u", "m2d_s", "-k", "x,1", "-d", "ks", "-n", "x", "--data", "."],
+            ["-m", "train", "-u", "m2d_bench", "-k", "x,1", "-d", "ks", "-n", "x", "--data", "."],
             "mean and standard deviation",
         ),
     ],

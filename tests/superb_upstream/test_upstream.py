@@ -114,7 +114,6 @@ def test_a_downstream_learns_from_frames_of_any_encoder():
             ("hop_ms = 20.0", "hop_ms = 40.0"),
             "50 frames for 16000 samples.* 40 ms they are 25.*hop_ms",
         ),
-        ("own.py:Quiet", ("", ""), "Did you mean"),
     ],
 )
 def test_what_s3prl_could_not_use_of_an_encoder_is_told(encoder_folder, name, changes, says):
