@@ -40,7 +40,7 @@ class HearModel(nn.Module):
         self.shift_scenes = shift_scenes
         self.sample_rate = encoder.sample_rate
         self.scene_embedding_size = encoder.scene_embedding_size
-        self.hop_ms = hop_ms or 0.0
+        self.hop_ms = 0.0
         if wrap(encoder).has_frames:
             self.hop_ms = timestamps.default_hop(encoder) if hop_ms is None else hop_ms
             timestamps.check_hop(encoder, self.hop_ms)

@@ -153,9 +153,10 @@ def weights(
     variant: str, ckpt: str | Path | None, model_config: str | Path | None, storage: Storage
 ) -> tuple[str, tuple[float, float] | None]:
     """Name or path of the weights, and mean and standard deviation where given; arguments and errors as for `load`."""
-    name, stats = (
-        norm_stats.parse(str(ckpt)) if ckpt else (variants.find(variant, storage) if variant else zoo.DEFAULT, None)
-    )
+    if ckpt:
+        name, stats = norm_stats.parse(str(ckpt))
+    else:
+        name, stats = variants.find(variant, storage) if variant else zoo.DEFAULT, None
     if model_config:
         if stats:
             raise UsageError("Mean and standard deviation stand in -k and in -g; give them once.")
