@@ -67,9 +67,8 @@ class Upstream(nn.Module):
             UsageError: Another number of frames than the encoder's hop says.
         """
         batch, lengths = _padded(wavs)
-        layers = [layer.to(batch.device, torch.float32) for layer in self.encoder.hidden_states(batch, lengths)]
-        if not isinstance(self.encoder, M2DEncoder):
-            self._check_frames(layers[-1].shape[1], max(lengths))
+        family = isinstance(self.encoder, M2DEncoder)
+        layers = self.encoder.hidden_states(batch, lengths) if family else self._by_length(batch, lengths)
         return {
             "hidden_states": layers,
             "last_hidden_state": layers[-1],
@@ -80,15 +79,29 @@ class Upstream(nn.Module):
         """Samples a frame, for any layer."""
         return self.rate
 
-    def _check_frames(self, frames: int, samples: int) -> None:
-        """Refuses what s3prl would refuse without a word on the cause."""
-        expected = round(samples / self.rate)
+    def _by_length(self, batch: Tensor, lengths: list[int]) -> list[Tensor]:
+        """Layers of a padded batch, its clips encoded with those of their length, [B, frames, D] each."""
+        clips: dict[int, tuple[Tensor, ...]] = {}
+        for length in set(lengths):
+            rows = [row for row, count in enumerate(lengths) if count == length]
+            layers = self.encoder.hidden_states(batch[rows, :length])
+            clips |= zip(rows, zip(*(self._fitted(layer, length) for layer in layers), strict=True), strict=True)
+        by_layer = zip(*(clips[row] for row in range(len(batch))), strict=True)
+        return [pad_sequence(list(layer), batch_first=True).to(batch.device, torch.float32) for layer in by_layer]
+
+    def _fitted(self, layer: Tensor, samples: int) -> Tensor:
+        """[B, frames, D] with as many frames as s3prl counts, or more; the last one stands for those that are missing.
+
+        s3prl would take the padding of a batch for them, and stops where they are many.
+        """
+        frames, expected = layer.shape[1], round(samples / self.rate)
         if abs(frames - expected) >= _TOLERANCE:
             raise UsageError(
                 f"{self.name} gives {frames} frames for {samples} samples; by its hop of {self.encoder.hop_ms:g} ms "
                 f"they are {expected}, and s3prl takes a difference below {_TOLERANCE}. Correct its hop_ms, or cut the "
                 "clips shorter."
             )
+        return torch.cat([layer, layer[:, -1:].expand(-1, max(0, expected - frames), -1)], dim=1)
 
 
 class CalcNorm(nn.Module):

@@ -85,14 +85,17 @@ def any_upstream(name, **settings):
 def test_any_encoder_gives_its_frames_whatever_the_batch(name, rate, layers):
     model, encoder = any_upstream(name), zoo.load(name, device="cpu", precision="fp32")
     assert model.get_downsample_rates("hidden_states") == rate
-    lengths = [4000, 16000, 8000, 4000]
+    lengths = [4700, 16000, 8000, 4700]  # 4700 samples are 14.7 frames of 20 ms, which s3prl counts as 15
     found = model(noise(*lengths))
     assert len(found["hidden_states"]) == layers
-    assert found["last_hidden_state"].shape[:2] == (4, encoder.hidden_states(noise(16000)[0])[-1].shape[1])
     for row, wav in enumerate(noise(*lengths)):
-        for layer, alone in zip(found["hidden_states"], encoder.hidden_states(wav), strict=True):
-            torch.testing.assert_close(layer[row, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-4)
-            assert not layer[row, alone.shape[1] :].any()
+        by_hand, alone = encoder.hidden_states(wav), model([wav])["hidden_states"]
+        for layer, wanted, frames in zip(found["hidden_states"], by_hand, alone, strict=True):
+            torch.testing.assert_close(frames[:, : wanted.shape[1]], wanted, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(layer[row, : frames.shape[1]], frames[0], rtol=1e-4, atol=1e-4)
+            assert frames.shape[1] >= round(len(wav) / rate)
+            torch.testing.assert_close(frames[:, -1], wanted[:, -1], rtol=1e-4, atol=1e-4)
+            assert not layer[row, frames.shape[1] :].any()
 
 
 @pytest.mark.usefixtures("encoder_folder")
