@@ -25,7 +25,7 @@ _LINE_AFTER_NO_NEWLINE = (
 )
 _SOURCE = b'''"""Written by m2d-bench evar install; m2d-bench evar uninstall removes it."""
 
-from m2d_bench.evar_adapters.representation import AR_M2D, AR_M2D_AS, AR_M2D_S, AR_MSM_MAE
+from m2d_bench.evar_adapters.representation import AR_ENCODER, AR_M2D, AR_M2D_AS, AR_M2D_S, AR_MSM_MAE
 '''
 
 

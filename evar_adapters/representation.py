@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from m2d_bench.encoders import variants, zoo
 from m2d_bench.encoders.frontend import F_MIN, N_MELS
 from m2d_bench.encoders.patchout import encode_patched_out
+from m2d_bench.encoders.protocol import wrap
 from m2d_bench.errors import UsageError
 
 try:
@@ -110,6 +111,43 @@ class AR_MSM_MAE(_Representation):
     variant = "msm_mae"
 
 
+class AR_ENCODER(BaseAudioRepr):  # type: ignore[misc]
+    """Any encoder under EVAR's contract, as it is: frozen, its own scene and timestamp embeddings.
+
+    Args:
+        cfg: EVAR's settings. Read are `weight_file` (any name of `encoders.zoo`; the default model where it is empty)
+            and `sample_rate`, which is checked. `feature_d` and `weight_file` are set to what was found.
+
+    Raises:
+        UsageError: Another sample rate, or EVAR cannot be imported; and what `zoo.load` raises.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        name = cfg.get("weight_file") or zoo.DEFAULT
+        self.encoder = wrap(zoo.load(name, device="cpu", precision="fp32"))
+        for settings in (self.cfg, cfg):
+            settings["weight_file"], settings["feature_d"] = name, self.encoder.scene_embedding_size
+        _check(cfg, sample_rate=self.encoder.sample_rate)
+
+    def encode_frames(self, wave: Tensor) -> Tensor:
+        """[B, samples] → [B, D, T]; a UsageError where the encoder gives no timestamp embeddings."""
+        return self.encoder.timestamp_embeddings(wave.float())[0].transpose(1, 2)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """[B, samples] → [B, feature_d].
+
+        Raises:
+            UsageError: In EVAR's fine-tuning.
+        """
+        if self.training and torch.is_grad_enabled():
+            raise UsageError(
+                f"{self.encoder.name} is frozen here: EVAR fine-tunes models of the M2D family (settings m2d_bench, "
+                "m2d_s_bench, …), lineareval takes any encoder."
+            )
+        return self.encoder.scene_embeddings(wave.float()).to(wave.device)
+
+
 def _settings(cfg: MutableMapping[str, Any]) -> dict[str, Any]:
     """Settings of the encoder that EVAR's name."""
     settings: dict[str, Any] = {"features": "flat" if cfg.get("flat_features") else "stacked"}
@@ -124,15 +162,20 @@ def _settings(cfg: MutableMapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_spectrogram(cfg: MutableMapping[str, Any], front_end: Any) -> None:
-    expected = {
-        "sample_rate": front_end.sample_rate,
-        "n_fft": front_end.n_fft,
-        "window_size": front_end.n_fft,
-        "hop_size": front_end.hop_length,
-        "n_mels": N_MELS,
-        "f_min": F_MIN,
-        "f_max": front_end.sample_rate / 2,
-    }
+    _check(
+        cfg,
+        sample_rate=front_end.sample_rate,
+        n_fft=front_end.n_fft,
+        window_size=front_end.n_fft,
+        hop_size=front_end.hop_length,
+        n_mels=N_MELS,
+        f_min=F_MIN,
+        f_max=front_end.sample_rate / 2,
+    )
+
+
+def _check(cfg: MutableMapping[str, Any], **expected: float) -> None:
+    """Raises a UsageError where a setting is another than the encoder needs; an empty one is none."""
     for name, value in expected.items():
         if cfg.get(name) is not None and cfg[name] != value:
             raise UsageError(f"{name}={cfg[name]}, but {cfg.get('weight_file')} takes {value:g}.")

@@ -71,7 +71,7 @@ def _record(line: Mapping[str, str], protocol: str, pattern: re.Pattern[str]) ->
     weights = str(config["weight_file"])
     identity = hashlib.sha256(f"{config['audio_repr']}|{weights}".encode()).hexdigest()[:16]
     kept = {key: value for key, value in config.items() if key not in _PLACES}
-    name = Path(weights).parent.name if "/" in weights else weights
+    name = Path(weights).parent.name if "/" in weights and ":" not in weights else weights  # a file, or another name
     return Run(
         encoder={"name": name or str(config["audio_repr"]), "digest": identity, "representation": config["audio_repr"]},
         task={

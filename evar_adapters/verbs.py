@@ -28,7 +28,7 @@ def run(
     Args:
         script: lineareval, finetune or 2pass_lineareval.
         arguments: The script's: CONFIG TASK and its options. CONFIG may be m2d_bench, m2d_s_bench, m2d_as_bench,
-            msm_mae_bench, or the name of one of the clone's.
+            msm_mae_bench, encoder_bench (any encoder), or the name of one of the clone's.
         evar: The clone.
     """
     clone.run(evar, script, arguments)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench.encoders import timestamps, variants, zoo
+from m2d_bench.encoders.protocol import wrap
 from m2d_bench.encoders.zoo import LoadedEncoder
 from m2d_bench.errors import UsageError
 from m2d_bench.settings import Compute
@@ -20,6 +21,8 @@ from m2d_bench.settings import Compute
 
 class HearModel(nn.Module):
     """An encoder as HEAR's tools expect a model: a module with a sample rate and embedding sizes.
+
+    One that gives no timestamp embeddings has no `timestamp_embedding_size`; it is for HEAR's scene tasks.
 
     Args:
         encoder: The encoder.
@@ -34,12 +37,14 @@ class HearModel(nn.Module):
     def __init__(self, encoder: LoadedEncoder, hop_ms: float | None = None, shift_scenes: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
-        self.hop_ms = timestamps.default_hop(encoder) if hop_ms is None else hop_ms
-        timestamps.check_hop(encoder, self.hop_ms)
         self.shift_scenes = shift_scenes
         self.sample_rate = encoder.sample_rate
         self.scene_embedding_size = encoder.scene_embedding_size
-        self.timestamp_embedding_size = encoder.timestamp_embedding_size
+        self.hop_ms = 0.0
+        if wrap(encoder).has_frames:
+            self.hop_ms = timestamps.default_hop(encoder) if hop_ms is None else hop_ms
+            timestamps.check_hop(encoder, self.hop_ms)
+            self.timestamp_embedding_size = encoder.timestamp_embedding_size
 
 
 def load_model(
@@ -94,7 +99,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
     Raises:
         AudioError: Wrong shape, type or length, or values that are not finite.
-        UsageError: Not a model of `load_model`.
+        UsageError: Not a model of `load_model`, or one that gives none.
     """
     with torch.no_grad():
         return timestamps.regular_timestamp_embeddings(_encoder(model), audio, model.hop_ms)
@@ -106,7 +111,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     Args and Raises: as for `get_timestamp_embeddings`.
 
     Returns:
-        [n_sounds, scene_embedding_size] float32, on the model's device and without gradient.
+        [n_sounds, scene_embedding_size] float32, without gradient.
     """
     with torch.no_grad():
         encoder = _encoder(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from m2d_bench import mp3
 from m2d_bench.errors import AudioError
 from m2d_bench.files import find, kinds
 
@@ -60,9 +60,6 @@ _DECODER_ERRORS = (OSError, RuntimeError, ValueError, TypeError, OverflowError, 
 
 _UNKNOWN_LENGTH = 2**62
 """libsndfile gives the largest number it has for a length the header leaves open."""
-
-_ENDLESS = 2**44
-"""Bytes of a file that is said to be larger than any, and yet whose length in samples can be counted."""
 
 _OPEN_SIZE = 0x7FFF0000
 """A chunk of this size or more is what programs write that do not know the size beforehand."""
@@ -191,35 +188,10 @@ def warn_of_others(folder: Path, others: Sequence[str]) -> None:
         logger.warning("%s: files left out, no sound by their suffix: %s.", folder, kinds(others))
 
 
-class _Endless(io.FileIO):
-    """An MP3 that says to be larger than any: libsndfile stops where, by the file's size, it expects the last frame.
-
-    It begins behind its ID3 tag, which libsndfile skips only in files that it opens itself.
-
-    Args:
-        path: The file.
-        guess: Frames that libsndfile expects of it.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], guess: int) -> None:
-        super().__init__(os.fsencode(path))
-        self.path, self.guess = path, guess
-        self._start, self._size = _tag_size(self.read(10)), os.fstat(self.fileno()).st_size
-        self.seek(0)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        super().seek(offset + self._start if whence == os.SEEK_SET else offset, whence)
-        return self.tell()
-
-    def tell(self) -> int:
-        position = super().tell()
-        return position - self._start if position < self._size else _ENDLESS
-
-
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
     """A sound file that is decoded from front to back, whether or not its format can be searched."""
 
-    endless: _Endless | None = None
+    endless: mp3.EndlessFile | None = None
     """What is decoded, where no header counts an MP3's frames."""
 
     def seekable(self) -> bool:
@@ -236,8 +208,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
             raise AudioError(f"{path}: bare samples, whose rate and format no header says. Convert it to WAV.")
         with ExitStack() as opened:
             file = opened.enter_context(_Stream(os.fsencode(path)))  # pyright: ignore[reportArgumentType]  # it takes bytes
-            if file.format == "MP3" and not _is_counted(path, file):
-                endless = opened.enter_context(_Endless(path, file.frames))
+            if file.format == "MP3" and not mp3.is_counted(path, file.frames, file.samplerate):
+                endless = opened.enter_context(mp3.EndlessFile(path, file.frames))
                 file = opened.enter_context(_Stream(endless))
                 file.endless = endless
             lowest, highest = RATES
@@ -261,14 +233,14 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
 
 def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
     """Decodes up to so many frames in blocks, [n, channels] float32."""
-    size = 1152 if file.endless else _BLOCK  # the block in which the file ends is lost where that is within a frame
+    size = mp3.FRAME if file.endless else _BLOCK  # a file that ends within a frame loses its last block
     while frames > 0:
         try:
             block = file.read(int(min(frames, size)), dtype="float32", always_2d=True)
         except soundfile.SoundFileError:
             if file.endless is None:
                 raise
-            if file.endless.tell() < _ENDLESS:
+            if file.endless.tell() < mp3.ENDLESS:
                 raise AudioError(
                     f"{file.endless.path}: more than 1 KiB between its frames or behind them is no sound, and no "
                     "header counts them. Remove such tags, or convert it."
@@ -300,7 +272,7 @@ def _decoded(
         waveform = block.mean(axis=1)
         decoded, peak = decoded + len(waveform), float(np.maximum(peak, np.abs(waveform).max()))  # NaN stays
         yield waveform
-    if announced is not None and decoded < expected - _padding(path, file):
+    if announced is not None and decoded < expected - (mp3.missing_frames(path) if file.format == "MP3" else 0):
         raise AudioError(f"{path}: ends after {start + decoded} of {announced} samples; {_GET_WHOLE}")
     if damage := _DAMAGE.search(file.extra_info):
         raise AudioError(f"{path}: is damaged or cut short ({damage[0]}); {_GET_WHOLE}")
@@ -323,33 +295,6 @@ def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
     if (size := _SHORT_CHUNK.search(log)) and 0 < int(size[2]) < int(size[1]) < _OPEN_SIZE:
         return frames * int(size[1]) // int(size[2])
     return frames
-
-
-def _xing(path: str | os.PathLike[str]) -> bytes:
-    """An MP3's Xing header with a frame count, from its tag on; empty where there is none and the length is a guess."""
-    with open(path, "rb") as file:
-        file.seek(_tag_size(file.read(10)))
-        frame = file.read(256)
-    found = re.search(rb"(?:Xing|Info)...[\x01\x03\x05\x07\x09\x0b\x0d\x0f]", frame, re.DOTALL)
-    return frame[found.start() :] if found else b""
-
-
-def _tag_size(head: bytes) -> int:
-    """Bytes of the ID3 tag that a file begins with, by its first ten; 0 where there is none."""
-    if head[:3] != b"ID3" or len(head) < 10:
-        return 0
-    return 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
-
-
-def _is_counted(path: str | os.PathLike[str], file: _Stream) -> bool:
-    """Whether the length of an MP3 is what its Xing header counts, less the silence that encoders add, not a guess."""
-    count = int.from_bytes(_xing(path)[8:12], "big")
-    return count > 0 and file.frames > (count - 1) * (1152 if file.samplerate >= 32000 else 576) - 2 * 2**12
-
-
-def _padding(path: str | os.PathLike[str], file: _Stream) -> int:
-    """Frames by which a whole file may be shorter than announced: an MP3's count may include the header's own."""
-    return 1152 if file.format == "MP3" and not re.search(b"LAME|Lav[cf]", _xing(path)) else 0
 
 
 def _check_memory(path: str | os.PathLike[str], frames: float) -> None:

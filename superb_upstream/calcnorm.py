@@ -17,17 +17,18 @@ from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import UsageError
 from m2d_bench.progress import track
 from m2d_bench.registry import unknown
+from m2d_bench.settings import Storage
 from m2d_bench.superb_upstream.launcher import config_of, in_threads, prepare
 from m2d_bench.superb_upstream.norm_stats import TASKS
 from m2d_bench.superb_upstream.upstream import SAMPLE_RATE, Statistics
 
 
-def calcnorm(task: str, data: str | None = None) -> Statistics:
+def calcnorm(task: str, storage: Storage = Storage()) -> Statistics:
     """Measures a task in one pass: every training clip once and whole, weighed by its length.
 
     Args:
         task: A key of `norm_stats.TASKS`.
-        data: Folder that holds the data sets as published; else the environment's M2D_BENCH_DATA.
+        storage: The data folder, and the cache for lists of clips.
 
     Returns:
         Statistics of the log-mel spectrograms, in float64.
@@ -42,7 +43,7 @@ def calcnorm(task: str, data: str | None = None) -> Statistics:
         raise UsageError(
             "ss mixes no clips an upstream could be measured on alone; its published statistics are -k NAME,ss."
         )
-    clips = _Waveforms(task, data)
+    clips = _Waveforms(task, storage)
     front_end, statistics = LogMel(SAMPLE_RATE), Statistics()
     fork = "fork" in multiprocessing.get_all_start_methods()  # other workers would lack what was restored
     workers = min(8, os.cpu_count() or 1) if fork else 0
@@ -63,10 +64,10 @@ def write(statistics: Statistics, task: str, path: Path) -> None:
 class _Waveforms(Dataset[torch.Tensor]):
     """Training clips of a task, whole, as s3prl reads them: [samples] float32 each."""
 
-    def __init__(self, task: str, data: str | None) -> None:
+    def __init__(self, task: str, storage: Storage) -> None:
         downstream = TASKS[task].downstream
-        config = config_of(downstream, data)
-        module: Any = prepare(downstream, config)
+        config = config_of(downstream, storage.data)
+        module: Any = prepare(downstream, config, storage)
         with tempfile.TemporaryDirectory() as folder, in_threads():
             expert = module.DownstreamExpert(
                 upstream_dim=1, upstream_rate=160, downstream_expert=config["downstream_expert"], expdir=folder

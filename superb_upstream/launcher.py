@@ -19,6 +19,7 @@ import joblib
 import torch
 import yaml
 
+from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.registry import unknown
 from m2d_bench.settings import Storage
@@ -35,12 +36,13 @@ MARK = "[m2d-bench]"
 USAGE = """usage: m2d-bench superb -u UPSTREAM -d TASK -m train|evaluate [--data DIR] [s3prl's arguments]
        m2d-bench superb calcnorm --task TASK [--data DIR] [-o FILE]
 
-  -u  m2d, m2d_s, m2d_as, msm_mae, m2d_calcnorm, or any upstream of s3prl
-  -k  a model of m2d-bench models, alone or NAME,mean,std or NAME,TASK (the published statistics)
+  -u  m2d_bench, m2d, m2d_s, m2d_as, msm_mae, m2d_calcnorm, or any upstream of s3prl
+  -k  a model of m2d-bench models, alone or, of the M2D family, NAME,mean,std or NAME,TASK (the published statistics)
   -g  a YAML file with mean and std, as m2d-bench superb calcnorm writes it
   -d  pr, ks, ic, sid, asv, er, ss, or s3prl's name of any downstream
   -c  a YAML file of settings, {data} in it standing for the data folder; by default the published ones
   --data DIR    folder that holds the data sets as published (or M2D_BENCH_DATA); used by our settings
+  --cache DIR   folder for weights and lists (or M2D_BENCH_CACHE)
   --device      cuda where there is a GPU, else cpu
 
 All others (-m -n -p -o -s -l -f -e -a -v -t --seed …) are s3prl's; see docs/superb.md."""
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     from m2d_bench import compat
     from m2d_bench.superb_upstream import register, upstream
 
-    register()
+    storage = Storage(data=ours.data, cache=ours.cache)
+    register(storage)
     if ours.upstream and not ours.past_exp:
         import s3prl.hub
 
@@ -91,13 +94,13 @@ def main(arguments: Sequence[str]) -> int:
             path = Path(folder) / f"{ours.downstream}.yaml"
             path.write_text(yaml.safe_dump(config_of(ours.downstream, ours.data, ours.config)), encoding="utf-8")
             words += ["--config", str(path)]
-            if variant := upstream.VARIANTS.get(ours.upstream):  # refuses what is wrong before anything is written
-                upstream.weights(variant, ours.upstream_ckpt, ours.upstream_model_config)
+            if (variant := upstream.VARIANTS.get(ours.upstream)) is not None:  # before anything is written
+                upstream.weights(variant, ours.upstream_ckpt, ours.upstream_model_config, storage)
         with _argv(words), _logged(experiment):
-            return _run()
+            return _run(storage)
 
 
-def config_of(downstream: str, data: str | None, file: str | None = None) -> dict[str, Any]:
+def config_of(downstream: str, data: str | Path | None, file: str | None = None) -> dict[str, Any]:
     """Settings of a task, with the data folder filled in.
 
     Args:
@@ -136,7 +139,7 @@ def config_of(downstream: str, data: str | None, file: str | None = None) -> dic
     return config
 
 
-def prepare(downstream: str, config: dict[str, Any]) -> ModuleType:
+def prepare(downstream: str, config: dict[str, Any], storage: Storage) -> ModuleType:
     """The module of an s3prl downstream, its caches moved out of s3prl's folder and what PyPI leaves out added."""
     from importlib import import_module
 
@@ -147,7 +150,7 @@ def prepare(downstream: str, config: dict[str, Any]) -> ModuleType:
         sys.modules.setdefault(f"{corpus.__name__}.libriphone", import_module("m2d_bench.superb_upstream.libriphone"))
     if downstream in ("voxceleb1", "sv_voxceleb1"):
         key = hashlib.sha256(repr(config.get("downstream_expert", {}).get("datarc")).encode()).hexdigest()[:12]
-        cache = Storage().cache_root / "superb" / f"{downstream}-{key}"
+        cache = storage.cache_root / "superb" / f"{downstream}-{key}"
         cache.mkdir(parents=True, exist_ok=True)
         dataset: Any = import_module(f"s3prl.downstream.{downstream}.dataset")
         if downstream == "voxceleb1":
@@ -160,6 +163,7 @@ def prepare(downstream: str, config: dict[str, Any]) -> ModuleType:
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data")
+    parser.add_argument("--cache")
     parser.add_argument("--device")
     parser.add_argument("-u", "--upstream")
     parser.add_argument("-k", "--upstream_ckpt")
@@ -177,7 +181,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         _check_past(ours)
         return ours, rest
     if not ours.upstream:
-        raise UsageError("Which encoder? Name it with -u: m2d, m2d_s, m2d_as, msm_mae, or an upstream of s3prl.")
+        raise UsageError(
+            "Which encoder? Name it with -u: m2d_bench, m2d, m2d_s, m2d_as, msm_mae, or an upstream of s3prl."
+        )
     if not ours.downstream:
         raise UsageError(f"Which task? Name it with -d: {', '.join(TASKS)}, or a downstream of s3prl.")
     if not (ours.expdir or ours.expname):
@@ -206,7 +212,7 @@ def _experiment(ours: argparse.Namespace) -> Path:
     return Path(ours.expdir or f"result/downstream/{ours.expname}")
 
 
-def _run() -> int:
+def _run(storage: Storage) -> int:
     """s3prl's main, with its downstreams prepared before they are imported by its runner."""
     from s3prl import run_downstream
 
@@ -219,11 +225,12 @@ def _run() -> int:
             super().__init__(args, config)
             model = getattr(self.upstream.model, "module", self.upstream.model)  # of DDP
             if isinstance(model, Upstream):
-                print(MARK, "encoder", model.encoder.digest, model.encoder.config.name)
+                print(MARK, "encoder", model.encoder.digest, model.name)
 
         def _get_downstream(self) -> Any:
+            _check_trainable(self.upstream)
             _check_frames(self.args.downstream, self.featurizer.model.downsample_rate)
-            prepare(self.args.downstream, self.config)
+            prepare(self.args.downstream, self.config, storage)
             return super()._get_downstream()
 
     original, run_downstream.Runner = run_downstream.Runner, Runner
@@ -245,6 +252,15 @@ def _check_frames(downstream: str, rate: int) -> None:
         raise UsageError(
             f"sv_voxceleb1 needs 15 frames in 2 s, and this upstream's last {1000 * rate / SAMPLE_RATE:g} ms. "
             "Choose a model with shorter frames, such as patches of 80×2 or 16×4."
+        )
+
+
+def _check_trainable(entry: Any) -> None:
+    """Refuses to train what stays frozen, which s3prl would do in vain."""
+    if entry.trainable and isinstance(entry.model, Upstream) and isinstance(entry.model.encoder, Encoder):
+        raise UsageError(
+            f"-f trains the upstream, and {entry.model.name} stays frozen: -f takes models of the M2D family, and "
+            "upstreams of s3prl. Leave it out."
         )
 
 

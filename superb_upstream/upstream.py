@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from m2d_bench.encoders import variants, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.m2d import M2DEncoder
+from m2d_bench.encoders.protocol import Encoder, wrap
 from m2d_bench.encoders.waveform import check_waveform
 from m2d_bench.errors import AudioError, UsageError
-from m2d_bench.settings import Compute
+from m2d_bench.settings import Compute, Storage
 from m2d_bench.superb_upstream import norm_stats
 
 logger = logging.getLogger(__name__)
@@ -25,25 +28,30 @@ SAMPLE_RATE = 16000
 
 Features = dict[str, Any]
 
+_TOLERANCE = 5
+"""Frames by which s3prl lets a batch differ from what its longest clip and the rate say, itself excluded."""
+
 
 class Upstream(nn.Module):
     """An encoder under s3prl's contract.
 
     Args:
-        encoder: A 16 kHz encoder.
+        encoder: A 16 kHz encoder that gives hidden states or timestamp embeddings.
 
     Raises:
-        UsageError: An encoder for another rate.
+        UsageError: An encoder for another rate, or one without frames.
     """
 
-    def __init__(self, encoder: M2DEncoder) -> None:
+    def __init__(self, encoder: M2DEncoder | Encoder) -> None:
         super().__init__()
+        self.encoder = encoder
+        self.name = wrap(encoder).name
         if encoder.sample_rate != SAMPLE_RATE:
             raise UsageError(
-                f"{encoder.config.name} takes {encoder.sample_rate} Hz; SUPERB's audio is at {SAMPLE_RATE} Hz. "
+                f"{self.name} takes {encoder.sample_rate} Hz; SUPERB's audio is at {SAMPLE_RATE} Hz. "
                 "Choose a model for 16 kHz."
             )
-        self.encoder = encoder
+        self.rate = round(encoder.hop_ms * SAMPLE_RATE / 1000)
 
     def forward(self, wavs: Sequence[Tensor]) -> Features:
         """Features of every layer.
@@ -52,11 +60,15 @@ class Upstream(nn.Module):
             wavs: 1-D waveforms of any lengths at 16 kHz.
 
         Returns:
-            `hidden_states`, one [B, frames, D] float32 a layer, zero beyond each clip's end; each also as
-            `hidden_state_{i}`; and the last one as `last_hidden_state`. A clip's frames do not depend on its
-            batch mates.
+            `hidden_states`, one [B, frames, D] float32 a layer; each also as `hidden_state_{i}`; and the last one as
+            `last_hidden_state`. A clip's frames do not depend on its batch mates.
+
+        Raises:
+            UsageError: Another number of frames than the encoder's hop says.
         """
-        layers = self.encoder.hidden_states(*_padded(wavs))
+        batch, lengths = _padded(wavs)
+        family = isinstance(self.encoder, M2DEncoder)
+        layers = self.encoder.hidden_states(batch, lengths) if family else self._by_length(batch, lengths)
         return {
             "hidden_states": layers,
             "last_hidden_state": layers[-1],
@@ -65,7 +77,31 @@ class Upstream(nn.Module):
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples a frame, for any layer."""
-        return self.encoder.front_end.hop_length * self.encoder.config.vit.patch_size[1]
+        return self.rate
+
+    def _by_length(self, batch: Tensor, lengths: list[int]) -> list[Tensor]:
+        """Layers of a padded batch, its clips encoded with those of their length, [B, frames, D] each."""
+        clips: dict[int, tuple[Tensor, ...]] = {}
+        for length in set(lengths):
+            rows = [row for row, count in enumerate(lengths) if count == length]
+            layers = self.encoder.hidden_states(batch[rows, :length])
+            clips |= zip(rows, zip(*(self._fitted(layer, length) for layer in layers), strict=True), strict=True)
+        by_layer = zip(*(clips[row] for row in range(len(batch))), strict=True)
+        return [pad_sequence(list(layer), batch_first=True).to(batch.device, torch.float32) for layer in by_layer]
+
+    def _fitted(self, layer: Tensor, samples: int) -> Tensor:
+        """[B, frames, D] with as many frames as s3prl counts, or more; the last one stands for those that are missing.
+
+        s3prl would take the padding of a batch for them, and stops where they are many.
+        """
+        frames, expected = layer.shape[1], round(samples / self.rate)
+        if abs(frames - expected) >= _TOLERANCE:
+            raise UsageError(
+                f"{self.name} gives {frames} frames for {samples} samples; by its hop of {self.encoder.hop_ms:g} ms "
+                f"they are {expected}, and s3prl takes a difference below {_TOLERANCE}. Correct its hop_ms, or cut the "
+                "clips shorter."
+            )
+        return torch.cat([layer, layer[:, -1:].expand(-1, max(0, expected - frames), -1)], dim=1)
 
 
 class CalcNorm(nn.Module):
@@ -127,10 +163,13 @@ def _padded(wavs: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 
 
 def weights(
-    variant: str, ckpt: str | Path | None, model_config: str | Path | None
+    variant: str, ckpt: str | Path | None, model_config: str | Path | None, storage: Storage
 ) -> tuple[str, tuple[float, float] | None]:
     """Name or path of the weights, and mean and standard deviation where given; arguments and errors as for `load`."""
-    name, stats = norm_stats.parse(str(ckpt)) if ckpt else (variants.find(variant), None)
+    if ckpt:
+        name, stats = norm_stats.parse(str(ckpt))
+    else:
+        name, stats = variants.find(variant, storage) if variant else zoo.DEFAULT, None
     if model_config:
         if stats:
             raise UsageError("Mean and standard deviation stand in -k and in -g; give them once.")
@@ -138,24 +177,34 @@ def weights(
     return name, stats
 
 
-def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None = None, **settings: Any) -> Upstream:
+def load(
+    variant: str,
+    ckpt: str | Path | None,
+    model_config: str | Path | None = None,
+    storage: Storage = Storage(),
+    **settings: Any,
+) -> Upstream:
     """The upstream of a variant.
 
     Args:
-        variant: m2d, m2d_s, m2d_as or msm_mae: whose weights to look for without `ckpt`.
-        ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo`, alone or with statistics (`norm_stats.parse`).
+        variant: m2d, m2d_s, m2d_as or msm_mae: whose weights to look for without `ckpt`; empty for the default model.
+        ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo`, alone or, of the M2D family, with statistics
+            (`norm_stats.parse`).
         model_config: s3prl's -g: a YAML file with statistics (`norm_stats.read`).
+        storage: The cache of weights.
         settings: Of the encoder, as for `zoo.load`.
 
     Raises:
         UsageError: Statistics twice, or an unknown name or setting.
         CheckpointError: No weights, or not what they claim to be.
     """
-    name, stats = weights(variant, ckpt, model_config)
+    name, stats = weights(variant, ckpt, model_config, storage)
     if stats:
         settings["norm_stats"] = stats
     settings = {"compute": Compute(device="cpu", precision="fp32"), **settings}
-    encoder = zoo.load_m2d(name, **settings)
+    encoder = zoo.load(name, storage=storage, **settings)
+    if not isinstance(encoder, M2DEncoder):
+        return Upstream(wrap(encoder))
     if not stats:
         logger.warning(
             "%s: no mean and std of the task given; the checkpoint's own, %g and %g, are used. Published ones: "
@@ -170,16 +219,17 @@ def load(variant: str, ckpt: str | Path | None, model_config: str | Path | None 
     return Upstream(encoder)
 
 
-def _entry(variant: str) -> Callable[..., Upstream]:
+def _entry(name: str) -> Callable[..., Upstream]:
     """A function of s3prl's hub."""
+    variant = VARIANTS[name]
 
     def entry(
         ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **settings: Any
     ) -> Upstream:
         return load(variant, ckpt, model_config, **settings)
 
-    entry.__name__ = entry.__qualname__ = variant
-    entry.__doc__ = f"{variant} as an s3prl upstream; see `superb_upstream.upstream.load`."
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"{variant or 'Any encoder'} as an s3prl upstream; see `superb_upstream.upstream.load`."
     return entry
 
 
@@ -188,22 +238,28 @@ def m2d_calcnorm(**ignored: Any) -> CalcNorm:
     return CalcNorm()
 
 
-VARIANTS = {f"{name}{local}": name for local in ("", "_local") for name in ("m2d", "m2d_s", "m2d_as", "msm_mae")}
-"""Names in s3prl's hub and the variant behind each; `_local` is s3prl's habit for entries that take -k."""
+VARIANTS = {
+    "m2d_bench": "",
+    **{f"{name}{local}": name for local in ("", "_local") for name in ("m2d", "m2d_s", "m2d_as", "msm_mae")},
+}
+"""Names in s3prl's hub and the variant whose weights each looks for; all take any encoder after -k.
+
+`_local` is s3prl's habit for entries that take -k.
+"""
 
 ENTRIES: dict[str, Callable[..., nn.Module]] = {
-    **{name: _entry(variant) for name, variant in VARIANTS.items()},
+    **{name: _entry(name) for name in VARIANTS},
     "m2d_calcnorm": m2d_calcnorm,
 }
 """All names of ours in s3prl's hub."""
 
 
-def register() -> None:
-    """Puts the entries into `s3prl.hub`."""
+def register(storage: Storage = Storage()) -> None:
+    """Puts the entries into `s3prl.hub`, with the cache of weights that they are to use."""
     from m2d_bench import compat
 
     compat.restore()
     import s3prl.hub
 
     for name, entry in ENTRIES.items():
-        setattr(s3prl.hub, name, entry)
+        setattr(s3prl.hub, name, partial(entry, storage=storage))

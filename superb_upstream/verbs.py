@@ -35,6 +35,7 @@ def measure(
     *,
     task: str,
     data: str | None = None,
+    cache: Path | None = None,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
 ) -> Output:
     """Measure mean and standard deviation of a task's training data, for -k or -g.
@@ -42,11 +43,12 @@ def measure(
     Args:
         task: pr, ks, ic, sid, asv or er.
         data: Folder that holds the data sets as published (or M2D_BENCH_DATA).
+        cache: Folder for lists of clips (or M2D_BENCH_CACHE).
         output: YAML file for -g; by default norm_stats-TASK.yaml.
     """
     path = output or Path(f"norm_stats-{task}.yaml")
     make_folder(path.expanduser().parent)
-    statistics = calcnorm.calcnorm(task, data)
+    statistics = calcnorm.calcnorm(task, Storage(data=data, cache=cache))
     calcnorm.write(statistics, task, path.expanduser())
     return Output(f"{task}: {statistics}\n-k NAME,{statistics.mean:.5f},{statistics.std:.5f}  or  -g {path}")
 

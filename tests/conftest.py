@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import errno
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests run in as many processes as cores
@@ -17,6 +18,7 @@ import soundfile
 from m2d_bench.encoders.checkpoint import Checkpoint, parse_name, save
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.vit import ViT, ViTConfig, initialise
+from tests.encoders import own_encoders
 
 GOLDEN = sorted(path.parent for path in Path(__file__).parent.glob("golden/*/runtime.npz"))
 """Folders of small models and what the reference implementations computed from them (golden/README.md)."""
@@ -53,6 +55,16 @@ def unlistable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     scan = os.scandir
     return deny
+
+
+@pytest.fixture
+def encoder_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder holds encoders of others; what they are imported as is forgotten afterwards."""
+    monkeypatch.chdir(own_encoders.write(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in ("own", "scale", "hear_own"):
+        sys.modules.pop(name, None)
 
 
 def small_encoder(

@@ -31,7 +31,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("run_record",),
     ("settings", "audio", "images"),
     ("values", "compat"),
-    ("registry", "files"),
+    ("registry", "files", "mp3"),
     ("errors", "progress", "parallel", "randomness", "output"),
     ("terminal",),
 )

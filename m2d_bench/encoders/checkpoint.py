@@ -116,8 +116,8 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
         UsageError: A change names no setting, or an impossible one.
     """
     path = _file(Path(path))
-    stated = next((c for c in map(parse_name, (path.parent.name, path.stem)) if c), None)
     with _malformed(path):
+        stated = next((c for c in map(parse_name, (path.parent.name, path.stem)) if c), None)
         found = _interpret(path, stated, changes)
     return replace(found, config=change(found.config, changes))
 

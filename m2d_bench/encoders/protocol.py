@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from itertools import chain
@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from m2d_bench.encoders.waveform import Lengths, Waveform, as_native, check_waveform, noise
 from m2d_bench.errors import DataError, UsageError
@@ -142,6 +143,7 @@ class Encoder(nn.Module):
         name = getattr(self.config, "name", None)
         self.name = name if isinstance(name, str) and name else kind
         self.precision: str = getattr(encoder, "precision", "fp32")
+        self._told = False
 
     @cached_property
     def digest(self) -> str:
@@ -166,7 +168,8 @@ class Encoder(nn.Module):
         """D as the encoder declares it, else that of its embedding of a second of noise."""
         if getattr(self.encoder, "scene_embedding_size", None) is not None:
             return int(self._own_number("scene_embedding_size", Integral))
-        return self._scenes(noise(1, self.sample_rate), ("a second of noise",)).shape[1]
+        answer = self._call("scene_embeddings", noise(1, self.sample_rate))
+        return self._scenes(answer, ("a second of noise",)).shape[1]
 
     @property
     def has_frames(self) -> bool:
@@ -191,22 +194,36 @@ class Encoder(nn.Module):
             return self._frames_of_noise[0].shape[-1]
         return int(self._own_number("timestamp_embedding_size", Integral))
 
-    def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
-        """[B, S] → the output of every layer, [B, T, D] each; a UsageError where the encoder gives none."""
-        layers, clips = self._answer("hidden_states", waveform, lengths)
-        if not isinstance(layers, list | tuple) or not layers:
-            raise UsageError(f"hidden_states of {self.name} must return a list of layers; it returned {_said(layers)}.")
-        return [self._checked("hidden_states", layer, (len(clips), "T", "D"), clips) for layer in layers]
+    def hidden_states(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, clips: Sequence[str] = ()
+    ) -> list[Tensor]:
+        """Every layer, without gradient; of an encoder that gives none, its timestamp embeddings as the only one.
 
-    def timestamp_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
-        """[B, S] → embeddings [B, T, D], timestamps [B, T] in ms; a UsageError where the encoder gives none."""
-        both, clips = self._answer("timestamp_embeddings", waveform, lengths)
-        if not isinstance(both, list | tuple) or len(both) != 2:
-            raise UsageError(
-                f"timestamp_embeddings of {self.name} must return embeddings and timestamps; it returned {_said(both)}."
-            )
-        embeddings = self._checked("timestamp_embeddings", both[0], (len(clips), "T", "D"), clips)
-        return embeddings, self._checked("timestamp_embeddings' timestamps", both[1], embeddings.shape[:2], clips)
+        Args: as for `scene_embeddings`, which says how a padded batch is encoded.
+
+        Returns:
+            [B, T, D] a layer; beyond a row's end zeros, or what an encoder that takes `lengths` gives there.
+
+        Raises:
+            UsageError: The encoder has neither, or returns no list of [B, T, D].
+        """
+        if not hasattr(self.encoder, "hidden_states"):
+            return [self.timestamp_embeddings(waveform, lengths, clips=clips)[0]]
+        return self._encoded("hidden_states", self._layers, waveform, lengths, clips)
+
+    def timestamp_embeddings(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, clips: Sequence[str] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Frames, without gradient. Args: as for `hidden_states`.
+
+        Returns:
+            Embeddings [B, T, D] and their timestamps [B, T] in ms, beyond a row's end as for `hidden_states`.
+
+        Raises:
+            UsageError: The encoder has none, or does not return these.
+        """
+        embeddings, timestamps = self._encoded("timestamp_embeddings", self._stamped, waveform, lengths, clips)
+        return embeddings, timestamps
 
     def scene_embeddings(
         self, waveform: Waveform, lengths: Lengths | None = None, *, clips: Sequence[str] = ()
@@ -228,32 +245,45 @@ class Encoder(nn.Module):
             UsageError: The encoder does not return [B, D] floats of one D.
             DataError: It returns NaN or infinity; names the clips.
         """
+        (scenes,) = self._encoded("scene_embeddings", self._sized, waveform, lengths, clips)
+        return scenes
+
+    def _encoded(
+        self,
+        method: str,
+        parts: Callable[[Any, Sequence[str]], list[Tensor]],
+        waveform: Waveform,
+        lengths: Lengths | None,
+        clips: Sequence[str],
+    ) -> list[Tensor]:
+        """What a method returns for waveforms: [B, …] for each of the parts that an answer of it is checked to have."""
         batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
         clips = clips or [f"row {row}" for row in range(len(batch))]
+        encoded: dict[int, tuple[Tensor, ...]] = {}
+        for rows, answer in self._answers(method, batch, counts):
+            encoded |= zip(rows, zip(*parts(answer, [clips[row] for row in rows]), strict=True), strict=True)
+        by_part = zip(*(encoded[row] for row in range(len(batch))), strict=True)
+        return [pad_sequence(list(part), batch_first=True) for part in by_part]
+
+    def _answers(self, method: str, batch: Tensor, counts: Tensor) -> Iterator[tuple[list[int], Any]]:
+        """Rows of a padded batch and what a method returns for them: at once where it takes lengths, else by length."""
+        everything = list(range(len(batch)))
         if bool((counts == batch.shape[1]).all()):
-            return self._sized(self._scenes(batch, clips), clips)
-        if self._takes_lengths:
-            return self._sized(self._scenes(batch, clips, lengths=counts.tolist()), clips)
-        output = batch.new_empty(len(batch), self.scene_embedding_size)
-        for length in counts.unique().tolist():
-            rows = [row for row, count in enumerate(counts.tolist()) if count == length]
-            names = [clips[row] for row in rows]
-            output[rows] = self._sized(self._scenes(batch[rows, :length], names), names)
-        return output
+            yield everything, self._call(method, batch)
+        elif self._takes_lengths(method):
+            yield everything, self._call(method, batch, lengths=counts.tolist())
+        else:
+            for length in counts.unique().tolist():
+                rows = [row for row in everything if counts[row] == length]
+                yield rows, self._call(method, batch[rows, :length])
 
-    @cached_property
-    def _takes_lengths(self) -> bool:
-        """Whether the encoder takes `lengths`; says once what it means if not."""
-        takes = takes_lengths(self.encoder.scene_embeddings)
-        if not takes:
+    def _takes_lengths(self, method: str) -> bool:
+        """Whether a method of the encoder takes `lengths`; says once what it means if not."""
+        takes = takes_lengths(self._own(method))
+        if not takes and not self._told:
             logger.warning("%s takes no lengths: only clips of one length are encoded together.", self.name)
+            self._told = True
         return takes
-
-    def _answer(self, method: str, waveform: Waveform, lengths: Lengths | None) -> tuple[Any, list[str]]:
-        """What a method of the encoder returns for waveforms, and names of the rows."""
-        batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
-        given = {} if lengths is None else {"lengths": counts.tolist()}
-        return self._call(method, batch, **given), [f"row {row}" for row in range(len(batch))]
 
     def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
         """What a method of the encoder returns for waveforms, on its own device if it is a module."""
@@ -261,19 +291,35 @@ class Encoder(nn.Module):
         with torch.inference_mode():
             return self._own(method)(batch.to(weights.device), **lengths)
 
-    def _scenes(self, batch: Tensor, clips: Sequence[str], **lengths: list[int]) -> Tensor:
+    def _scenes(self, answer: Any, clips: Sequence[str]) -> Tensor:
         """Scene embeddings, checked, as [B, D] float32 on the CPU."""
-        output = self._call("scene_embeddings", batch, **lengths)
-        return self._checked("scene_embeddings", output, (len(clips), "D"), clips).to("cpu", torch.float32)
+        return self._checked("scene_embeddings", answer, (len(clips), "D"), clips).to("cpu", torch.float32)
 
-    def _sized(self, scenes: Tensor, clips: Sequence[str]) -> Tensor:
-        """Scene embeddings, if they are as long as those of other clips."""
+    def _layers(self, answer: Any, clips: Sequence[str]) -> list[Tensor]:
+        """Layers, checked."""
+        if not isinstance(answer, list | tuple) or not answer:
+            raise UsageError(f"hidden_states of {self.name} must return a list of layers; it returned {_said(answer)}.")
+        return [self._checked("hidden_states", layer, (len(clips), "T", "D"), clips) for layer in answer]
+
+    def _stamped(self, answer: Any, clips: Sequence[str]) -> list[Tensor]:
+        """Timestamp embeddings and timestamps, checked."""
+        if not isinstance(answer, list | tuple) or len(answer) != 2:
+            raise UsageError(
+                f"timestamp_embeddings of {self.name} must return embeddings and timestamps; it returned "
+                f"{_said(answer)}."
+            )
+        embeddings = self._checked("timestamp_embeddings", answer[0], (len(clips), "T", "D"), clips)
+        return [embeddings, self._checked("timestamp_embeddings' timestamps", answer[1], embeddings.shape[:2], clips)]
+
+    def _sized(self, answer: Any, clips: Sequence[str]) -> list[Tensor]:
+        """Scene embeddings, checked, if they are as long as those of other clips."""
+        scenes = self._scenes(answer, clips)
         if scenes.shape[1] != self.scene_embedding_size:
             raise UsageError(
                 f"{self.name} returned embeddings of {scenes.shape[1]} numbers for {clips[0]}, "
                 f"{self.scene_embedding_size} before or as scene_embedding_size says; every clip's must be as long."
             )
-        return scenes
+        return [scenes]
 
     def _checked(self, method: str, output: Any, expected: Sequence[int | str], clips: Sequence[str]) -> Tensor:
         """What the encoder returned, as a tensor of the expected shape (a letter is any size), or an error."""

@@ -12,11 +12,12 @@ from m2d_bench.settings import Storage
 logger = logging.getLogger(__name__)
 
 
-def find(variant: str) -> str:
+def find(variant: str, storage: Storage = Storage()) -> str:
     """Name of a variant's weights for `zoo.load`.
 
     Args:
         variant: Family as released names begin with it: m2d, m2d_s, m2d_as or msm_mae.
+        storage: The cache.
 
     Returns:
         The value of M2D_BENCH_WEIGHTS_{VARIANT}, else the path of the one folder of this family in the cache.
@@ -27,7 +28,7 @@ def find(variant: str) -> str:
     variable = f"M2D_BENCH_WEIGHTS_{variant.upper()}"
     if named := os.environ.get(variable):
         return named
-    folder = Storage().cache_root / "weights"
+    folder = storage.cache_root / "weights"
     folders = sorted(path for path in folder.glob(f"{variant}_vit_*") if path.suffix != ".part")
     found = [path for path in folders if checkpoint.files_in(path)]
     if len(found) == 1:

@@ -213,7 +213,10 @@ def _other(name: str) -> Callable[[str], LoadedEncoder] | None:
 def _other_family(name: str) -> UsageError:
     """The error for an encoder that is evaluated as it is, where a model of the M2D family is needed."""
     return UsageError(
-        f"{name} is no model of the M2D family, which this needs. m2d-bench linear, embed and check take any encoder."
+        f"{name} is no model of the M2D family, whose log-mel patches and positions this trains or reads: it takes "
+        f"{DEFAULT}, a released name, {RANDOM}NAME or a checkpoint's path. Others are evaluated as they are: m2d-bench "
+        f"linear, embed and check take {name}, and so do pretrain --teacher, superb -u m2d_bench and evar's settings "
+        "encoder_bench."
     )
 
 

@@ -25,6 +25,19 @@ class Loudness(torch.nn.Module):
 
 def make():
     return Loudness()
+
+
+class Layers(Loudness):
+    def hidden_states(self, waveform):
+        frames, _ = self.timestamp_embeddings(waveform)
+        return [frames, 2 * frames]
+
+
+class SceneOnly(torch.nn.Module):
+    sample_rate = 16000
+
+    def scene_embeddings(self, waveform):
+        return torch.stack([waveform.std(1), waveform.abs().mean(1)], 1)
 """
 
 HEAR = """

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,13 @@ def test_name_that_states_another_patch_size_is_refused_unless_confirmed(tmp_pat
 def test_name_that_states_another_input_size_is_refused(tmp_path, state):
     with pytest.raises(CheckpointError, match="608 frames"):
         checkpoint.read(write(tmp_path, state, name="m2d_vit_tiny-80x608p16x16"))
+
+
+@pytest.mark.parametrize("shape", ["224x224p16x16", "128x608p16x16", "80x608p7x7", "80x10p16x16"])
+def test_a_name_that_states_no_encoder_of_the_family_is_refused_with_the_files_name(tmp_path, state, shape):
+    path = write(tmp_path, state, name=f"m2d_vit_tiny-{shape}")
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: ")):
+        checkpoint.read(path)
 
 
 def test_weights_with_nan_are_refused(tmp_path, state):

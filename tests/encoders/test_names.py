@@ -1,6 +1,5 @@
 """Encoders of others by any form of name: the numbers of calling them by hand, wherever a model is asked for."""
 
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -14,8 +13,10 @@ from m2d_bench.cli import main
 from m2d_bench.encoders import foreign, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.protocol import AudioEncoder, wrap
+from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.errors import UsageError
 from m2d_bench.pretrain.data.teachers import SpeechTeacher
+from m2d_bench.pretrain.weights import encoder_of
 from m2d_bench.settings import Compute
 from tests.encoders import own_encoders
 
@@ -71,13 +72,8 @@ ONE_OF_A_KIND = [name for name in EVERY_NAME if name.values[0] not in ("own.py:m
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """The current folder holds the files; what they are imported as is forgotten afterwards."""
-    monkeypatch.chdir(own_encoders.write(tmp_path))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    for name in ("own", "scale", "hear_own"):
-        sys.modules.pop(name, None)
+def folder(encoder_folder):
+    return encoder_folder
 
 
 def noise(*lengths):
@@ -91,10 +87,16 @@ def test_numbers_are_those_of_calling_the_model_by_hand_whatever_the_padding(nam
     batch, lengths = noise(32000, 8000, 8000)
     assert isinstance(encoder, AudioEncoder)
     assert encoder.name == name
+    embeddings, times = encoder.timestamp_embeddings(batch, lengths)
     with torch.no_grad():
         torch.testing.assert_close(encoder.timestamp_embeddings(batch)[0], frames(batch))
-        for row, length, found in zip(batch, lengths, encoder.scene_embeddings(batch, lengths), strict=True):
-            torch.testing.assert_close(found[None], scenes(row[None, :length]))
+        for number, length in enumerate(lengths):
+            clip = batch[number : number + 1, :length]
+            torch.testing.assert_close(encoder.scene_embeddings(batch, lengths)[number : number + 1], scenes(clip))
+            alone, centres = encoder.timestamp_embeddings(clip)
+            torch.testing.assert_close(embeddings[number, : alone.shape[1]], alone[0])
+            torch.testing.assert_close(times[number, : alone.shape[1]], centres[0])
+            assert not embeddings[number, alone.shape[1] :].any()
 
 
 @pytest.mark.parametrize("name", ONE_OF_A_KIND)
@@ -131,11 +133,19 @@ def test_an_unknown_name_is_told_the_forms(name):
 
 @pytest.mark.parametrize("name", ["logmel", "own.py:Loudness", "hear:hear_own", "s3prl:fbank"])
 def test_what_needs_a_model_of_the_family_says_so(name):
-    for function in (zoo.read, zoo.load_m2d, zoo.load_classifier):
-        with pytest.raises(UsageError, match="no model of the M2D family"):
+    vit = ViTConfig(width=64, depth=1, patch_size=(16, 16), input_size=(80, 208))
+    for function in (zoo.read, zoo.load_m2d, zoo.load_classifier, lambda name: encoder_of(name, vit)):
+        with pytest.raises(UsageError, match=rf"no model of the M2D family.*random:NAME or.*linear, .* take {name}"):
             function(name)
     with pytest.raises(UsageError, match="no settings features"):
         zoo.load(name, features="flat")
+
+
+def test_fine_tuning_says_what_it_takes_and_names_linear_evaluation(tones, capsys):
+    assert main(["finetune", "--model", "own.py:Loudness", "--tasks", "esc10", "--data", str(tones)]) == 2
+    error = capsys.readouterr().err
+    assert "it takes m2d_tiny, a released name, random:NAME or a checkpoint's path" in error
+    assert "linear, embed and check take own.py:Loudness" in error
 
 
 def test_the_models_verb_lists_every_form(capsys):

@@ -105,6 +105,37 @@ def test_clips_of_different_lengths_are_encoded_one_length_at_a_time_without_len
     assert caplog.text.count("only clips of one length") == 1
 
 
+class Frames(Statistics):
+    """Frames of 100 samples, and two layers of another number of features."""
+
+    hop_ms = 12.5
+
+    def timestamp_embeddings(self, waveform):
+        frames = waveform.unfold(1, 100, 100)
+        return frames.mean(2, keepdim=True), (torch.arange(frames.shape[1]) + 0.5).expand(len(frames), -1) * self.hop_ms
+
+
+class Layers(Frames):
+    def hidden_states(self, waveform):
+        frames, _ = self.timestamp_embeddings(waveform)
+        return [frames, frames.repeat(1, 2, 3)]
+
+
+@pytest.mark.parametrize("kind", [Frames, Layers])
+def test_frames_do_not_depend_on_padding_and_stand_for_layers_where_there_are_none(kind, caplog):
+    encoder, waveform, lengths = wrap(kind()), torch.rand(4, 8000), [8000, 500, 4000, 500]
+    layers = encoder.hidden_states(waveform, lengths)
+    assert len(layers) == (2 if kind is Layers else 1)
+    assert torch.equal(layers[0], encoder.timestamp_embeddings(waveform, lengths)[0])
+    for row, samples in enumerate(lengths):
+        for layer, alone in zip(layers, encoder.hidden_states(waveform[row, :samples]), strict=True):
+            assert torch.equal(layer[row, : alone.shape[1]], alone[0])
+            assert not layer[row, alone.shape[1] :].any()
+    assert not layers[0].requires_grad
+    assert not layers[0].is_inference()  # a downstream model keeps it for its gradient
+    assert caplog.text.count("only clips of one length") == 1
+
+
 def test_lengths_are_given_to_whom_takes_them_and_only_where_rows_are_padded():
     given = []
 
@@ -234,7 +265,7 @@ def test_lengths_of_any_whole_type_are_taken():
         assert torch.equal(encoder.scene_embeddings(waveform, lengths), expected)
 
 
-class Frames(Returning):
+class ReturningFrames(Returning):
     """Returns what it is told as hidden states and as timestamp embeddings."""
 
     def hidden_states(self, waveform, lengths=None):
@@ -258,7 +289,7 @@ class Frames(Returning):
 )
 def test_frames_an_encoder_returns_are_checked(method, output, error, says):
     with pytest.raises(error, match=says):
-        getattr(wrap(Frames(output)), method)(torch.rand(2, 8000))
+        getattr(wrap(ReturningFrames(output)), method)(torch.rand(2, 8000))
 
 
 @pytest.mark.parametrize(

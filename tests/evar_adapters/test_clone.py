@@ -23,13 +23,16 @@ def m2d_bench(*words, folder):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
-@pytest.mark.parametrize("config", ["m2d_bench", "m2d_bench.yaml"])
-def test_a_script_runs_with_our_classes_and_the_clone_stays_untouched(evar, tmp_path, config):
-    before = snapshot(evar)
-    words = ["--evar", evar, "lineareval", config, "esc50", WEIGHTS, "--seed=7"]
-    found = m2d_bench(*words, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("config", "weights", "size"),
+    [("m2d_bench", WEIGHTS, 960), ("encoder_bench.yaml", "weight_file={folder}/own.py:Loudness", 2)],
+)
+def test_a_script_runs_with_our_classes_and_the_clone_stays_untouched(evar, encoder_folder, config, weights, size):
+    before, weights = snapshot(evar), weights.format(folder=encoder_folder)
+    words = ["--evar", evar, "lineareval", config, "esc50", weights, "--seed=7"]
+    found = m2d_bench(*words, folder=encoder_folder)
     assert found.returncode == 0, found.stderr
-    assert found.stdout == f"lineareval ['esc50', '{WEIGHTS}', '--seed=7'] (2, 960) 960\n"
+    assert found.stdout == f"lineareval ['esc50', '{weights}', '--seed=7'] (2, {size}) {size}\n"
     assert snapshot(evar) == before
 
 
@@ -76,7 +79,10 @@ def test_installing_twice_and_removing_leaves_the_clone_as_it_was(evar, last_lin
     assert {name for name in once if once[name] != before.get(name)} == {
         "evar/__init__.py",
         "evar/ar_m2d_bench.py",
-        *(f"config/{name}.yaml" for name in ("m2d_bench", "m2d_s_bench", "m2d_as_bench", "msm_mae_bench")),
+        *(
+            f"config/{name}.yaml"
+            for name in ("encoder_bench", "m2d_bench", "m2d_s_bench", "m2d_as_bench", "msm_mae_bench")
+        ),
     }
     clone.uninstall(evar)
     assert snapshot(evar) == before

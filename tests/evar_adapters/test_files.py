@@ -144,6 +144,12 @@ def test_seeds_of_the_same_settings_join_one_record(tmp_path, capsys):
     assert "checkpoint-300" not in record.read_text().split('"settings"')[1].split('"repeated"')[0]
 
 
+@pytest.mark.parametrize("name", ["hf:facebook/wav2vec2-base", "/own/own.py:Own", "random:m2d_vit_tiny-80x208p16x16"])
+def test_encoders_that_are_no_files_keep_their_names(tmp_path, name):
+    ((run,), _) = scores.read(write_scores(tmp_path / "scores.csv", [linear(0.9, weight_file=name)]))
+    assert run.encoder["name"] == name
+
+
 def test_folds_of_fine_tuning_are_read(tmp_path):
     runs, failures = scores.read(write_scores(tmp_path / "ft-scores.csv", [finetuned([0.9, 0.8]), finetuned([0.7])]))
     assert failures == []

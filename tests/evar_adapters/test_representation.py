@@ -158,6 +158,37 @@ def test_settings_that_the_weights_contradict_are_refused(classes, changes, says
         classes.AR_M2D({**BASE, **changes})
 
 
+OTHERS = {"sample_rate": 16000, "feature_d": 0}
+
+
+@pytest.mark.usefixtures("encoder_folder")
+@pytest.mark.parametrize("name", ["own.py:Loudness", "hear:hear_own.py", "logmel", M2D])
+def test_any_encoder_gives_its_own_embeddings(classes, name):
+    cfg = {**OTHERS, "weight_file": name}
+    ar = classes.AR_ENCODER(cfg).eval()
+    ar.precompute("cpu", [])
+    core = encoder(name)
+    torch.testing.assert_close(ar(noise()), core.scene_embeddings(noise()))
+    torch.testing.assert_close(ar.encode_frames(noise()), core.timestamp_embeddings(noise())[0].transpose(1, 2))
+    assert cfg["feature_d"] == ar.cfg["feature_d"] == ar(noise()).shape[1]
+    assert cfg["weight_file"] == name
+
+
+@pytest.mark.usefixtures("encoder_folder")
+def test_any_encoder_is_for_linear_evaluation_at_its_rate(classes):
+    ar = classes.AR_ENCODER({**OTHERS, "weight_file": "own.py:SceneOnly"}).train()
+    with pytest.raises(UsageError, match=r"own\.py:SceneOnly is frozen here.*lineareval takes any encoder"):
+        ar(noise())
+    with torch.no_grad():
+        assert ar(noise()).shape == (2, 2)
+    with pytest.raises(UsageError, match="SceneOnly has no timestamp_embeddings"):
+        ar.encode_frames(noise())
+    with pytest.raises(UsageError, match=r"sample_rate=32000, but own\.py:SceneOnly takes 16000"):
+        classes.AR_ENCODER({"sample_rate": 32000, "weight_file": "own.py:SceneOnly"})
+    with pytest.raises(UsageError, match=r"no model of the M2D family.*encoder_bench"):
+        classes.AR_M2D({**BASE, "weight_file": "own.py:SceneOnly"})
+
+
 def test_without_evar_an_error_comes_only_when_a_class_is_made(monkeypatch):
     monkeypatch.setitem(sys.modules, "evar", None)
     monkeypatch.delitem(sys.modules, "evar.ar_base", raising=False)

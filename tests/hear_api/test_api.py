@@ -125,6 +125,16 @@ def test_load_model_gives_a_frozen_module_in_evaluation_mode():
     assert isinstance(model.scene_embedding_size, int)
 
 
+@pytest.mark.usefixtures("encoder_folder")
+def test_an_encoder_without_timestamps_is_for_scene_tasks():
+    model, audio = load_model("own.py:SceneOnly", device="cpu"), noise()
+    torch.testing.assert_close(get_scene_embeddings(audio, model), torch.stack([audio.std(1), audio.abs().mean(1)], 1))
+    assert not hasattr(model, "timestamp_embedding_size")
+    for other in (model, load_model("own.py:SceneOnly", hop_ms=50, device="cpu")):
+        with pytest.raises(UsageError, match="SceneOnly has no timestamp_embeddings"):
+            get_timestamp_embeddings(audio, other)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_takes_its_weights_from_the_environment_or_the_cache(variant, tmp_path, monkeypatch):
     module = importlib.import_module(f"m2d_bench.hear_api.{variant}")

@@ -18,6 +18,7 @@ import yaml
 
 from m2d_bench import compat, runs
 from m2d_bench.cli import main
+from m2d_bench.encoders import zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.superb_upstream import launcher, register
@@ -199,12 +200,14 @@ def test_python_m_is_the_same_command(tmp_path):
     assert "usage: m2d-bench superb" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_weights_of_the_environment_are_named_in_the_record(superb, tmp_path):
+def test_an_encoder_of_ones_own_that_the_environment_names_is_named_in_the_record(superb, encoder_folder):
     words = ["-m", "train", "-u", "m2d_s", "-d", "ic", "-p", "exp", "--data", superb, "-o", override()]
-    found = s3prl(*words, folder=tmp_path, environment={"M2D_BENCH_WEIGHTS_M2D_S": MODELS["m2d_s"]})
+    found = s3prl(*words, folder=encoder_folder, environment={"M2D_BENCH_WEIGHTS_M2D_S": "own.py:Layers"})
     assert found.returncode == 0, found.stderr[-3000:]
-    (row,) = json.loads(results(tmp_path, "exp", "--format", "json").stdout)
-    assert row["model"] == MODELS["m2d_s"]
+    assert results(encoder_folder, "exp").returncode == 0
+    (path,) = (encoder_folder / "runs").rglob("*.json")
+    encoder = runs.load(path).encoder
+    assert (encoder["name"], encoder["digest"]) == ("own.py:Layers", zoo.load("own.py:Layers", device="cpu").digest)
 
 
 @pytest.mark.parametrize("upstream", ["fbank", "m2d_calcnorm"])
@@ -295,7 +298,11 @@ def test_emotion_is_shown_when_its_five_folds_are_there(superb, tmp_path, caplog
         (["-m", "train", "-u", "m2d_s", "-d", "asr", "-n", "x", "--data", "."], "No settings for 'asr' come"),
         (["-m", "train", "-u", "m2d_s", "-d", "ks", "-n", "x", "--data", "nowhere"], "data folder nowhere does not"),
         (
-            ["-m", "train", "-u", "m2d_s", "-k", "x,1", "-d", "ks", "-n", "x", "--data", "."],
+            ["-m", "train", "-u", "m2d_s", "-d", "ks", "-n", "x", "--data", ".", "--cache", "mine"],
+            "the cache mine/weights holds no folder m2d_s_vit_*",
+        ),
+        (
+            ["-m", "train", "-u", "m2d_bench", "-k", "x,1", "-d", "ks", "-n", "x", "--data", "."],
             "mean and standard deviation",
         ),
     ],

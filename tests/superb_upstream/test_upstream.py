@@ -1,15 +1,17 @@
 """The upstreams under s3prl's contract, and how users name weights and statistics."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from m2d_bench.encoders import checkpoint
+from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import AudioError, CheckpointError, UsageError
-from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, norm_stats
+from m2d_bench.settings import Storage
+from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, launcher, norm_stats, register
 from tests.conftest import random_checkpoint, small_encoder
 
 M2D_S = "random:m2d_s_vit_tiny-80x400p80x2"
@@ -63,6 +65,74 @@ def test_frame_counts_stay_within_s3prls_tolerance(patch_size, frames, rate):
             assert count >= 1
             if frames % patch_size[1] == 0:
                 assert abs(count - length / rate) <= 1 + 160 / rate
+
+
+def any_upstream(name, **settings):
+    return ENTRIES["m2d_bench"](ckpt=name, **settings)
+
+
+@pytest.mark.usefixtures("encoder_folder")
+@pytest.mark.parametrize(
+    ("name", "rate", "layers"),
+    [
+        ("own.py:Loudness", 320, 1),
+        ("own.py:Layers", 320, 2),
+        ("hear:hear_own.py", 320, 1),
+        ("logmel", 160, 1),
+        ("random:m2d_s_vit_tiny-80x208p80x4", 640, 12),
+    ],
+)
+def test_any_encoder_gives_its_frames_whatever_the_batch(name, rate, layers):
+    model, encoder = any_upstream(name), zoo.load(name, device="cpu", precision="fp32")
+    assert model.get_downsample_rates("hidden_states") == rate
+    lengths = [4700, 16000, 8000, 4700]  # 4700 samples are 14.7 frames of 20 ms, which s3prl counts as 15
+    found = model(noise(*lengths))
+    assert len(found["hidden_states"]) == layers
+    for row, wav in enumerate(noise(*lengths)):
+        by_hand, alone = encoder.hidden_states(wav), model([wav])["hidden_states"]
+        for layer, wanted, frames in zip(found["hidden_states"], by_hand, alone, strict=True):
+            torch.testing.assert_close(frames[:, : wanted.shape[1]], wanted, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(layer[row, : frames.shape[1]], frames[0], rtol=1e-4, atol=1e-4)
+            assert frames.shape[1] >= round(len(wav) / rate)
+            torch.testing.assert_close(frames[:, -1], wanted[:, -1], rtol=1e-4, atol=1e-4)
+            assert not layer[row, frames.shape[1] :].any()
+
+
+@pytest.mark.usefixtures("encoder_folder")
+def test_a_downstream_learns_from_frames_of_any_encoder():
+    frames = any_upstream("own.py:Loudness")(noise(8000))["hidden_states"][0]
+    linear = torch.nn.Linear(2, 1)
+    linear(frames).sum().backward()
+    assert linear.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("own.py:SceneOnly", ("", ""), "SceneOnly has no timestamp_embeddings"),
+        ("own.py:Loudness,ks", ("", ""), "no settings norm_stats"),
+        ("own.py:Loudness", ("16000", "22050"), "takes 22050 Hz"),
+        (
+            "own.py:Loudness",
+            ("hop_ms = 20.0", "hop_ms = 40.0"),
+            "50 frames for 16000 samples.* 40 ms they are 25.*hop_ms",
+        ),
+    ],
+)
+def test_what_s3prl_could_not_use_of_an_encoder_is_told(encoder_folder, name, changes, says):
+    (encoder_folder / "own.py").write_text((encoder_folder / "own.py").read_text().replace(*changes))
+    with pytest.raises(UsageError, match=says):
+        any_upstream(name)(noise(16000))
+
+
+@pytest.mark.usefixtures("encoder_folder")
+@pytest.mark.parametrize("name", ["own.py:Layers", "logmel"])
+def test_what_stays_frozen_is_not_trained(name):
+    entry = SimpleNamespace(model=any_upstream(name), trainable=True)
+    with pytest.raises(UsageError, match=f"{name} stays frozen: -f takes models of the M2D family"):
+        launcher._check_trainable(entry)
+    for other in ({"model": entry.model, "trainable": False}, {"model": upstream(), "trainable": True}):
+        launcher._check_trainable(SimpleNamespace(**other))
 
 
 def test_s3prls_own_classes_take_it():
@@ -183,6 +253,20 @@ def test_weights_are_found_without_k(tmp_path, monkeypatch):
     monkeypatch.setenv("M2D_BENCH_WEIGHTS_M2D_S", str(weights))
     assert ENTRIES["m2d_s"]().encoder.config.name == weights.parent.name
     assert ENTRIES["m2d_s"](ckpt=f"{weights},ks").encoder.config.norm_stats == (-11.50626, 4.31486)
+
+
+def test_weights_lie_in_the_cache_that_is_named(tmp_path):
+    pytest.importorskip("s3prl")
+    import s3prl.hub
+
+    weights = tmp_path / "weights" / "m2d_s_vit_tiny-80x400p80x2" / "checkpoint.pth"
+    weights.parent.mkdir(parents=True)
+    checkpoint.save(random_checkpoint(weights.parent.name), weights)
+    register(Storage(cache=tmp_path))
+    assert s3prl.hub.m2d_s(ckpt=None, model_config=None, refresh=False).name == weights.parent.name
+    register()
+    with pytest.raises(CheckpointError, match="M2D_BENCH_WEIGHTS_M2D_S"):
+        s3prl.hub.m2d_s(ckpt=None, model_config=None, refresh=False)
 
 
 @pytest.mark.parametrize(
