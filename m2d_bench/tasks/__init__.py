@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import resolve, unknown
@@ -85,8 +84,7 @@ def get_all(
     found = dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip())
     if not found:
         raise UsageError("No task named. See m2d-bench tasks.")
-    own_seconds = {} if clip_seconds is None else {"clip_seconds": clip_seconds}
-    return {name: replace(find(name, storage), **own_seconds) for name in found}
+    return {name: find(name, storage).lasting(clip_seconds) for name in found}
 
 
 __all__ = ["BUILT_IN", "FORMATS", "FORMS", "NAMES", "Entry", "Folds", "Layout", "Task", "get", "get_all"]

@@ -59,10 +59,10 @@ def _describe(dataset: Dataset) -> str:
     )
 
 
-def _row(name: str, dataset: Dataset, chosen: np.ndarray) -> dict[str, str | int | float]:
+def _row(name: str, dataset: Dataset, chosen: np.ndarray) -> dict[str, object]:
     """Clips, classes and durations of a split."""
     clips = dataset.only(np.flatnonzero(chosen).tolist())
-    row = {
+    row: dict[str, object] = {
         "fold" if dataset.task.folds else "split": name,
         "clips": len(clips.files),
         "classes": int((clips.class_counts > 0).sum()),

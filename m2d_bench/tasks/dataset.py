@@ -175,7 +175,8 @@ class Dataset:
     def seconds(self) -> np.ndarray:
         """Duration of each clip, NaN where its file cannot be decoded, [N]."""
         ends = np.array([content.seconds for content in self.clip_contents])
-        return np.minimum(ends, self.spans[:, 1]) - self.spans[:, 0]
+        seconds: np.ndarray = np.minimum(ends, self.spans[:, 1]) - self.spans[:, 0]
+        return seconds
 
     @cached_property
     def faults(self) -> dict[int, str]:

@@ -73,7 +73,8 @@ def _groups(place: Path, entries: Sequence[Entry], names: Sequence[str]) -> tupl
                 f"{place}: {len(several)} files in several groups, such as {several[0]}. Give each file one."
             )
         return groups, f"{len({*groups})} groups of the column group"
-    groups = [_LAST_NUMBER.sub("", name) for name in names]
+    stripped = [_LAST_NUMBER.sub("", name) for name in names]
+    groups = [file if stem == name else stem for file, name, stem in zip(files, names, stripped, strict=True)]
     members: dict[str, list[str]] = {}
     for file, group in dict(zip(files, groups, strict=True)).items():
         members.setdefault(group, []).append(file)

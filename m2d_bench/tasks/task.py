@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -126,6 +126,10 @@ class Task:
     def synthetic(self) -> bool:
         """Whether the clips are generated rather than recorded; tables say so."""
         return self.generator is not None
+
+    def lasting(self, clip_seconds: float | None) -> Task:
+        """The same task with another unit duration in seconds, unless that is None."""
+        return self if clip_seconds is None else replace(self, clip_seconds=clip_seconds)
 
     def roles(self, splits: Iterable[str]) -> list[tuple[str, str, list[str]]]:
         """For each fold, or the official split: what tests, what chooses (if it is not drawn), what trains.

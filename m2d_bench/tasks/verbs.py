@@ -2,7 +2,7 @@
 
 # No postponed annotations here: the command line and pydantic read the types of CheckSettings.
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import App
@@ -76,7 +76,4 @@ def check_task(name: str, /, *, settings: Annotated[CheckSettings, Flat] = Check
         name: As --tasks of m2d-bench linear takes it: FOLDER and FILE.csv too.
         settings: Where the data lie, and how they are read.
     """
-    task = tasks.get(name, settings)
-    if settings.clip_seconds:
-        task = replace(task, clip_seconds=settings.clip_seconds)
-    return Output(*check(task, settings, settings.jobs))
+    return Output(*check(tasks.get(name, settings).lasting(settings.clip_seconds), settings, settings.jobs))

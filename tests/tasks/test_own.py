@@ -338,3 +338,17 @@ def test_linear_evaluates_ones_own_data_and_records_how_folds_were_drawn(tmp_pat
     text = path.read_text()
     assert "drawn with seed 0" in text
     assert '"clip_seconds": 0.1' in text
+
+
+def test_recordings_whose_parts_are_of_two_classes_stay_together(tmp_path):
+    for recording in range(6):
+        for number, name in enumerate((*CLASSES, *CLASSES)):
+            write_clip(tmp_path / name / f"rec{recording}_{number}.wav")
+            write_clip(tmp_path / name / f"{recording}{number}.wav")
+    found = load(tmp_path)
+    folds: dict[str, set[str]] = {}
+    for file, fold in zip(found.files, found.splits.tolist(), strict=True):
+        folds.setdefault(file.split("/")[1].rpartition("_")[0] or file, set()).add(fold)
+    assert len(folds) == 30  # six recordings, and 24 files of a number alone
+    assert all(len(inside) == 1 for inside in folds.values())
+    assert "over 30 groups of files" in found.warnings[-1]
