@@ -26,8 +26,8 @@ _LAST_NUMBER = re.compile(r"[-_. (]+\d+\)?(\.\w+)?$")
 def draw(place: Path, entries: Sequence[Entry], names: Sequence[str]) -> tuple[Folds, list[Entry]]:
     """Draws a fold for each clip: no group lies in two of them, and each has its share of every class.
 
-    Groups are those of the clips; else files of one name up to its last number, unless a class then has fewer groups
-    than there are folds. A clip of several labels counts as its rarest.
+    Groups are those of the clips; else files of one name up to its last number, but each file of a class that would
+    have fewer groups than there are folds. A clip of several labels counts as its rarest.
 
     Args:
         place: Where they were listed, for messages.
@@ -73,20 +73,23 @@ def _groups(place: Path, entries: Sequence[Entry], names: Sequence[str]) -> tupl
                 f"{place}: {len(several)} files in several groups, such as {several[0]}. Give each file one."
             )
         return groups, f"{len({*groups})} groups of the column group"
-    stripped = [_LAST_NUMBER.sub("", name) for name in names]
-    groups = [file if stem == name else stem for file, name, stem in zip(files, names, stripped, strict=True)]
+    stems = [_LAST_NUMBER.sub("", name) for name in names]
+    groups = [file if stem == name else stem for file, name, stem in zip(files, names, stems, strict=True)]
     members: dict[str, list[str]] = {}
     for file, group in dict(zip(files, groups, strict=True)).items():
         members.setdefault(group, []).append(file)
     largest = max(members.values(), key=len)
     if len(largest) == 1:
         return groups, f"{len(members)} files, no two of one name up to its last number"
-    alike = f"of one name up to its last number, such as {largest[0]} and {largest[1]}"
     table = pd.DataFrame({"label": [entry.labels for entry in entries], "file": files, "group": groups})
     counts = table.explode("label").groupby("label").nunique()
-    if counts["group"][counts["file"] >= COUNT].min() >= COUNT:
-        return groups, f"{len(members)} groups of files {alike}"
-    return files, (
-        f"{len({*files})} files, each by itself: groups of files {alike}, would be fewer than {COUNT} of a class. If "
-        "files belong together, name their groups in the column group of a CSV file"
-    )
+    few = counts.index[(counts["file"] >= COUNT) & (counts["group"] < COUNT)].tolist()
+    alone = {entry.file for entry in entries if not {*few}.isdisjoint(entry.labels)}
+    groups = [file if file in alone else group for file, group in zip(files, groups, strict=True)]
+    how = f"{len({*groups})} groups: files of one name up to its last number, such as {largest[0]} and {largest[1]}"
+    if few:
+        how += (
+            f", but each file by itself of {len(few)} classes that would have fewer than {COUNT} groups "
+            f"({', '.join(few[:5])}{', …' if len(few) > 5 else ''}); the column group of a CSV file says better"
+        )
+    return groups, how

@@ -80,14 +80,14 @@ def _located(table: Path, entries: Sequence[Entry], data: Path | None) -> tuple[
         DataError: None of them is there.
     """
     files = dict.fromkeys(entry.file for entry in entries)
-    folders = [table.parent, *([data.resolve()] if data else [])]
-    found = {folder: {file: path for file in files if (path := _path(folder, file))} for folder in folders}
-    root = max(folders, key=lambda folder: len(found[folder]))
+    roots = [table.parent, *([data.resolve()] if data else [])]
+    found = {root: {file: path for file in files if (path := _path(root, file))} for root in roots}
+    root = max(roots, key=lambda root: len(found[root]))
     paths = found[root]
     if not paths:
         raise DataError(
             f"{table}: none of its {len(files)} files is there, such as {entries[0].file}. Looked in "
-            f"{' and '.join(map(str, folders))}; name the folder they lie in with --data."
+            f"{' and '.join(map(str, roots))}; name the folder they lie in with --data."
         )
     if not all(path.is_relative_to(root) for path in paths.values()):
         root = Path(os.path.commonpath([path.parent for path in paths.values()]))

@@ -31,7 +31,7 @@ NAMES = [
 @pytest.mark.parametrize("files", NAMES)
 def test_files_of_one_name_up_to_its_last_number_fall_into_one_fold(files):
     how, found = drawn(files)
-    assert f"10 groups of files of one name up to its last number, such as {files[0]} and {files[1]}" in how
+    assert how.endswith(f"10 groups: files of one name up to its last number, such as {files[0]} and {files[1]}")
     assert [len({*found[i : i + 4]}) for i in range(0, 40, 4)] == [1] * 10
     assert Counter(found) == dict.fromkeys("12345", 8)
 
@@ -49,9 +49,25 @@ def test_names_that_say_the_class_alone_make_no_groups():
     files = [f"{name}_{i:03d}.wav" for i in range(20) for name in ("owl", "wren")]
     how, found = drawn(files)
     assert (
-        "40 files, each by itself: groups of files of one name up to its last number, such as owl_000.wav and " in how
+        "over 40 groups: files of one name up to its last number, such as owl_000.wav and owl_001.wav, but each" in how
     )
+    assert "by itself of 2 classes that would have fewer than 5 groups (owl, wren); the column group of a CSV" in how
     assert Counter(found) == dict.fromkeys("12345", 8)
+
+
+def test_a_class_of_few_recordings_does_not_part_those_of_others():
+    files = [*NAMES[0], *(f"rec99_{take}.wav" for take in range(10))]
+    how, found = drawn(files, [*["owl"] * 40, *["wren"] * 10])
+    assert "over 20 groups" in how
+    assert "each file by itself of 1 classes that would have fewer than 5 groups (wren)" in how
+    assert [len({*found[i : i + 4]}) for i in range(0, 40, 4)] == [1] * 10
+    assert Counter(found[40:]) == dict.fromkeys("12345", 2)
+
+
+def test_a_file_of_clips_of_several_classes_is_never_parted():
+    files = [name for take in range(10) for name in [f"rec{take % 2}_{take}.wav"] * 2]
+    _, found = drawn(files + NAMES[0], [*["wren", "owl"] * 10, *["owl"] * 40])
+    assert found[:20:2] == found[1:20:2]
 
 
 def test_the_column_group_says_what_belongs_together():

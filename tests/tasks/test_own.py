@@ -351,4 +351,4 @@ def test_recordings_whose_parts_are_of_two_classes_stay_together(tmp_path):
         folds.setdefault(file.split("/")[1].rpartition("_")[0] or file, set()).add(fold)
     assert len(folds) == 30  # six recordings, and 24 files of a number alone
     assert all(len(inside) == 1 for inside in folds.values())
-    assert "over 30 groups of files" in found.warnings[-1]
+    assert "over 30 groups: files of one name up to its last number" in found.warnings[-1]
