@@ -224,7 +224,7 @@ def segments(tmp_path, rows, header="file_name,label,start_s,end_s,split"):
     """Clips of stretches of files of one second, each sample the time in seconds."""
     path = write_table(tmp_path / "calls.csv", rows, header, clips=False)
     for name in {row.split(",")[0] for row in rows}:
-        soundfile.write(tmp_path / name, np.arange(8000) / 8000, 8000, subtype="FLOAT")
+        soundfile.write(tmp_path / name, np.arange(8000) / 8000, 8000, subtype="PCM_24")  # without a time in its header
     return path
 
 
