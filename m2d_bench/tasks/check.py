@@ -35,7 +35,7 @@ def check(task: Task, storage: Storage, jobs: int = 0) -> tuple[str, tuple[str, 
     there = found.only([clip for clip, file in enumerate(found.files) if (found.root / file).is_file()])
     for warning in there.warnings[len(there.leaks) :]:
         logger.warning("%s", warning)
-    faults = (f"{task.name}: {fault}" for fault in there.faults.values())
+    faults = (f"{task.name}: {fault}" for fault in dict.fromkeys(there.faults.values()))
     return _describe(there), (*datasets.problems(found), *faults, *there.leaks)
 
 

@@ -28,9 +28,7 @@ logger = logging.getLogger(__name__)
 CROP_TOLERANCE = 0.01
 """Seconds by which a clip may exceed the unit duration and still count as one of it: a frame of the spectrogram."""
 
-FEW_CLIPS = 5
-"""A class of fewer clips is told, of one's own data."""
-
+_FEW_CLIPS = 5
 _SPLITS = {"train", "valid", "test"}
 
 
@@ -143,7 +141,7 @@ class Dataset:
         unit, counts = self.task.clip_seconds, zip(self.classes, self.class_counts.tolist(), strict=True)
         odd = np.flatnonzero((self.seconds > 2 * unit) | (self.seconds > 0) & (self.seconds < unit / 2)).tolist()
         return {
-            f"classes of fewer than {FEW_CLIPS} clips": [f"{name} ({n})" for name, n in counts if n < FEW_CLIPS],
+            f"classes of fewer than {_FEW_CLIPS} clips": [f"{name} ({n})" for name, n in counts if n < _FEW_CLIPS],
             f"clips over twice or under half as long as the {unit:.3g} s they are cut or padded to (--clip-seconds)": [
                 f"{self.files[clip]} ({self.seconds[clip]:.3g} s)" for clip in odd
             ],
@@ -341,7 +339,7 @@ def problems(dataset: Dataset) -> Iterator[str]:
     if missing := [file for file in dataset.files if not (dataset.root / file).is_file()]:
         yield (
             f"{task.name}: {len(missing)} of {len(dataset.files)} files of the index are missing from {dataset.root}: "
-            f"{_first(missing)}."
+            f"{_first(missing)}. Get them, or leave their lines out."
         )
 
 
