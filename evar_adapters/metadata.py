@@ -38,12 +38,13 @@ def export(task: str, folder: Path, storage: Storage = Storage(), sample_rate: i
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", "label", column])
-        for clip, (source, split) in enumerate(
-            track(zip(dataset.files, dataset.splits, strict=True), f"Exporting {name}", len(dataset.files), "clips")
-        ):
-            target = clips / Path(source).with_suffix(".wav")
+        for clip in track(range(len(dataset.files)), f"Exporting {name}", len(dataset.files), "clips"):
+            source, span = Path(dataset.files[clip]), dataset.span_name(clip)
+            target = clips / (source.with_name(f"{source.stem}_{span}.wav") if span else source.with_suffix(".wav"))
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(target, audio.read(dataset.root / source, sample_rate), sample_rate, subtype="PCM_16")
-            writer.writerow([target.relative_to(clips), ",".join(dataset.labels_of(clip)), split])
+                start, end = dataset.spans[clip].tolist()
+                waveform = audio.read(dataset.root / source, sample_rate, offset=start, seconds=end - start)
+                soundfile.write(target, waveform, sample_rate, subtype="PCM_16")
+            writer.writerow([target.relative_to(clips), ",".join(dataset.labels_of(clip)), dataset.splits[clip]])
     return path

@@ -59,7 +59,7 @@ def finetune(
             raise unknown("setting", name, known, "m2d-bench finetune --help")
     settings = replace(settings, **changes)
     jobs: list[tuple[type[Job], str, Task, str, Recipe]] = []
-    for name, task in tasks.get_all(task_names, settings, images.get).items():
+    for name, task in tasks.get_all(task_names, settings, images.get, settings.clip_seconds).items():
         kind = ImageJob if name.startswith(images.PREFIX) else Job
         chosen = recipe or own_recipes.name_for(task.name, kind.recipe_type)
         jobs.append((kind, name, task, str(chosen), own_recipes.load(chosen, recipe_changes, kind.recipe_type)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from m2d_bench.output import Names
 from m2d_bench.settings import OnBadFile, Storage
@@ -37,6 +37,7 @@ class FinetuneSettings(Storage):
         resume: Go on where an unfinished training stopped.
         force: Train finished seeds and folds anew.
         keep_predictions: Also keep what each test clip scored, beside the record.
+        clip_seconds: Seconds that clips are cut or padded to; by default each task's own.
         on_bad_file: Sound files that cannot be read make their task fail (stop), or are left out of it (skip), which
             the record tells.
         resume_minutes: Minutes between files to go on from.
@@ -57,6 +58,7 @@ class FinetuneSettings(Storage):
     resume: bool = False
     force: bool = False
     keep_predictions: bool = False
+    clip_seconds: PositiveFloat | None = None
     on_bad_file: OnBadFile = "stop"
     resume_minutes: NonNegativeFloat = 5.0
     log_steps: PositiveInt = 20

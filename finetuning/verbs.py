@@ -35,8 +35,8 @@ def finetune(
 
     Args:
         model: m2d_tiny, a released name, a path, or random:NAME; see m2d-bench models. Of images, a path.
-        task_names: Names separated by commas or spaces, see m2d-bench tasks; or hear:PATH, evar:PATH, or
-            images:FOLDER in ImageNet's layout.
+        task_names: Names separated by commas or spaces, see m2d-bench tasks; FOLDER or FILE.csv of your own; hear:PATH,
+            evar:PATH, or images:FOLDER in ImageNet's layout.
         recipe: A recipe of the papers (--list), or a YAML file; by default the one of the task's name.
         epochs: Passes over the training clips.
         changes: Values of the recipe to change, NAME=VALUE: learning_rate=0.1 mixup=0.3.
@@ -48,7 +48,8 @@ def finetune(
         return Output(_recipes())
     if not task_names:
         raise UsageError(
-            "Which tasks? --tasks esc50, such as m2d-bench tasks lists; or evar:PATH, hear:PATH, images:FOLDER."
+            "Which tasks? --tasks esc50, such as m2d-bench tasks lists; or FOLDER, FILE.csv, evar:PATH, hear:PATH, "
+            "images:FOLDER."
         )
     render = resolve("m2d_bench.results:report")
     resolve("m2d_bench.results:check_format")(style)

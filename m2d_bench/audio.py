@@ -116,7 +116,7 @@ def read(
     return resampled
 
 
-def inspect(path: str | os.PathLike[str]) -> tuple[str, float]:
+def inspect(path: str | os.PathLike[str]) -> tuple[str, float, int, int]:
     """Decodes a sound file to its end in little memory, however long it is.
 
     Args:
@@ -124,19 +124,19 @@ def inspect(path: str | os.PathLike[str]) -> tuple[str, float]:
 
     Returns:
         SHA-256 of its rate and of the mean of its channels, rounded to 16 bits: the same in every lossless format and
-        with any tags. And its duration in seconds, see `duration`.
+        with any tags. Its duration in seconds, see `duration`; its sample rate in Hz; and its number of channels.
 
     Raises:
         AudioError: As of `read` at 16 kHz, but for the memory.
     """
     with _opened(path) as file:
-        rate, announced = file.samplerate, _announced(path, file)
+        rate, channels, announced = file.samplerate, file.channels, _announced(path, file)
         sha, decoded = hashlib.sha256(f"{rate} ".encode()), 0
         for block in _decoded(path, file, announced):
             sha.update((np.rint(block.astype(np.float64) * 2**15) + 0.0).tobytes())  # without -0.0
             decoded += len(block)
         _check_resampled(path, decoded, rate, 16000)
-    return sha.hexdigest(), (decoded if announced is None else announced) / rate
+    return sha.hexdigest(), (decoded if announced is None else announced) / rate, rate, channels
 
 
 def duration(path: str | os.PathLike[str]) -> float:

@@ -41,7 +41,7 @@ VERBS = {
         "Write an HTML file with every run: table, plots, raw scores.",
     ),
     "runs": ("m2d_bench.results.verbs:RUNS", "List, show, export, merge and clear run records."),
-    "tasks": ("m2d_bench.verbs:list_tasks", "List the tasks."),
+    "tasks": ("m2d_bench.tasks.verbs:TASKS", "List the tasks, or check what the data of one holds."),
 }
 
 KEPT = {

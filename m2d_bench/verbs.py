@@ -39,8 +39,8 @@ def linear(
 
     Args:
         model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.
-        task_names: Names separated by commas or spaces, see m2d-bench tasks; or hear:PATH, a HEAR task folder, or
-            evar:PATH, a metadata file of EVAR (no comma in the path).
+        task_names: Names separated by commas or spaces, see m2d-bench tasks; your own data by its path, FOLDER of class
+            folders or FILE.csv; hear:PATH, a HEAR task folder; evar:PATH, a metadata file of EVAR (no comma in a path).
         style: text, md, csv, json, latex or html.
         settings: How to evaluate.
     """
@@ -130,25 +130,6 @@ def _sound_files(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         if not inside and not unlisted:
             failures.append(f"{path}: no sound files, in subfolders neither.")
     return sounds, failures
-
-
-def list_tasks() -> Output:
-    """List the tasks."""
-    rows = [
-        {
-            "task": task.name,
-            "domain": task.domain,
-            "metric": task.metric,
-            "classes": task.n_classes,
-            "clips": task.n_clips,
-            "folds": task.folds.count if task.folds else "official split",
-            "seconds": task.clip_seconds,
-            "source": "synthetic, generated on first use" if task.synthetic else task.source,
-        }
-        for task in map(tasks.get, tasks.NAMES)
-    ]
-    text = tabulate(rows, headers="keys", tablefmt="simple")
-    return Output(f"{text}\n\nAlso: hear:PATH, a HEAR task folder; evar:PATH, a metadata file of EVAR.")
 
 
 MODELS = App(name="models", help="List the models, or show what one holds.")

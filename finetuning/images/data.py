@@ -54,7 +54,7 @@ def get(name: str, storage: Storage = Storage()) -> Task:
         clip_seconds=0.0,
         n_classes=len({entry.labels for entry in listed}),
         n_clips=len(listed),
-        lister=f"{__name__}:entries",
+        lister=entries,
         folder=str(folder),
         source=str(folder),
         contents=f"{__name__}:ImageContents",
@@ -101,9 +101,9 @@ class ImageContents(Contents):
     """Contents of image files."""
 
     @staticmethod
-    def inspect(path: Path) -> tuple[str, float]:
-        """Decodes an image: digest of its pixels, and no duration."""
-        return hashlib.sha256(np.asarray(images.read(path)).tobytes()).hexdigest(), 0.0
+    def inspect(path: Path) -> tuple[str, float, int, int]:
+        """Decodes an image: digest of its pixels, and nothing of a sound."""
+        return hashlib.sha256(np.asarray(images.read(path)).tobytes()).hexdigest(), 0.0, 0, 0
 
 
 class ImageCache(ClipCache):

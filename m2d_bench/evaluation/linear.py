@@ -62,7 +62,7 @@ def linear(
     """
     check_names("setting", changes, [field.name for field in fields(LinearSettings)], "m2d-bench linear --help")
     settings = replace(settings, **changes)
-    chosen = tasks.get_all(task_names, settings)
+    chosen = tasks.get_all(task_names, settings, clip_seconds=settings.clip_seconds)
     make_folder(settings.runs_root)
     loaded = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
     encoder = wrap(loaded)

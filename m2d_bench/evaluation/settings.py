@@ -44,6 +44,7 @@ class LinearSettings(ProbeSettings, Compute, Storage):
         force: Compute finished seeds anew.
         train_fraction: Share of the training clips to train on, drawn anew for each seed and fold.
         keep_predictions: Also keep what each test clip scored, and the validation scores, beside the record.
+        clip_seconds: Seconds that clips are cut or padded to; by default each task's own.
         on_bad_file: Sound files that cannot be read make their task fail (stop), or are left out of it (skip), which
             the record tells.
     """
@@ -53,4 +54,5 @@ class LinearSettings(ProbeSettings, Compute, Storage):
     force: bool = False
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     keep_predictions: bool = False
+    clip_seconds: PositiveFloat | None = None
     on_bad_file: OnBadFile = "stop"

@@ -20,6 +20,7 @@ from m2d_bench.files import sha256
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import track
 from m2d_bench.settings import read_checked, write_checked
+from m2d_bench.tasks.task import Entry
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,16 @@ class Content:
         digest: SHA-256 of its bytes.
         sound: SHA-256 of its samples, see `audio.inspect`; empty where they cannot be decoded.
         seconds: Duration, see `audio.duration`; NaN where it cannot be decoded.
+        sample_rate: Hz.
+        channels: How many it has.
         fault: What is wrong with it, empty where it can be decoded to its end.
     """
 
     digest: str
     sound: str = ""
     seconds: float = np.nan
+    sample_rate: int = 0
+    channels: int = 0
     fault: str = ""
 
 
@@ -99,8 +104,8 @@ class Contents:
             return Content(digest, fault=str(error))
 
     @staticmethod
-    def inspect(path: Path) -> tuple[str, float]:
-        """Decodes a file to its end: digest of what it holds, and duration in seconds; see `audio.inspect`."""
+    def inspect(path: Path) -> tuple[str, float, int, int]:
+        """Decodes a file to its end: digest of what it holds, seconds, Hz and channels; see `audio.inspect`."""
         return audio.inspect(path)
 
     def _remembered(self) -> dict[str, Any]:
@@ -110,20 +115,21 @@ class Contents:
         return facts["files"] if facts.get("reader") == _reader() else {}
 
 
-def durations(root: Path, files: Sequence[str], cache: Path) -> list[float]:
-    """Durations in seconds of the files that can be decoded; what is wrong with others is said when they are read.
+def durations(root: Path, clips: Sequence[Entry], cache: Path) -> list[float]:
+    """Durations in seconds of the clips that can be decoded; what is wrong with others is said when they are read.
 
     Args:
         root: Folder of the files.
-        files: Paths relative to it; those that are missing are passed over.
+        clips: Some may be missing.
         cache: Folder that remembers them.
 
     Raises:
         DataError: None can be.
     """
-    there = [file for file in files if (root / file).is_file()]
-    contents = Contents(root, cache).of(there, root.name)
-    seconds = [content.seconds for content in contents if not content.fault]
+    there = [clip for clip in clips if (root / clip.file).is_file()]
+    contents = Contents(root, cache).of([clip.file for clip in there], root.name)
+    readable = [(clip, content.seconds) for clip, content in zip(there, contents, strict=True) if not content.fault]
+    seconds = [min(clip.end, end) - clip.start for clip, end in readable if clip.start < end]
     if not seconds:
         raise DataError(
             f"None of the clips can be read, the last because: {contents[-1].fault if contents else 'no clip'}"

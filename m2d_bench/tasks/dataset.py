@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,16 @@ from m2d_bench import audio
 from m2d_bench.errors import DataError
 from m2d_bench.registry import resolve
 from m2d_bench.settings import OnBadFile, Storage
-from m2d_bench.tasks import generated, index
+from m2d_bench.tasks import generated, layouts
 from m2d_bench.tasks.contents import Content, Contents
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Task
 
 logger = logging.getLogger(__name__)
 
 CROP_TOLERANCE = 0.01
 """Seconds by which a clip may exceed the unit duration and still count as one of it: a frame of the spectrogram."""
 
+_FEW_CLIPS = 5
 _SPLITS = {"train", "valid", "test"}
 
 
@@ -42,6 +43,7 @@ class Dataset:
         classes: Class names in order, [C].
         labels: [N] int64 class numbers, or [N, C] float32 multi-hot.
         splits: Fold of each clip, or its split (train, valid, test), [N] strings.
+        spans: Where each clip starts and ends in its file, in seconds, [N, 2]; 0 and infinity are the whole file.
         contents: What is in the clips' files.
         left_out: Clips of the index that are left out because they cannot be read.
     """
@@ -52,6 +54,7 @@ class Dataset:
     classes: tuple[str, ...]
     labels: np.ndarray
     splits: np.ndarray
+    spans: np.ndarray
     contents: Contents
     left_out: tuple[str, ...] = ()
 
@@ -59,8 +62,10 @@ class Dataset:
     def fingerprint(self) -> str:
         """Identity of the clips: names, content, labels and splits or folds, 16 hexadecimal digits."""
         sha = hashlib.sha256(b"folds" if self.task.folds else b"split")
-        for file, split, content in zip(self.files, self.splits, self._contents, strict=True):
-            sha.update(f"{file}\0{split}\0{content.digest}\0".encode(errors="surrogateescape"))
+        for clip, (file, split, content) in enumerate(zip(self.files, self.splits, self.clip_contents, strict=True)):
+            span = self.span_name(clip)
+            words = (file, split, content.digest, *([span] if span else []))
+            sha.update("".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
         sha.update("\0".join(self.classes).encode())
         sha.update(self.labels.tobytes())
         return sha.hexdigest()[:16]
@@ -86,9 +91,20 @@ class Dataset:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What makes scores doubtful, in a line each that names the first few clips or classes."""
+        doubts = self._doubts() | (self._own_doubts() if self.task.own else {})
+        drawn = self.task.folds.drawn if self.task.folds else ""
+        return (*self.leaks, *self._lines(doubts), *([f"{self.task.name}: {drawn}."] if drawn else []))
+
+    def _lines(self, found: Mapping[str, Sequence[str]]) -> Iterator[str]:
+        """A line for each thing that was found, with the first few names."""
+        return (f"{self.task.name}: {len(names)} {what}: {_first(names)}." for what, names in found.items() if names)
+
+    @cached_property
+    def leaks(self) -> tuple[str, ...]:
+        """The warning of sounds that lie in several splits or folds, if any do."""
         splits = self.splits.tolist()
         alike: dict[str, list[int]] = {}
-        for clip, content in enumerate(self._contents):
+        for clip, content in enumerate(self.clip_contents):
             alike.setdefault(content.sound, []).append(clip)
         copies = [
             f"{_first([*dict.fromkeys(self.files[clip] for clip in group)], ' = ', 3)} "
@@ -96,7 +112,13 @@ class Dataset:
             for sound, group in alike.items()
             if sound and len({splits[clip] for clip in group}) > 1
         ]
-        lines = Counter(zip(self.files, splits, strict=True))
+        what = "sounds in several splits, by name or with the same content; scores say too much"
+        return tuple(self._lines({what: copies}))
+
+    def _doubts(self) -> dict[str, list[str]]:
+        """Other clips and classes that make scores doubtful, by the reason."""
+        splits = self.splits.tolist()
+        lines = Counter(zip(self.files, splits, map(tuple, self.spans.tolist()), strict=True))
         untrained = [
             f"{name} ({test})"
             for test, _, trains in self.task.roles(splits)
@@ -104,16 +126,37 @@ class Dataset:
         ]
         unlabelled = np.flatnonzero(~self.labels.any(1)).tolist() if self.labels.ndim == 2 else []
         capitals = Counter(name.casefold() for name in self.classes)
-        found = {
-            "sounds in several splits, by name or with the same content; scores say too much": copies,
-            "clips listed several times in one split": [file for (file, _), count in lines.items() if count > 1],
+        ends = [content.seconds + CROP_TOLERANCE for content in self.clip_contents]
+        late = np.flatnonzero((self.seconds > 0) & np.isfinite(self.spans[:, 1]) & (self.spans[:, 1] > ends)).tolist()
+        return {
+            "clips listed several times in one split": [file for (file, *_), count in lines.items() if count > 1],
             "classes tested where no clip of theirs trains": untrained,
             "clips without a label": [self.files[clip] for clip in unlabelled],
             "classes that differ in capitals alone": [name for name in self.classes if capitals[name.casefold()] > 1],
+            "clips that end after their file": [f"{self.files[clip]} ({self.span_name(clip)})" for clip in late],
         }
-        return tuple(
-            f"{self.task.name}: {len(names)} {what}: {_first(names)}." for what, names in found.items() if names
-        )
+
+    def _own_doubts(self) -> dict[str, list[str]]:
+        """What is taken as it is of a published data set."""
+        unit, counts = self.task.clip_seconds, zip(self.classes, self.class_counts.tolist(), strict=True)
+        odd = np.flatnonzero((self.seconds > 2 * unit) | (self.seconds > 0) & (self.seconds < unit / 2)).tolist()
+        return {
+            f"classes of fewer than {_FEW_CLIPS} clips": [f"{name} ({n})" for name, n in counts if n < _FEW_CLIPS],
+            f"clips over twice or under half as long as the {unit:.3g} s they are cut or padded to (--clip-seconds)": [
+                f"{self.files[clip]} ({self.seconds[clip]:.3g} s)" for clip in odd
+            ],
+        }
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Clips of each class, [C]."""
+        labels = self.labels
+        return (labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(self.classes))).astype(int)
+
+    def span_name(self, clip: int) -> str:
+        """Where a clip lies in its file, such as 1.5-4 (seconds); empty for the whole file."""
+        start, end = self.spans[clip].tolist()
+        return "" if (start, end) == (0, math.inf) else f"{start:.12g}-{end:.12g}"
 
     def labels_of(self, clip: int) -> tuple[str, ...]:
         """Names of a clip's classes."""
@@ -122,8 +165,30 @@ class Dataset:
         return tuple(self.classes[number] for number in numbers)
 
     @property
-    def _contents(self) -> list[Content]:
+    def clip_contents(self) -> list[Content]:
+        """What is in each clip's file, [N]."""
         return self.contents.of(self.files, self.task.name)
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """Duration of each clip, NaN where its file cannot be decoded, [N]."""
+        ends = np.array([content.seconds for content in self.clip_contents])
+        seconds: np.ndarray = np.minimum(ends, self.spans[:, 1]) - self.spans[:, 0]
+        return seconds
+
+    @cached_property
+    def faults(self) -> dict[int, str]:
+        """What is wrong with the clips that cannot be read."""
+        faults = {clip: content.fault for clip, content in enumerate(self.clip_contents) if content.fault}
+        for clip in np.flatnonzero((self.spans[:, 0] > 0) & (self.seconds <= 0)).tolist():
+            faults[clip] = f"{self.root / self.files[clip]}: ends before the clip at {self.span_name(clip)} s."
+        return faults
+
+    def only(self, clips: Sequence[int]) -> Dataset:
+        """Some of the clips."""
+        files = tuple(self.files[clip] for clip in clips)
+        rows = np.array(clips, dtype=np.int64)
+        return replace(self, files=files, labels=self.labels[rows], splits=self.splits[rows], spans=self.spans[rows])
 
     def readable(self, on_bad_file: OnBadFile = "stop") -> Dataset:
         """The clips, once all were decoded; without those that cannot be where these are to be skipped.
@@ -135,7 +200,7 @@ class Dataset:
             DataError: Clips that cannot be decoded, all named, where they are not to be skipped, or are a whole split;
                 or without them one class alone trains.
         """
-        faults = {clip: content.fault for clip, content in enumerate(self._contents) if content.fault}
+        faults = self.faults
         if not faults:
             return self
         kept = [clip for clip in range(len(self.files)) if clip not in faults]
@@ -147,14 +212,8 @@ class Dataset:
                 remedy = f"Repair or replace them; without them, none is left of {', '.join(emptied)}."
             raise DataError(f"{what}: {'; '.join(faults.values())} {remedy}")
         logger.warning("%s and are left out of the score: %s", what, "; ".join(faults.values()))
-        rest = replace(
-            self,
-            files=tuple(self.files[clip] for clip in kept),
-            labels=self.labels[kept],
-            splits=self.splits[kept],
-            left_out=tuple(self.files[clip] for clip in faults),
-        )
-        _check_trained(rest)
+        rest = replace(self.only(kept), left_out=tuple(self.files[clip] for clip in faults))
+        _raise_first(_untrained(rest))
         for warning in rest.warnings:
             if warning not in self.warnings:
                 logger.warning("%s", warning)
@@ -163,12 +222,12 @@ class Dataset:
     @property
     def longer(self) -> np.ndarray:
         """Whether each clip is longer than the unit duration, so that its training view is a random crop, [N]."""
-        durations = np.array([content.seconds for content in self._contents])
-        return durations > self.task.clip_seconds + CROP_TOLERANCE
+        longer: np.ndarray = self.seconds > self.task.clip_seconds + CROP_TOLERANCE
+        return longer
 
     def crop_place(self, clip: int) -> float:
         """A place to crop the clip at, see `waveform`, that is drawn once and for all."""
-        seed = hashlib.sha256(os.fsencode(f"{self.task.name}/{self.files[clip]}")).digest()
+        seed = hashlib.sha256(os.fsencode(f"{self.task.name}/{self.files[clip]}{self.span_name(clip)}")).digest()
         return float(np.random.default_rng(list(seed)).uniform())
 
     def waveform(self, clip: int, sample_rate: int, *, place: float = 0.0) -> np.ndarray:
@@ -183,14 +242,31 @@ class Dataset:
             [S] float32 with S = clip_seconds × sample_rate.
         """
         path, seconds = self.root / self.files[clip], self.task.clip_seconds
-        offset = place * max(0.0, audio.duration(path) - seconds) if place else 0.0
+        start, end = self.spans[clip].tolist()
+        offset = place * max(0.0, min(end, audio.duration(path)) - start - seconds) if place else 0.0
         samples = round(seconds * sample_rate)
-        waveform = audio.read(path, sample_rate, offset=offset, seconds=seconds)[:samples]
+        waveform = audio.read(path, sample_rate, offset=start + offset, seconds=min(seconds, end - start))[:samples]
         return np.pad(waveform, (0, samples - len(waveform)))
 
 
 def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) -> Dataset:
-    """Finds a task's clips, or generates them, checks that all are there, and warns of what makes scores doubtful.
+    """Finds a task's clips, checks that all are there, and warns of what makes scores doubtful.
+
+    Args:
+        task, storage, sample_rate, jobs: As of `find`.
+
+    Raises:
+        DataError: As of `find`; or files are missing, or other numbers of clips, classes or folds than the task has.
+    """
+    dataset = find(task, storage, sample_rate, jobs)
+    _raise_first(problems(dataset))
+    for warning in dataset.warnings:
+        logger.warning("%s", warning)
+    return dataset
+
+
+def find(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) -> Dataset:
+    """Finds a task's clips, or generates them.
 
     Args:
         task: The task.
@@ -199,129 +275,90 @@ def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) 
         jobs: Threads that read the clips; 0 means one a core.
 
     Raises:
-        DataError: Not found, files missing, or other numbers of clips, classes or folds than the task has.
+        DataError: Not found, not laid out as it should be, or labels that are no class of the task.
     """
-    if task.lister:
-        root, entries = resolve(task.lister)(Path(task.folder), sample_rate)
-    elif task.generator:
+    layout = generated.LAYOUT
+    if task.generator:
         root = generated.folder(task, storage.cache_root)
-        entries = _read_entries(task, root, generated.LAYOUT)
+    elif task.folder:
+        root = Path(task.folder)
     else:
-        root, layout = _find(task, storage.data_root)
-        entries = _read_entries(task, root, layout)
-    files, cells, splits = zip(*entries, strict=True) if entries else ((), (), ())
-    classes, labels = _labels(task, files, cells)
-    dataset = Dataset(
+        root, layout = layouts.locate(task, storage.data_root)
+    root, entries = task.lister(root, sample_rate) if task.lister else (root, layouts.read_entries(task, root, layout))
+    classes, labels = _labels(task, entries)
+    return Dataset(
         task=task,
         root=root,
-        files=files,
+        files=tuple(entry.file for entry in entries),
         classes=classes,
         labels=labels,
-        splits=np.array(splits, str),
+        splits=np.array([entry.split for entry in entries], str),
+        spans=np.array([(entry.start, entry.end) for entry in entries]).reshape(-1, 2),
         contents=resolve(task.contents)(root, storage.cache_root, jobs),
     )
-    _check(dataset)
-    for warning in dataset.warnings:
-        logger.warning("%s", warning)
-    return dataset
 
 
-def _read_entries(task: Task, root: Path, layout: Layout) -> list[Entry]:
-    """The lines of an index that belong to the task."""
-    split = task.folds.column if task.folds else "split"
-    named = [name for _, name, _, _ in Formatter().parse(layout.file) if name]
-    table = index.read_columns(root / layout.index, [task.label, split, *named, *(layout.where or ())[:1]])
-    if layout.where:
-        table = table[table[layout.where[0]] == layout.where[1]]
-    return [
-        index.entry(
-            layout.file.format_map(row),
-            row[task.label].split(",") if task.multilabel else [row[task.label]],
-            row[split],
-        )
-        for row in table.to_dict("records")
-    ]
-
-
-def _find(task: Task, data: Path | None) -> tuple[Path, Layout]:
-    """The first folder that holds one of the task's layouts."""
-    if data is None:
-        raise DataError(
-            f"{task.name}: needs its data set from {task.source}. Unpack it anywhere and name the folder that holds it "
-            "with --data DIR or the environment's M2D_BENCH_DATA."
-        )
-    if not data.is_dir():
-        raise DataError(f"{task.name}: the data folder {data} does not exist. Name one with --data or M2D_BENCH_DATA.")
-    looked = []
-    for layout in task.layouts:
-        for root in (*(data / folder for folder in layout.folders), data):
-            if (root / layout.index).is_file():
-                return root, layout
-            looked.append(str(root / layout.index))
-    raise DataError(
-        f"{task.name}: not found. Looked for {', '.join(looked)}. Name the folder "
-        f"that holds {task.layouts[0].folders[0]}, or that folder itself. It comes from {task.source}."
-    )
-
-
-def _labels(task: Task, files: Sequence[str], cells: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], np.ndarray]:
+def _labels(task: Task, entries: Sequence[Entry]) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names and [N] numbers, or [N, C] multi-hot where a clip may have several labels."""
-    found = sorted({label for cell in cells for label in cell})
+    found = sorted({label for entry in entries for label in entry.labels})
     classes = task.classes or tuple(found)
     if unknown := [label for label in found if label not in classes]:
         raise DataError(f"{task.name}: labels that are no class of the task: {', '.join(unknown[:10])}.")
     number = {label: i for i, label in enumerate(classes)}
     if not task.multilabel:
-        if wrong := [file for file, cell in zip(files, cells, strict=True) if len(cell) != 1]:
+        if wrong := [entry.file for entry in entries if len(entry.labels) != 1]:
             raise DataError(
                 f"{task.name}: {len(wrong)} clips have not one label: {_first(wrong)}. Give each one, or leave it out."
             )
-        return classes, np.array([number[label] for (label,) in cells], dtype=np.int64)
-    labels = np.zeros((len(cells), len(classes)), dtype=np.float32)
-    for i, cell in enumerate(cells):
-        labels[i, [number[label] for label in cell]] = 1
+        return classes, np.array([number[entry.labels[0]] for entry in entries], dtype=np.int64)
+    labels = np.zeros((len(entries), len(classes)), dtype=np.float32)
+    for i, entry in enumerate(entries):
+        labels[i, [number[label] for label in entry.labels]] = 1
     return classes, labels
 
 
-def _check(dataset: Dataset) -> None:
-    """The task's numbers hold, its splits can be trained and tested, and every file is there."""
+def problems(dataset: Dataset) -> Iterator[str]:
+    """What of a data set is not as its task says, cannot be trained or tested, or is not there."""
     task = dataset.task
     found = {"clips": len(dataset.files), "classes": len(dataset.classes)}
     wanted = {"clips": task.n_clips, "classes": task.n_classes}
     splits = set(dataset.splits.tolist())
     if blank := [file for file, split in zip(dataset.files, dataset.splits, strict=True) if not split]:
-        raise DataError(
-            f"{task.name}: {len(blank)} clips have no fold or split: {_first(blank)}. Give each one, or leave it out."
-        )
+        yield f"{task.name}: {len(blank)} clips have no fold or split: {_first(blank)}. Give each one, or leave it out."
     if task.folds:
         found["folds"], wanted["folds"] = len(splits), task.folds.count
     elif not {"train", "test"} <= splits <= _SPLITS:
-        raise DataError(f"{task.name}: the column split holds {sorted(splits)}; allowed are {sorted(_SPLITS)}.")
+        yield f"{task.name}: the column split holds {sorted(splits)}; allowed are {sorted(_SPLITS)}."
     for what, number in wanted.items():
         if found[what] != number:
-            raise DataError(
+            yield (
                 f"{task.name}: {dataset.root} holds {found[what]} {what}, the task has {number}. The copy is "
                 f"incomplete or another edition; get it from {task.source or 'the cache anew: remove that folder'}."
             )
-    _check_trained(dataset)
-    missing = [file for file in dataset.files if not (dataset.root / file).is_file()]
-    if missing:
-        raise DataError(
+    yield from _untrained(dataset)
+    if missing := [file for file in dataset.files if not (dataset.root / file).is_file()]:
+        yield (
             f"{task.name}: {len(missing)} of {len(dataset.files)} files of the index are missing from {dataset.root}: "
-            f"{_first(missing)}."
+            f"{_first(missing)}. Get them, or leave their lines out."
         )
 
 
-def _check_trained(dataset: Dataset) -> None:
-    """Two classes or more train, whichever split is tested."""
+def _untrained(dataset: Dataset) -> Iterator[str]:
+    """Splits for whose test fewer than two classes train."""
     task = dataset.task
     for test, _, trains in task.roles(dataset.splits.tolist()):
         trained = _borne(dataset, trains)
         if not trains or (not task.multilabel and len(trained) < 2):
-            raise DataError(
+            yield (
                 f"{task.name}: to test {test!r}, the clips of {', '.join(trains) or 'no other fold'} train, with the "
                 f"classes {', '.join(sorted(trained)) or 'none'}; it takes clips of two classes or more."
             )
+
+
+def _raise_first(problems: Iterator[str]) -> None:
+    """Raises a DataError of the first problem, if there is one."""
+    if (problem := next(problems, None)) is not None:
+        raise DataError(problem)
 
 
 def _borne(dataset: Dataset, splits: Sequence[str]) -> set[str]:

@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.settings import Storage
 from m2d_bench.tasks import index
 from m2d_bench.tasks.contents import durations
 from m2d_bench.tasks.task import Entry, Folds, Task
@@ -40,12 +41,12 @@ UNIT_SECONDS = {
 _FOLDERS = {16000: "16k", 22000: "22k", 32000: "32k", 44100: "44k", 48000: "48k"}
 
 
-def read(path: str, cache: Path) -> Task:
+def read(path: str, storage: Storage) -> Task:
     """The task of a metadata file.
 
     Args:
         path: The CSV file.
-        cache: Folder that remembers the clips' durations, where the unit duration is their mean.
+        storage: Its cache remembers the clips' durations, where the unit duration is their mean.
 
     Raises:
         UsageError: No such file.
@@ -59,11 +60,11 @@ def read(path: str, cache: Path) -> Task:
         domain="other",
         metric="mAP" if multilabel else "accuracy",
         multilabel=multilabel,
-        clip_seconds=UNIT_SECONDS.get(file.stem) or _mean_seconds(file, cache),
+        clip_seconds=UNIT_SECONDS.get(file.stem) or _mean_seconds(file, storage.cache_root),
         n_classes=len({label for clip in clips for label in clip.labels}),
         n_clips=len(clips),
         folds=None if column == "split" else Folds(column=column, count=len({clip.split for clip in clips})),
-        lister=f"{__name__}:entries",
+        lister=entries,
         folder=str(file),
         source=str(file),
     )
@@ -96,16 +97,14 @@ def _clips(file: Path) -> tuple[str, list[Entry]]:
     """The column that says fold or split, and the clips."""
     if not file.is_file():
         raise UsageError(f"{file}: no such file; name a metadata file of EVAR, such as CLONE/evar/metadata/esc50.csv.")
-    table = index.read_columns(file, ["file_name", "label"])
-    column = next((name for name in ("split", "fold") if name in table), None)
+    columns, clips = index.read_clips(file)
+    column = next((name for name in ("split", "fold") if name in columns), None)
     if column is None:
-        raise DataError(f"{file}: neither a column split nor a column fold; it has {', '.join(table.columns)}.")
-    cells = zip(table["file_name"], table["label"], table[column], strict=True)
-    return column, [index.entry(name, cell.split(","), split) for name, cell, split in cells]
+        raise DataError(f"{file}: neither a column split nor a column fold beside {', '.join(columns.values())}.")
+    return column, clips
 
 
 def _mean_seconds(file: Path, cache: Path) -> float:
     """Mean duration in seconds of the clips that can be read."""
-    root, clips = entries(file, 16000)
-    seconds = durations(root, [clip.file for clip in clips], cache)
+    seconds = durations(*entries(file, 16000), cache)
     return sum(seconds) / len(seconds)

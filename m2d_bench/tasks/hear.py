@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from m2d_bench.errors import DataError, UsageError
+from m2d_bench.settings import Storage
 from m2d_bench.tasks import index
 from m2d_bench.tasks.contents import durations
 from m2d_bench.tasks.task import Entry, Folds, Metric, Task
@@ -37,12 +38,12 @@ METRICS: dict[str, Metric] = {
 _OFFICIAL = ("train", "valid", "test")
 
 
-def read(path: str, cache: Path) -> Task:
+def read(path: str, storage: Storage) -> Task:
     """The task of a folder; its first metric chooses the epoch, the others are scored beside it.
 
     Args:
         path: The folder.
-        cache: Folder that remembers the clips' durations, where the unit duration is the longest.
+        storage: Its cache remembers the clips' durations, where the unit duration is the longest.
 
     Raises:
         UsageError: No such folder.
@@ -70,12 +71,12 @@ def read(path: str, cache: Path) -> Task:
         metric=metrics[0],
         other_metrics=metrics[1:],
         multilabel=metadata["prediction_type"] == "multilabel",
-        clip_seconds=float(metadata.get("sample_duration") or _longest(folder, splits, cache)),
+        clip_seconds=float(metadata.get("sample_duration") or _longest(folder, splits, storage.cache_root)),
         n_classes=len(classes),
         n_clips=sum(len(_labels(folder, split)) for split in splits),
         classes=classes,
         folds=None if splits == _OFFICIAL else Folds(column="", count=len(splits), valid="next"),
-        lister=f"{__name__}:entries",
+        lister=entries,
         folder=str(folder),
         source=str(folder),
     )
@@ -83,8 +84,7 @@ def read(path: str, cache: Path) -> Task:
 
 def _longest(folder: Path, splits: tuple[str, ...], cache: Path) -> float:
     """Seconds of the longest clip, for tasks such as FSD50K whose clips were left as long as they are."""
-    files = [entry.file for entry in _entries(folder, splits, _rates(folder)[0])]
-    return max(durations(folder, files, cache))
+    return max(durations(folder, _entries(folder, splits, _rates(folder)[0]), cache))
 
 
 def entries(folder: Path, sample_rate: int) -> tuple[Path, list[Entry]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,12 +14,83 @@ import pandas as pd
 from m2d_bench.errors import DataError
 from m2d_bench.tasks.task import Entry
 
+COLUMNS = {
+    "file_name": ("file_name", "filename", "file", "path", "audio"),
+    "label": ("label", "labels", "class", "category", "target"),
+    "split": ("split", "subset"),
+    "fold": ("fold",),
+    "group": ("group",),
+    "start_s": ("start_s",),
+    "end_s": ("end_s",),
+}
+"""What a table tells of clips → names that its column may have, in any capitals; the first that is there is read."""
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "development"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def read_clips(path: Path) -> tuple[dict[str, str], list[Entry]]:
+    """Reads a table of clips.
+
+    Args:
+        path: A file as of `read_columns`; several labels in one cell are separated by commas.
+
+    Returns:
+        The names of the columns it was read from, by those of COLUMNS; and the clips in its order, their splits named
+        train, valid and test where they have a usual name.
+
+    Raises:
+        DataError: As of `read_columns`; or it names no file or label, or no stretch of a file where it should.
+    """
+    table = read_columns(path, [])
+    there = {column.casefold(): column for column in reversed(table.columns)}
+    columns = {
+        what: there[names[0]]
+        for what, allowed in COLUMNS.items()
+        if (names := [name for name in allowed if name in there])
+    }
+    for what in ("file_name", "label"):
+        if what not in columns:
+            others = ", ".join(COLUMNS[what][1:])
+            raise DataError(f"{path}: no column {what} (or {others}); it has {', '.join(table.columns)}.")
+    if blank := int((table[columns["file_name"]] == "").sum()):
+        raise DataError(f"{path}: {blank} lines name no file. Name one in each, or leave them out.")
+    return columns, [
+        _clip(path, {what: row[column] for what, column in columns.items()}) for row in table.to_dict("records")
+    ]
+
+
+def _clip(path: Path, cells: Mapping[str, str]) -> Entry:
+    """A clip by the cells of its line."""
+    split = split_name(cells["split"]) if "split" in cells else cells.get("fold", "")
+    clip = entry(cells["file_name"], cells["label"].split(","), split)
+    texts = cells.get("start_s", ""), cells.get("end_s", "")
+    try:
+        start, end = (float(text.replace(",", ".") or whole) for text, whole in zip(texts, (0, math.inf), strict=True))
+        if not 0 <= start < end:
+            raise ValueError
+    except ValueError:
+        raise DataError(
+            f"{path}: start_s and end_s of {clip.file} are {texts[0]!r} and {texts[1]!r}; allowed are seconds from 0 "
+            "on, the end after the start, or nothing for the file's own start and end."
+        ) from None
+    return clip._replace(start=start, end=end, group=cells.get("group", ""))
+
+
+def split_name(name: str) -> str:
+    """train, valid or test by a usual name of it; another name as it is."""
+    return _SPLITS.get(name.casefold(), name)
+
 
 def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Reads a CSV file as text without blanks around it; empty lines are left out.
 
     Args:
-        path: The file, in UTF-8, one line a clip (or class) below a header.
+        path: The file, in UTF-8, one line a clip (or class) below a header; cells are separated by what separates the
+            names of its columns: commas, semicolons or tabs.
         columns: Columns it must have; others are returned too.
 
     Raises:
@@ -26,7 +98,10 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file, skipinitialspace=True)]
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            lines_of_cells = csv.reader(file, delimiter=separator, skipinitialspace=True)
+            rows = [[cell.strip() for cell in row] for row in lines_of_cells]
             if not (rows := [row for row in rows if any(row)]):
                 raise ValueError("it is empty")
             header, *lines = rows

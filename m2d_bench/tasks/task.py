@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from m2d_bench.errors import UsageError
@@ -12,11 +14,27 @@ Metric = Literal["accuracy", "chroma_accuracy", "mAP", "d_prime", "aucroc"]
 
 
 class Entry(NamedTuple):
-    """One clip of an index: path inside the data set's folder, labels, and fold or split."""
+    """One clip of an index.
+
+    Args:
+        file: Path inside the data set's folder.
+        labels: Names of its classes.
+        split: Its fold, or its split (train, valid, test).
+        start: Where it begins in the file, in seconds.
+        end: Where it ends in the file, in seconds; infinite for the file's end.
+        group: What it shares with clips that must not be in another fold.
+    """
 
     file: str
     labels: tuple[str, ...]
     split: str
+    start: float = 0.0
+    end: float = math.inf
+    group: str = ""
+
+
+Lister = Callable[[Path, int], tuple[Path, Sequence[Entry]]]
+"""(Folder or file of a data set, sample rate in Hz) → folder of the clips, entries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +46,13 @@ class Folds:
         count: Number of folds.
         valid: What chooses the epoch: a tenth drawn from the training folds, or the next fold (the first after the
             last), which is then left out of training.
+        drawn: How the folds were drawn, where the data set gives none.
     """
 
     column: str
     count: int
     valid: Literal["drawn", "next"] = "drawn"
+    drawn: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +61,14 @@ class Layout:
 
     Args:
         folders: Folder names under the data root to try in turn; the data root itself is tried last.
-        index: CSV file inside the folder, one line a clip.
-        file: Path of a clip inside the folder, with index columns in braces.
+        index: CSV file inside the folder, one line a clip; of a task with a lister, any file that tells the folder.
+        file: Path of a clip inside the folder, with index columns in braces; of no use to a lister.
         where: Column and value, as text, that a line must have to belong to the task.
     """
 
     folders: tuple[str, ...]
     index: str
-    file: str
+    file: str = ""
     where: tuple[str, str] | None = None
 
 
@@ -67,14 +87,14 @@ class Task:
         folds: Cross-validation folds, or None if the column `split` says train, valid or test.
         multilabel: Whether a clip may have several labels, or none.
         classes: Class names in order, where the data set gives one; else they are sorted.
-        layouts: Where the clips may lie, tried in order. Empty for a task of another kind.
+        layouts: Where a published data set may lie under the data root, tried in order.
         label: Index column of the label; several labels of a clip stand in one cell, separated by commas.
         source: Where the data comes from.
         version: Raised whenever a change would alter scores.
         generator: `module:function` that yields the clips of a synthetic task; see `tasks.synthetic.scene`.
-        lister: `module:function` that lists a task kept in another tool's files: (their place, sample rate in Hz) →
-            folder of the clips, entries.
-        folder: Where those files lie.
+        lister: Lists the clips, where they are not the lines of a layout's index.
+        folder: What it lists, where that is not found by a layout.
+        own: Whether it is a user's own data, of which more is doubted than of a published set.
         contents: `module:class` that reads the clips' files, see `contents.Contents`.
     """
 
@@ -93,18 +113,23 @@ class Task:
     source: str = ""
     version: int = 1
     generator: str | None = None
-    lister: str | None = None
+    lister: Lister | None = None
     folder: str = ""
+    own: bool = False
     contents: str = "m2d_bench.tasks.contents:Contents"
 
     def __post_init__(self) -> None:
-        if [bool(self.layouts), bool(self.generator), bool(self.lister)].count(True) != 1:
-            raise UsageError(f"Task {self.name!r} needs one of layouts, generator and lister.")
+        if [bool(self.layouts), bool(self.generator), bool(self.folder)].count(True) != 1:
+            raise UsageError(f"Task {self.name!r} needs one of layouts, generator and folder.")
 
     @property
     def synthetic(self) -> bool:
         """Whether the clips are generated rather than recorded; tables say so."""
         return self.generator is not None
+
+    def lasting(self, clip_seconds: float | None) -> Task:
+        """The same task with another unit duration in seconds, unless that is None."""
+        return self if clip_seconds is None else replace(self, clip_seconds=clip_seconds)
 
     def roles(self, splits: Iterable[str]) -> list[tuple[str, str, list[str]]]:
         """For each fold, or the official split: what tests, what chooses (if it is not drawn), what trains.

@@ -12,6 +12,7 @@ from m2d_bench.errors import DataError, UsageError
 from m2d_bench.evar_adapters import scores
 from m2d_bench.settings import Storage
 from m2d_bench.tasks import dataset
+from tests.tasks.test_own import SEGMENTS, segments
 
 FOLDS = [("a/1.wav", "dog", "1"), ("a/2.wav", "cat", "1"), ("b/3.wav", "dog", "2"), ("b/4.wav", "cat", "2")]
 SPLITS = [("1.wav", "dog", "train"), ("2.wav", "cat", "train"), ("3.wav", "dog", "valid"), ("4.wav", "cat", "test")]
@@ -66,7 +67,7 @@ def test_linear_evaluates_a_metadata_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("header", "rows", "error", "says"),
     [
-        (("file", "label", "fold"), FOLDS, DataError, "no column file_name; it has file, label, fold"),
+        (("clip", "label", "fold"), FOLDS, DataError, r"no column file_name \(or .*; it has clip, label, fold"),
         (("file_name", "label", "set"), FOLDS, DataError, "neither a column split nor a column fold"),
         (("file_name", "label", "split"), FOLDS, DataError, r"split holds \['1', '2'\]; allowed are"),
     ],
@@ -96,6 +97,15 @@ def test_what_is_exported_is_read_back_the_same(tones, tmp_path, monkeypatch):
     assert theirs.labels.tolist() == ours.labels.tolist()
     assert theirs.splits.tolist() == ours.splits.tolist()
     assert theirs.waveform(3, 16000)[:8000] == pytest.approx(ours.waveform(3, 16000)[:8000], abs=2e-4)
+
+
+def test_segments_are_exported_as_clips_of_their_own(tmp_path):
+    path = segments(tmp_path, SEGMENTS)
+    assert main(["evar", "export", str(path), "-o", str(tmp_path / "clone")]) == 0
+    theirs = dataset.load(tasks.get(f"evar:{tmp_path / 'clone/evar/metadata/own_calls.csv'}"), Storage())
+    assert theirs.files == ("a_0-0.25.wav", "a_0.5-0.75.wav", "b.wav", "b_0.75-inf.wav")
+    assert theirs.seconds.tolist() == [0.25, 0.25, 1.0, 0.25]
+    assert theirs.waveform(1, 8000)[1000] == pytest.approx(0.5 + 1 / 8, abs=0.01)
 
 
 def config(**changes):

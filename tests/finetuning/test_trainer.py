@@ -202,6 +202,15 @@ def test_waveforms_are_those_of_the_rows_and_of_their_partners(place):
                 np.testing.assert_array_equal(waveform, found.waveform(clip, 16000))
 
 
+def test_clips_are_of_the_duration_that_was_asked_for(place, monkeypatch):
+    def load(task, *_):
+        raise DataError(f"{task.name} lasts {task.clip_seconds} s")
+
+    monkeypatch.setattr(dataset, "load", load)
+    with pytest.raises(TasksFailed, match=r"lasts 0\.25 s"):
+        train(place, clip_seconds=0.25)
+
+
 def test_longer_clips_are_cut_at_another_place_each_time_and_tested_from_their_start(place):
     task = replace(tasks.get(place["splits"]), clip_seconds=0.3)
     found = dataset.load(task, Storage())

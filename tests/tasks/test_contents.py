@@ -266,6 +266,7 @@ VERBS = {
     "finetune": "finetune --model none --tasks TASK --out OUT",
     "pretrain": "pretrain --data none --recipe debug --tasks TASK --out OUT",
     "evar export": "evar export TASK --output OUT",
+    "tasks check": "tasks check TASK",
 }
 
 

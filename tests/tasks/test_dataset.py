@@ -8,7 +8,7 @@ import soundfile
 from m2d_bench import tasks
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.settings import Storage
-from m2d_bench.tasks import dataset
+from m2d_bench.tasks import dataset, folders
 from m2d_bench.tasks.task import Folds, Layout, Task
 from tests.conftest import write_tones
 
@@ -71,6 +71,24 @@ def test_official_splits_and_their_labels_are_read(tmp_path):
     assert found.classes == ("x", "y")
     assert found.labels.tolist() == [0, 1, 0, 1]
     assert found.splits.tolist() == ["train", "train", "valid", "test"]
+
+
+def test_a_published_set_in_class_folders_is_listed_by_its_task(tmp_path):
+    storage = write_task(tmp_path, ROWS)
+    for name, label, _ in ROWS:
+        (tmp_path / "tiny" / label).mkdir(exist_ok=True)
+        (tmp_path / "tiny" / name).rename(tmp_path / "tiny" / label / name)
+    (tmp_path / "tiny" / "index.csv").rename(tmp_path / "tiny" / "test_list.txt")
+
+    def entries(root, _):
+        tested = (root / "test_list.txt").read_text()
+        clips = folders.read_clips(root)[1]
+        return root, [clip._replace(split="test" if f"{clip.file[2:]},y,test" in tested else "train") for clip in clips]
+
+    task = tiny_task(layouts=(Layout(folders=("tiny",), index="test_list.txt"),), lister=entries)
+    found = dataset.load(task, storage)
+    assert found.files == ("x/a.wav", "x/c.wav", "y/b.wav", "y/d.wav")
+    assert found.splits.tolist() == ["train", "train", "train", "test"]
 
 
 def test_several_labels_in_a_cell_are_multi_hot(tmp_path):

@@ -1,0 +1,79 @@
+"""`m2d-bench tasks`."""
+
+# No postponed annotations here: the command line and pydantic read the types of CheckSettings.
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import App
+from pydantic import NonNegativeInt, PositiveFloat
+from tabulate import tabulate
+
+from m2d_bench import tasks
+from m2d_bench.errors import DataError
+from m2d_bench.output import Flat, Output
+from m2d_bench.settings import Storage
+from m2d_bench.tasks import layouts
+from m2d_bench.tasks.check import check
+from m2d_bench.tasks.task import Task
+
+TASKS = App(name="tasks", help="List the tasks, or check what the data of one holds.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings(Storage):
+    """How a task's data are checked.
+
+    Args:
+        clip_seconds: Seconds that clips are cut or padded to; by default the task's own.
+        jobs: Threads that read the clips; 0 means one a core.
+    """
+
+    clip_seconds: PositiveFloat | None = None
+    jobs: NonNegativeInt = 0
+
+
+@TASKS.default
+def list_tasks(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
+    """List the tasks.
+
+    Args:
+        storage: Where the data sets lie.
+    """
+    rows = [
+        {
+            "task": task.name,
+            "domain": task.domain,
+            "metric": task.metric,
+            "classes": task.n_classes,
+            "clips": task.n_clips,
+            "folds": task.folds.count if task.folds else "official split",
+            "seconds": task.clip_seconds,
+            "data": _whereabouts(task, storage),
+        }
+        for task in map(tasks.get, tasks.NAMES)
+    ]
+    text = tabulate(rows, headers="keys", tablefmt="simple")
+    forms = tabulate(tasks.FORMS.items(), headers=("or", "what"), tablefmt="simple")
+    return Output(f"{text}\n\n{forms}")
+
+
+def _whereabouts(task: Task, storage: Storage) -> str:
+    """Where a task's data lie, or come from."""
+    if task.synthetic:
+        return "synthetic, generated on first use"
+    try:
+        return str(layouts.locate(task, storage.data_root)[0])
+    except DataError:
+        return f"not here; from {task.source}"
+
+
+@TASKS.command(name="check")
+def check_task(name: str, /, *, settings: Annotated[CheckSettings, Flat] = CheckSettings()) -> Output:
+    """Check a task's data: counts, missing and unreadable files, durations, the same sounds in several splits.
+
+    Args:
+        name: As --tasks of m2d-bench linear takes it: FOLDER and FILE.csv too.
+        settings: Where the data lie, and how they are read.
+    """
+    return Output(*check(tasks.get(name, settings).lasting(settings.clip_seconds), settings, settings.jobs))
