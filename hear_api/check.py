@@ -34,6 +34,7 @@ def check(
     hour: bool | None = None,
     device: str = "auto",
     precision: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Output:
     """Check that a model keeps the HEAR common API: one line a rule, expected and received.
 
@@ -43,8 +44,10 @@ def check(
         hour: Whether to try an hour of audio; by default for models of the M2D family of up to 30 million parameters.
         device: auto (a GPU if there is one), cpu, cuda, …
         precision: auto, fp32 or bf16.
+        trust_remote_code: Run the code that the repository of an hf: model holds. Read it first.
     """
-    encoder = zoo.load(model, compute=Compute(device=device, precision=precision))  # type: ignore[arg-type]
+    compute = Compute(device=device, precision=precision, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
+    encoder = zoo.load(model, compute=compute)
     if hour is None:
         size = sum(parameter.numel() for parameter in encoder.parameters())
         hour = size <= _SMALL and isinstance(encoder, M2DEncoder)  # others encode it in one piece
