@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from m2d_bench.encoders import zoo
 from m2d_bench.encoders.huggingface import import_transformers
 from m2d_bench.encoders.protocol import TOLERANCE, AudioEncoder, facts_of
 from m2d_bench.errors import CheckpointError, UsageError
-from m2d_bench.pretrain.data.teachers import SpeechTeacher
+from m2d_bench.pretrain.run import RunSettings, _compute
 from m2d_bench.settings import Compute
 from tests.encoders import transformers_models
 from tests.encoders.transformers_models import MEASURED, WINDOWED, save, save_with_code
@@ -260,7 +261,11 @@ def test_the_flag_reaches_every_verb_that_takes_a_model(tmp_path, tones, monkeyp
     settings = {"data": tones, "seeds": 1, "epochs": 2, "device": "cpu", "cache": tmp_path, "runs": tmp_path / "runs"}
     (run,) = linear(name, "esc10", trust_remote_code=True, **settings)
     assert len(run.encoder["config"]["code"]) == 64
-    assert SpeechTeacher(name, None, 16000, TRUSTING).facts.size == 6
+    (tmp_path / "sounds").mkdir()
+    soundfile.write("sounds/clip.wav", clip[0].numpy(), 16000)
+    assert main(["prepare", "sounds", "shards", "--teacher", name, "--device", "cpu", "--trust-remote-code"]) == 0
+    training = _compute(SimpleNamespace(device="cpu"), RunSettings(precision="fp32", trust_remote_code=True))
+    assert training == TRUSTING
 
 
 @pytest.mark.parametrize("kind", ["whisper", "ast", "clap"])

@@ -105,10 +105,6 @@ def _whisper_grid(config: Any, extractor: Any) -> Grid:
     return Grid(hop=hop, field=1, centre=0, frames=frames, window=frames * hop)
 
 
-def _whisper_states(output: Any, frames: int, pooled: bool) -> tuple[Tensor, ...]:
-    return _blocks(output)
-
-
 def _ast_grid(config: Any, extractor: Any) -> Grid:
     """Patches of Kaldi's frames of 25 ms every 10 ms; those count that lie wholly within the clip.
 
@@ -157,6 +153,6 @@ def _clap_states(output: Any, frames: int, pooled: bool) -> tuple[Tensor, ...]:
 KINDS = {
     "audio-spectrogram-transformer": Kind(parts=(), grid=_ast_grid, states=_ast_states),
     "clap": Kind(parts=("audio_model",), grid=_clap_grid, states=_clap_states, depth=1),  # its stages differ in size
-    "whisper": Kind(parts=("encoder",), grid=_whisper_grid, states=_whisper_states),
+    "whisper": Kind(parts=("encoder",), grid=_whisper_grid, states=lambda output, frames, pooled: _blocks(output)),
 }
 """By the `model_type` of AutoModel's model."""
