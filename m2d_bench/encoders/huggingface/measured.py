@@ -114,7 +114,8 @@ def layers_of(model: nn.Module, extractor: Any, clip: Tensor, sample_rate: int) 
     states = getattr(output, "hidden_states", None)
     last = getattr(output, "last_hidden_state", states)  # Dasheng calls it so
     if not isinstance(last, Tensor) or last.ndim != 3 or len(last) != 1:
-        given = {key: list(value.shape) for key, value in vars(output).items() if isinstance(value, Tensor)}
+        held = getattr(output, "__dict__", {})
+        given = {key: list(value.shape) for key, value in held.items() if isinstance(value, Tensor)}
         raise UsageError(
             f"{type(model).__name__} gives {type(output).__name__} {given} for a clip; needed is last_hidden_state "
             "[1, frames, D]."
