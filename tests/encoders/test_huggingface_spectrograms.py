@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from m2d_bench import linear
 from m2d_bench.cli import main
@@ -159,8 +160,6 @@ def test_clap_has_one_layer(folders):
 
 
 def test_weights_of_the_other_side_are_not_needed(folders, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     copy = save(tmp_path / "whisper", *WINDOWED["whisper"])
     weights = load_file(copy / "model.safetensors")
     encoder = {key: value for key, value in weights.items() if key.startswith("encoder.")}
