@@ -40,6 +40,7 @@ def check(
     long: bool | None = None,
     device: str = "auto",
     precision: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Output:
     """Check that a model can be evaluated: one line a rule, what is allowed and what was measured.
 
@@ -53,8 +54,10 @@ def check(
         long: Whether to try ten minutes of audio, and an hour for HEAR; by default where it takes seconds.
         device: auto (a GPU if there is one), cpu, cuda, …
         precision: auto, fp32 or bf16.
+        trust_remote_code: Run the code that the repository of an hf: model holds. Read it first.
     """
-    encoder = zoo.load(model, compute=Compute(device=device, precision=precision))  # type: ignore[arg-type]
+    compute = Compute(device=device, precision=precision, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
+    encoder = zoo.load(model, compute=compute)
     rules = check_encoder(encoder, long=long)
     rules += [replace(finding, rule=f"HEAR: {finding.rule}") for finding in _hear(encoder, rules, hop_ms, long)]
     rows = [(f.verdict, f.rule, f.allowed, f.measured) for f in rules]

@@ -69,19 +69,21 @@ class Storage(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(Checked):
-    """What the encoder runs on.
+    """What the encoder runs on, and whose code.
 
     Args:
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, mps, …
         precision: fp32, bf16, or auto: bf16 where the processor multiplies it natively, else fp32.
         batch_size: Clips per forward pass; lower it to save memory.
         jobs: Threads that decode audio; 0 means one a core.
+        trust_remote_code: Run the code that the repository of an hf: model holds. Read it first.
     """
 
     device: str = "auto"
     precision: Precision = "auto"
     batch_size: PositiveInt = 32
     jobs: NonNegativeInt = 0
+    trust_remote_code: bool = False
 
     def torch_device(self) -> "torch.device":
         """The device in force; an unknown or missing one is a UsageError."""

@@ -62,6 +62,7 @@ class RunSettings(Checked):
         resume: Go on where a training in this folder stopped.
         tag: Ends the name of the checkpoint's folder; by default the masking ratio, mr7 for 0.7.
         wandb: Project of Weights & Biases to log to as well.
+        trust_remote_code: Run the code that the repository of an hf: teacher holds. Read it first.
     """
 
     device: str = "auto"
@@ -81,6 +82,7 @@ class RunSettings(Checked):
     resume: bool = False
     tag: str | None = None
     wandb: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,8 +263,9 @@ def _norm_stats(fabric: "Fabric", source: Source, stored: Sequence[float] | None
 
 
 def _compute(fabric: "Fabric", settings: RunSettings) -> Compute:
-    """Device and precision of a teacher: the training's."""
-    return Compute(device=str(fabric.device), precision=settings.precision if settings.precision != "fp16" else "auto")
+    """What a teacher runs on: what the training does."""
+    precision = settings.precision if settings.precision != "fp16" else "auto"
+    return Compute(device=str(fabric.device), precision=precision, trust_remote_code=settings.trust_remote_code)
 
 
 def _write_down(

@@ -54,11 +54,11 @@ FORMS = {
     "FILE.py:NAME or MODULE:NAME": "your own encoder: a class, or a function that gives one",
     "hear:MODULE[@WEIGHTS]": "a model under the HEAR 2021 common API",
     "s3prl:NAME[@CKPT]": "an upstream of s3prl",
-    "hf:REPO_OR_FOLDER[@layer=N]": "a speech encoder of Hugging Face (wav2vec 2.0, HuBERT, WavLM)",
+    "hf:REPO_OR_FOLDER[@layer=N]": "an audio encoder of Hugging Face (HuBERT, WavLM, Whisper, AST, CLAP, …)",
 }
 """What else a name may be, beside those that are listed, and what it gives."""
 
-_OTHERS: dict[str, Callable[[str], LoadedEncoder]] = {
+_OTHERS: dict[str, Callable[..., LoadedEncoder]] = {
     baseline.NAME: baseline.load,
     hear.PREFIX: hear.load,
     s3prl.PREFIX: s3prl.load,
@@ -122,7 +122,8 @@ def load(
     Args:
         name: `m2d_tiny` (the default) · a released name · a path to .pth, .pt, .ckpt, .bin or .safetensors ·
             another of the `FORMS`.
-        compute: Device and precision. `logmel`, `hear:`, `s3prl:` and your own code keep their own precision.
+        compute: Device, precision, and whether code of an `hf:` repository may run. `logmel`, `hear:`, `s3prl:` and
+            your own code keep their own precision.
         storage: The cache folder released weights are downloaded into.
         changes: `device` and `precision`, short for `compute`; and settings of an encoder of the family to change:
             `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
@@ -137,7 +138,8 @@ def load(
     if other := _other(text := os.fspath(name)):
         if changes:
             raise UsageError(f"{text}: has no settings {', '.join(changes)}; a layer of hf: is in its name, @layer=9.")
-        encoder = other(text)
+        trust = {"trust_remote_code": compute.trust_remote_code} if other is huggingface.load else {}
+        encoder = other(text, **trust)
     else:
         encoder = M2DEncoder.from_checkpoint(read(name, storage=storage, **changes))
     encoder = encoder.to(compute.torch_device())
@@ -202,7 +204,7 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     raise unknown("model", name, [DEFAULT, *RELEASED], f"m2d-bench models, or give {', '.join(FORMS)}")
 
 
-def _other(name: str) -> Callable[[str], LoadedEncoder] | None:
+def _other(name: str) -> Callable[..., LoadedEncoder] | None:
     """What loads an encoder that is not of the family; None for all other names."""
     if name.startswith(RANDOM):  # also a module's name
         return None

@@ -50,6 +50,7 @@ class PrepareSettings(Checked):
         teacher: Model whose features are written beside the log-mels, such as hf:facebook/hubert-base-ls960.
         layer: Its layer, from 1; by default the last.
         device: Of the teacher: auto (a GPU if there is one), cpu, cuda, …
+        trust_remote_code: Run the code that the repository of an hf: teacher holds. Read it first.
     """
 
     sample_rate: Literal[16000, 32000] = 16000
@@ -60,6 +61,7 @@ class PrepareSettings(Checked):
     teacher: str | None = None
     layer: NonNegativeInt | None = None
     device: str = "auto"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

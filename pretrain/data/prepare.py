@@ -64,7 +64,7 @@ def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Pr
     files = _list_files(folders)
     teacher = None
     if settings.teacher:
-        compute = Compute(device=settings.device)
+        compute = Compute(device=settings.device, trust_remote_code=settings.trust_remote_code)
         teacher = SpeechTeacher(settings.teacher, settings.layer, settings.sample_rate, compute)
     make_folder(out)
     with _locked(out):

@@ -69,7 +69,8 @@ def commands():
 
 def serve(commands):
     register()
-    importlib.import_module("s3prl.run_downstream")
+    for module in ("s3prl.run_downstream", "librosa.core", "librosa.util"):  # librosa's each worker would import anew
+        importlib.import_module(module)
     fork = multiprocessing.get_context("fork")
     for words, *places in iter(commands.recv, None):
         child = fork.Process(target=run_in, args=(words, *places))
