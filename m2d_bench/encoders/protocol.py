@@ -191,16 +191,20 @@ class Encoder(nn.Module):
             return self._frames_of_noise[0].shape[-1]
         return int(self._own_number("timestamp_embedding_size", Integral))
 
-    def hidden_states(self, waveform: Waveform, lengths: Lengths | None = None) -> list[Tensor]:
+    def hidden_states(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, clips: Sequence[str] = ()
+    ) -> list[Tensor]:
         """[B, S] → the output of every layer, [B, T, D] each; a UsageError where the encoder gives none."""
-        layers, clips = self._answer("hidden_states", waveform, lengths)
+        layers, clips = self._answer("hidden_states", waveform, lengths, clips)
         if not isinstance(layers, list | tuple) or not layers:
             raise UsageError(f"hidden_states of {self.name} must return a list of layers; it returned {_said(layers)}.")
         return [self._checked("hidden_states", layer, (len(clips), "T", "D"), clips) for layer in layers]
 
-    def timestamp_embeddings(self, waveform: Waveform, lengths: Lengths | None = None) -> tuple[Tensor, Tensor]:
+    def timestamp_embeddings(
+        self, waveform: Waveform, lengths: Lengths | None = None, *, clips: Sequence[str] = ()
+    ) -> tuple[Tensor, Tensor]:
         """[B, S] → embeddings [B, T, D], timestamps [B, T] in ms; a UsageError where the encoder gives none."""
-        both, clips = self._answer("timestamp_embeddings", waveform, lengths)
+        both, clips = self._answer("timestamp_embeddings", waveform, lengths, clips)
         if not isinstance(both, list | tuple) or len(both) != 2:
             raise UsageError(
                 f"timestamp_embeddings of {self.name} must return embeddings and timestamps; it returned {_said(both)}."
@@ -252,11 +256,13 @@ class Encoder(nn.Module):
             logger.warning("%s takes no lengths: only clips of one length are encoded together.", self.name)
         return takes
 
-    def _answer(self, method: str, waveform: Waveform, lengths: Lengths | None) -> tuple[Any, list[str]]:
+    def _answer(
+        self, method: str, waveform: Waveform, lengths: Lengths | None, clips: Sequence[str]
+    ) -> tuple[Any, Sequence[str]]:
         """What a method of the encoder returns for waveforms, and names of the rows."""
         batch, counts = check_waveform(waveform, lengths, torch.device("cpu"))
         given = {} if lengths is None else {"lengths": counts.tolist()}
-        return self._call(method, batch, **given), [f"row {row}" for row in range(len(batch))]
+        return self._call(method, batch, **given), clips or [f"row {row}" for row in range(len(batch))]
 
     def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
         """What a method of the encoder returns for waveforms, on its own device if it is a module."""
