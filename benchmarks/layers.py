@@ -2,10 +2,10 @@
 
     python benchmarks/layers.py [--model NAME] [--task NAME] [--data DIR] [--poolings P …] [--sample N]
 
-Prints a Markdown table. "Command by command" runs `linear` for single layers and poolings, with a cache of its own for
-each (as tools do that keep no embeddings) or with a shared one; "probe by probe" encodes once and trains one DataLoader
-and one nn.Linear after the other. Of those, --sample pairs of layer and pooling (and of the loop, their first seed) are
-run, evenly spread, and their time is scaled; the table says so.
+Prints a Markdown table in CPU seconds, over which other load on the machine has little power. "Command by command" runs
+`linear` for single layers and poolings; "probe by probe" trains one DataLoader and one nn.Linear after the other. Both
+are given what was encoded once; a tool that keeps no embeddings encodes for each, which is added. --sample pairs of
+layer and pooling (and of the loop, their first seed) are run, evenly spread, and their time is scaled.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from linear import conventional  # lies beside this file
@@ -24,35 +26,19 @@ from m2d_bench.encoders import zoo
 from m2d_bench.encoders.protocol import wrap
 from m2d_bench.evaluation.embeddings import encode
 from m2d_bench.evaluation.linear import _problems, linear
-from m2d_bench.evaluation.representations import Representation, kept_for
+from m2d_bench.evaluation.representations import Representation, asked, kept_for
 from m2d_bench.evaluation.settings import LinearSettings
 from m2d_bench.results import layer_report
-from m2d_bench.runs import Run
 from m2d_bench.tasks import dataset
 
-
-def timed(model: str, task: str, settings: LinearSettings) -> tuple[float, list[Run]]:
-    """Seconds of a command, and its records."""
-    start = time.perf_counter()
-    found = linear(model, task, settings)
-    return time.perf_counter() - start, found
+T = TypeVar("T")
 
 
-def probe_by_probe(model: str, task: str, settings: LinearSettings, pairs: list[tuple[int, str]]) -> float:
-    """Seconds of the conventional loop over the folds of the first seed of these layers and poolings."""
-    encoder = wrap(zoo.load(model, compute=settings))
-    data = dataset.load(tasks.get(task), settings, encoder.sample_rate)
-    seconds = 0.0
-    for layer, pooling in pairs:
-        samples = round(data.task.clip_seconds * encoder.sample_rate)
-        kept = kept_for(encoder, [Representation(layer=layer, pooling=pooling)], samples)
-        embedded = encode(encoder, data, settings, settings, kept)
-        labels = torch.from_numpy(data.labels)[embedded.clips]
-        start = time.perf_counter()
-        for problem in _problems(data, embedded, [settings.first_seed], 1.0):
-            conventional(embedded.features, labels, problem, "cpu")
-        seconds += time.perf_counter() - start
-    return seconds
+def timed(function: Callable[[], T]) -> tuple[float, T]:
+    """CPU seconds of all threads, and the result."""
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
@@ -67,29 +53,44 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         cache=folder / "cache",
         runs=folder / "runs",
     )
-    dataset.load(tasks.get(task), settings)  # generated or listed before anything is timed
-    together, found = timed(model, task, settings)
-    pairs = [(run.settings["layer"], run.settings["pooling"]) for run in found]
+    encoder = wrap(zoo.load(model, compute=settings))
+    data = dataset.load(tasks.get(task), settings, encoder.sample_rate).readable()
+    pairs = asked(settings, encoder)
+    samples = round(data.task.clip_seconds * encoder.sample_rate)
+
+    def embedded(pair: Representation):  # type: ignore[no-untyped-def]
+        return encode(encoder, data, settings, settings, kept_for(encoder, [pair], samples))
+
+    def loop(pair: Representation) -> None:
+        features = embedded(pair)
+        labels = torch.from_numpy(data.labels)[features.clips]
+        for problem in _problems(data, features, [settings.first_seed], 1.0):
+            conventional(features.features, labels, problem, "cpu")
+
+    encoding, _ = timed(lambda: embedded(pairs[0]))
+    probing, found = timed(lambda: linear(model, task, settings))
     chosen = pairs[:: max(1, len(pairs) // arguments.sample)]
-    scale, seconds = len(pairs) / len(chosen), {"an own": 0.0, "a shared": 0.0}
-    for number, (layer, pooling) in enumerate(chosen):
-        single = replace(settings, layer=layer, pooling=(pooling,), runs=folder / f"runs{number}")
-        seconds["a shared"] += scale * timed(model, task, single)[0]
-        own = replace(single, cache=folder / f"cache{number}", runs=folder / f"own{number}")
-        dataset.load(tasks.get(task), own)
-        seconds["an own"] += scale * timed(model, task, own)[0]
-    encoding = found[0].seconds["embedding"]
-    loop = encoding + scale * arguments.seeds * probe_by_probe(model, task, settings, chosen)
-    print(f"{len(pairs)} layers and poolings × {arguments.seeds} seeds on {task}, {model}\n")
-    print("| what | seconds | times one command |")
-    print("|---|---:|---:|")
-    print(f"| one command, {encoding:.0f} s of them encoding | {together:.0f} | 1 |")
-    for cache, total in seconds.items():
-        label = f"command by command, {cache} cache ({len(chosen)} run, scaled)"
-        print(f"| {label} | {total:.0f} | {total / together:.1f} |")
-    label = f"probe by probe, encoding once ({len(chosen)} run, first seed, scaled)"
-    print(f"| {label} | {loop:.0f} | {loop / together:.1f} |\n")
-    print(layer_report(found, "md"))
+    scale = len(pairs) / len(chosen)
+    commands = loops = 0.0
+    for number, pair in enumerate(chosen):
+        single = replace(settings, layer=pair.layer, pooling=(pair.pooling,), runs=folder / f"runs{number}")
+        commands += scale * timed(lambda single=single: linear(model, task, single))[0]
+        loops += scale * arguments.seeds * timed(lambda pair=pair: loop(pair))[0]
+    sides = {
+        f"one command, {encoding:.0f} s of them encoding": encoding + probing,
+        "command by command, encoding once": encoding + commands,
+        "command by command, encoding for each": len(pairs) * encoding + commands,
+        "probe by probe, encoding once": encoding + loops,
+        "probe by probe, encoding for each layer and pooling": len(pairs) * encoding + loops,
+    }
+    print(
+        f"{len(pairs)} layers and poolings × {arguments.seeds} seeds on {task}, {model}; all but the first row scaled"
+    )
+    print(f"from {len(chosen)} layers and poolings, and of the loop from their first seed\n")
+    print("| what | CPU seconds | times one command |\n|---|---:|---:|")
+    for label, total in sides.items():
+        print(f"| {label} | {total:.0f} | {total / (encoding + probing):.1f} |")
+    print(f"\n{layer_report(found, 'md')}")
 
 
 def main() -> None:
