@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def by_layer(runs: Sequence[Run]) -> Comparison:
 
 def _value(run: Run) -> Value | None:
     """Its scores in the unit shown; None without a finished seed."""
-    scores = {seed: scale(run.task["metric"]) * score for seed, score in seed_means(run).items()}
+    scores: dict[Hashable, float] = {seed: scale(run.task["metric"]) * score for seed, score in seed_means(run).items()}
     return Value(estimate=estimate(list(scores.values())), scores=scores) if scores else None
 
 
@@ -84,7 +84,7 @@ def _stability(task: str, cells: Mapping[Cell, Value]) -> str:
     from scipy.stats import kendalltau  # takes a second, which other tables need not wait
 
     scores = [value.scores for value in cells.values()]
-    seeds = sorted(set.intersection(*map(set, scores)))
+    seeds = [seed for seed in scores[0] if all(seed in others for others in scores)]
     if len(seeds) < 2 or len(cells) < 2:
         return ""
     sign = 1 if next(iter(cells))[1].higher_is_better else -1

@@ -98,7 +98,8 @@ def model_card(digest: str, folder: str | Path) -> dict[str, str]:
 def _model(run: Run) -> str:
     """The encoder's name, and what of it was probed where that is not its own embedding."""
     asked = [f"{name}={run.settings[name]}" for name in _REPRESENTATION if name in run.settings]
-    return run.encoder["name"] + (f" ({', '.join(asked)})" if asked and run.protocol in PROBES else "")
+    name: str = run.encoder["name"]
+    return f"{name} ({', '.join(asked)})" if asked and run.protocol in PROBES else name
 
 
 def _seconds(run: Run) -> float:

@@ -172,11 +172,11 @@ def _statistics(layers: Sequence[Tensor]) -> Tensor:
 
 
 def _pooled(kept: np.ndarray, pooling: str | None, encoder: Encoder) -> np.ndarray:
-    """Statistics [n, L, 3, D] → [n, L, D] of a pooling, 2·D of mean+std, D / patches of flat."""
+    """Statistics [n, L, 3, D] → [n, L, D] of a pooling; 2·D of mean+std, D / patches of flat."""
     if pooling == "mean+std":
         return kept[:, :, [_MEAN, _STD]].reshape(*kept.shape[:2], -1)
     if pooling == "flat":
-        return kept[:, :, _MEAN].reshape(*kept.shape[:2], _stacked(encoder), -1).mean(2)
+        return np.asarray(kept[:, :, _MEAN].reshape(*kept.shape[:2], _stacked(encoder), -1).mean(2))
     return kept[:, :, _MAX if pooling == "max" else _MEAN]
 
 
