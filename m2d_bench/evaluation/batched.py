@@ -27,8 +27,8 @@ _ROWS = 8192  # of features converted at a time
 _ELEMENTS = 2**22  # standardised or evaluated at a time
 _BATCH_ELEMENTS = 2**31  # of a batch of all problems trained side by side
 
-MIXING_RATE = 100
-"""How much faster than the linear layer's weights the logits of a mixture may move, by reparametrisation.
+MIXING_LEARNING_RATE = 3e-3
+"""Adam's for the logits of a mixture, by reparametrisation.
 
 A step of Adam does not depend on the gradient's size: at the papers' learning rate of 3e-5, the 400 steps of a task as
 small as ESC-10 would leave every mixture the mean.
@@ -329,6 +329,10 @@ class _BatchedProbes:
 class _MixtureProbes(_BatchedProbes):
     """Linear probes on a mixture of a row's parts, under weights that are learned with them from equal ones."""
 
+    @property
+    def _mixing_rate(self) -> float:
+        return MIXING_LEARNING_RATE / self.settings.learning_rate
+
     def _forward(self, parameters: Tensor, gradients: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         leaf = parameters.detach().requires_grad_()
         with torch.enable_grad():
@@ -342,7 +346,7 @@ class _MixtureProbes(_BatchedProbes):
     def _logits(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Logits [P, C, B] of standardised features [P, B, M·D]."""
         x = x.unflatten(2, (self.parts, self.width))
-        weights = self._mixing(MIXING_RATE * parameters[:, -self.n_mixing :], x).softmax(2)
+        weights = self._mixing(self._mixing_rate * parameters[:, -self.n_mixing :], x).softmax(2)
         return super()._logits(parameters, torch.einsum("pbm,pbmd->pbd", weights.to(x.dtype), x))
 
     def _mixing(self, mixing: Tensor, x: Tensor) -> Tensor:
@@ -364,7 +368,7 @@ class _WeightedProbes(_MixtureProbes):
         return mixing[:, None].expand(-1, x.shape[1], -1)
 
     def _mixture(self, parameters: Tensor) -> dict[str, float]:
-        weights = (MIXING_RATE * parameters[-self.parts :]).softmax(0).tolist()
+        weights = (self._mixing_rate * parameters[-self.parts :]).softmax(0).tolist()
         return {f"layer {number}": round(weight, 4) for number, weight in enumerate(weights, 1)}
 
 

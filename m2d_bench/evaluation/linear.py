@@ -19,7 +19,7 @@ from m2d_bench.encoders import zoo
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of, wrap
 from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.evaluation import embeddings
-from m2d_bench.evaluation.batched import MIXING_RATE
+from m2d_bench.evaluation.batched import MIXING_LEARNING_RATE
 from m2d_bench.evaluation.embeddings import Embeddings
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import ProbeResult, Problem
@@ -277,7 +277,7 @@ def _blank_run(encoder: Encoder, dataset: Dataset, settings: LinearSettings) -> 
         probe = {field.name: getattr(settings, field.name) for field in fields(ProbeSettings)}
         probe["probe_precision"] = settings.resolved_precision()
     if settings.probe == "attentive" or settings.layer == "weighted":
-        probe["mixing_rate"] = MIXING_RATE
+        probe["mixing_learning_rate"] = MIXING_LEARNING_RATE
     if settings.encoding == "one_pass":
         probe["encoding"] = settings.encoding
     return Run(

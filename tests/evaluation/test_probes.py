@@ -119,7 +119,7 @@ class Mixture(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = (x * self.mixing).mean(2) if self.attentive else self.mixing.expand(len(x), -1)
-        weights = (batched.MIXING_RATE * logits).softmax(1)
+        weights = (batched.MIXING_LEARNING_RATE / FAST.learning_rate * logits).softmax(1)
         return self.linear((weights[:, :, None] * x).sum(1))
 
 
@@ -152,7 +152,7 @@ def test_batched_mixtures_equal_a_plain_loop_over_each(
     features, labels = parts_of_clips(multilabel=metric == "mAP")
     problems = [problem(42, "1", 170), problem(42, "2", 97), problem(43, "1", 33)]
     rising = itertools.count()
-    monkeypatch.setattr(batched, "MIXING_RATE", 3)  # 100 is for the learning rate of the protocol
+    monkeypatch.setattr(batched, "MIXING_LEARNING_RATE", 9e-3)
     monkeypatch.setattr(
         batched, "batched_scores", lambda metric, logits, *_: torch.full((len(logits),), float(next(rising)))
     )
@@ -163,7 +163,7 @@ def test_batched_mixtures_equal_a_plain_loop_over_each(
         torch.testing.assert_close(outcome.logits, expected, atol=2e-3, rtol=1e-3)
         weights = [outcome.chosen[f"layer {n}"] for n in (1, 2, 3)] if probe == "linear" else []
         if weights:
-            assert weights == pytest.approx((batched.MIXING_RATE * model.mixing).softmax(0).tolist(), abs=1e-3)
+            assert weights == pytest.approx((3 * model.mixing).softmax(0).tolist(), abs=1e-3)
             assert max(weights) - min(weights) > 0.05
 
 

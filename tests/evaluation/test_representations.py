@@ -203,12 +203,12 @@ def test_weights_of_layers_and_attention_are_learned_and_recorded(settings):
     for score in weighted.scores:
         weights = [score.chosen[f"layer {n}"] for n in (1, 2, 3)]
         assert sum(weights) == pytest.approx(1, abs=1e-3)
-        assert max(weights) - min(weights) > 0.01
+        assert max(weights) - min(weights) > 0.001
     (attentive,) = linear(encoder, "esc10", probe="attentive", layer=3, **settings)
     assert (attentive.protocol, attentive.settings["layer"]) == ("attentive", 3)
     assert attentive.repeated[:2] == ("initialisation", "shuffling")
     for run in (weighted, attentive):
-        assert run.settings["mixing_rate"] == 100
+        assert run.settings["mixing_learning_rate"] == 3e-3
 
 
 @pytest.mark.parametrize("probe", ["knn", "logreg"])
