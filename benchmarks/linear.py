@@ -67,7 +67,7 @@ def conventional(features: Tensor, labels: Tensor, problem: Problem, device: str
         )
         for rows in (problem.train, problem.valid, problem.test)
     )
-    layer = nn.Linear(features.shape[1], N_CLASSES).to(device)
+    layer = nn.Linear(features.shape[1], int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(layer.parameters(), SETTINGS.learning_rate, weight_decay=SETTINGS.weight_decay)
     loss_function = nn.CrossEntropyLoss()
     best_score, best_epoch, best_weights = -1.0, 0, {}

@@ -44,7 +44,7 @@ def linear(
         style: text, md, csv, json, latex or html.
         settings: How to evaluate.
     """
-    render = resolve("m2d_bench.results:report")
+    render = resolve(f"m2d_bench.results:{'layer_report' if settings.layer == 'all' else 'report'}")
     resolve("m2d_bench.results:check_format")(style)
     try:
         return Output(render(evaluation.linear(model, task_names, settings), style))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from m2d_bench.results.statistics import Difference, holm, paired, welch
 from m2d_bench.results.table import Column, Mark, Row, Value
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def marks_of(rows: Sequence[Row], columns: Sequence[Column], baseline: Row | None) -> dict[tuple[int, Column], Mark]:
@@ -24,23 +27,22 @@ def marks_of(rows: Sequence[Row], columns: Sequence[Column], baseline: Row | Non
             if column in row.values:
                 peers.setdefault(row.train_fraction, {})[number] = row.values[column]
         for values in peers.values():
-            ranked = _ranked(values, column.higher_is_better)
-            marks |= {(number, column): mark for number, mark in ranked.items()}
+            marks |= {(number, column): mark for number, mark in ranked(values, column.higher_is_better).items()}
     return _compared(rows, marks, baseline) if baseline else marks
 
 
-def _ranked(values: Mapping[int, Value], higher_is_better: bool) -> dict[int, Mark]:
-    """The marks of comparable values of a column, by their rows' numbers."""
+def ranked(values: Mapping[Key, Value], higher_is_better: bool) -> dict[Key, Mark]:
+    """The marks of comparable values, such as those of a column by their rows' numbers."""
     sign = 1 if higher_is_better else -1
     top_two = sorted({sign * value.estimate.mean for value in values.values()}, reverse=True)[:2]
     ranks = {
-        number: top_two.index(score) + 1 if (score := sign * value.estimate.mean) in top_two else 0
-        for number, value in values.items()
+        key: top_two.index(score) + 1 if (score := sign * value.estimate.mean) in top_two else 0
+        for key, value in values.items()
     }
-    best = [values[number] for number, rank in ranks.items() if rank == 1]
+    best = [values[key] for key, rank in ranks.items() if rank == 1]
     return {
-        number: Mark(rank=ranks[number], ties=ranks[number] != 1 and any(_ties(value, other) for other in best))
-        for number, value in values.items()
+        key: Mark(rank=ranks[key], ties=ranks[key] != 1 and any(_ties(value, other) for other in best))
+        for key, value in values.items()
     }
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 OURS = "m2d-bench"
 
-PROBES = ("linear", "knn", "logreg")
+PROBES = ("linear", "knn", "logreg", "attentive")
 _DEFAULTS = {field.name: field.default for field in fields(LinearSettings) if field.name != "probe"}
 _OF_THE_TASK = {"clip_seconds", "validation_fraction", "task version", "clips", "metric"}
 
@@ -29,7 +29,8 @@ def variants(runs: Sequence[Run], *, keys: bool = True) -> list[str]:
     tells it from other runs of the same model and protocol; empty for a run at the defaults.
 
     Settings without a default, and weights, that differ between tasks are named for every run; those that belong to a
-    task, and other tools' settings, which are one set per task, only where a task was run with several.
+    task, and other tools' settings, which are one set per task, only where a task was run with several. A model under
+    another encoding has another digest, which is no other weights.
 
     Args:
         runs: The records.
@@ -37,7 +38,8 @@ def variants(runs: Sequence[Run], *, keys: bool = True) -> list[str]:
     """
     identities = [_identity(run) for run in runs]
     labels = [""] * len(runs)
-    for members in _grouped(range(len(runs)), lambda i: (runs[i].encoder["name"], runs[i].protocol)):
+    same = lambda i: (runs[i].encoder["name"], runs[i].protocol, str(runs[i].settings.get("encoding")))  # noqa: E731
+    for members in _grouped(range(len(runs)), same):
         shared = _differing([identities[i] for i in members if _is_probe(runs[i])], _OF_THE_TASK)
         for of_task in _grouped(members, lambda i: runs[i].task["name"]):
             differing = shared | _differing([identities[i] for i in of_task], set())

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from m2d_bench.errors import UsageError
+from m2d_bench.results.records import PROBES
 from m2d_bench.results.render import as_csv, interval, render_rows
 from m2d_bench.results.statistics import UNITS, estimate, scale, seed_means
 from m2d_bench.runs import Run, read
 
 logger = logging.getLogger(__name__)
+
+_REPRESENTATION = ("layer", "pooling", "encoding")
 
 
 def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -31,7 +34,7 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
             result, factor = estimate(scores), scale(metric)
             rows.append(
                 {
-                    "model": run.encoder["name"],
+                    "model": _model(run),
                     "task": run.task_title,
                     "protocol": run.protocol,
                     "metric": metric,
@@ -90,6 +93,13 @@ def model_card(digest: str, folder: str | Path) -> dict[str, str]:
             "going to be saved: m2d-bench linear, or m2d_bench.linear."
         )
     return {"scores": report(own, "md"), "commands": "\n".join(run.command for run in own if run.command)}
+
+
+def _model(run: Run) -> str:
+    """The encoder's name, and what of it was probed where that is not its own embedding."""
+    asked = [f"{name}={run.settings[name]}" for name in _REPRESENTATION if name in run.settings]
+    name: str = run.encoder["name"]
+    return f"{name} ({', '.join(asked)})" if asked and run.protocol in PROBES else name
 
 
 def _seconds(run: Run) -> float:

@@ -1,8 +1,12 @@
-"""The linear probe: every seed and fold is one slice of a batched problem [P, C, D] with gradients written out."""
+"""The linear probe: every seed and fold is one slice of a batched problem [P, C, D] with gradients written out.
+
+Probes that learn a mixture of layers or frames before the linear layer are slices of one likewise, by autograd.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,6 +25,14 @@ from m2d_bench.tasks.task import Metric
 
 _ROWS = 8192  # of features converted at a time
 _ELEMENTS = 2**22  # standardised or evaluated at a time
+_BATCH_ELEMENTS = 2**31  # of a batch of all problems trained side by side
+
+MIXING_LEARNING_RATE = 3e-3
+"""Adam's for the logits of a mixture, by reparametrisation.
+
+A step of Adam does not depend on the gradient's size: at the papers' learning rate of 3e-5, the 400 steps of a task as
+small as ESC-10 would leave every mixture the mean.
+"""
 
 
 def fit_linear(
@@ -40,39 +52,70 @@ def fit_linear(
     Source: M2D-X (2024), section IV-B.
     """
     device = compute.torch_device()
-    store = _store(features, compute.resolved_precision(), device)
+    parts = features.shape[1] if features.ndim == 3 else 1
+    probes: type[_BatchedProbes] = _BatchedProbes
+    if features.ndim == 3:
+        probes = _AttentiveProbes if settings.probe == "attentive" else _WeightedProbes
+    views = 1 + max((problem.view for problem in problems), default=0)
+    store = _store(features.flatten(1), views, parts if probes.frames else 1, compute.resolved_precision(), device)
     labels = labels.to(device)
-    for group in _groups(problems, device):
-        yield from _BatchedProbes(store, labels, problems, group, settings, metric).fit(progress)
+    for group in _groups(problems, device, settings.probe_batch_size * store.shape[1]):
+        yield from probes(store, parts, labels, problems, group, settings, metric).fit(progress)
 
 
-def _groups(problems: Sequence[Problem], device: torch.device) -> list[list[int]]:
-    """Which problems are trained side by side, by their index."""
-    if device.type != "cpu":
-        return [list(range(len(problems)))]
-    seeds = dict.fromkeys(problem.seed for problem in problems)
-    return [[i for i, problem in enumerate(problems) if problem.seed == seed] for seed in seeds]
+def _groups(problems: Sequence[Problem], device: torch.device, batch_elements: int) -> list[list[int]]:
+    """Which problems are trained side by side, by their index.
+
+    Args:
+        problems: All of them.
+        device: On a CPU, those of one seed and one feature matrix, so that what they touch stays in the cache.
+        batch_elements: Numbers in a problem's batch of features: bounds how many are trained side by side.
+    """
+    most = max(1, _BATCH_ELEMENTS // batch_elements)
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, problem in enumerate(problems):
+        alike[(problem.view, problem.seed) if device.type == "cpu" else ()].append(index)
+    return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
 
 
-def _store(features: Tensor, precision: Literal["fp32", "bf16"], device: torch.device) -> Tensor:
+def _store(
+    features: Tensor, views: int, frames: int, precision: Literal["fp32", "bf16"], device: torch.device
+) -> Tensor:
     """The features on the device; as bf16 they are standardised over all rows first, lest large means eat the bits.
 
     That common standardisation carries nothing from test into training: each problem standardises again by its own.
+
+    Args:
+        features: [rows, E].
+        views: Feature matrices one below the other, each standardised by its own rows.
+        frames: As for `_standardisation`.
+        precision: Of what is returned.
+        device: Where it goes.
     """
     if precision == "fp32":
         return features.to(device, torch.float32)
-    shift, scale = _standardisation(features, torch.arange(len(features)))
     store = torch.empty(features.shape, dtype=torch.bfloat16, device=device)
-    for start in range(0, len(features), _ROWS):
-        store[start : start + _ROWS] = torch.addcmul(shift, features[start : start + _ROWS].float(), scale)
+    for part, target in zip(features.chunk(views), store.chunk(views), strict=True):
+        shift, scale = _standardisation(part, torch.arange(len(part)), frames)
+        for start in range(0, len(part), _ROWS):
+            target[start : start + _ROWS] = torch.addcmul(shift, part[start : start + _ROWS].float(), scale)
     return store
 
 
-def _standardisation(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale, each [D] fp32: features × scale + shift has mean 0 and biased variance 1 over the rows.
+def _standardisation(features: Tensor, rows: Tensor, frames: int = 1) -> tuple[Tensor, Tensor]:
+    """Shift and scale, each [E] fp32: features × scale + shift has mean 0 and biased variance 1 over the rows.
 
     Columns without variance get scale 1, as scikit-learn's StandardScaler does.
+
+    Args:
+        features: [N, E].
+        rows: Clips, [n].
+        frames: Of a row: E / frames columns stand one after the other, and are alike standardised in all of them.
     """
+    if frames > 1:
+        rows = (rows[:, None] * frames + torch.arange(frames)).flatten()
+        shift, scale = _standardisation(features.view(len(features) * frames, -1), rows)
+        return shift.repeat(frames), scale.repeat(frames)
     rows = rows.to(features.device)
     shifts, scales = [], []
     for columns in features.split(max(64, _ELEMENTS // (8 * len(rows))), dim=1):
@@ -103,19 +146,25 @@ class _BatchedProbes:
     """Linear probes trained side by side: row i of every tensor belongs to run i, runs with most training rows first.
 
     `state` stacks parameters, gradients, Adam's two moments and the best parameters so far, each [P, C·D + C]: weights
-    [C, D], then biases. A step therefore takes the first runs alone where the others have no batch left in the epoch.
+    [C, D], then biases, then what a subclass adds. A step therefore takes the first runs alone where the others have no
+    batch left in the epoch.
     """
+
+    frames = False
+    """Whether the parts of a row are frames, which are standardised alike."""
 
     def __init__(
         self,
         store: Tensor,
+        parts: int,
         labels: Tensor,
         problems: Sequence[Problem],
         group: list[int],
         settings: ProbeSettings,
         metric: Metric,
     ) -> None:
-        self.store, self.labels, self.settings = store, labels, settings
+        self.store, self.parts, self.labels, self.settings = store, parts, labels, settings
+        self.width = store.shape[1] // parts
         self.metric: Metric = metric
         self.n_classes = count_classes(labels)
         group = sorted(group, key=lambda i: -len(problems[i].train))
@@ -123,14 +172,15 @@ class _BatchedProbes:
         self.train = [run.problem.train.cpu() for run in self.runs]
         self.valid, self.valid_present = _pad([run.problem.valid for run in self.runs], store.device)
         self.batch_weights = self._batch_weights()
-        statistics = [_standardisation(store, rows) for rows in self.train]
+        statistics = [_standardisation(store, rows, parts if self.frames else 1) for rows in self.train]
         self.shift, self.scale = (torch.stack(both)[:, None] for both in zip(*statistics, strict=True))
-        self.state = torch.zeros(5, len(group), self.n_classes * (store.shape[1] + 1), device=store.device)
+        n_linear = self.n_classes * (self.width + 1)
+        self.state = torch.zeros(5, len(group), n_linear + self.n_mixing, device=store.device)
         self.steps = torch.zeros(len(group), device=store.device)
-        bound = store.shape[1] ** -0.5
+        bound = self.width**-0.5
         for run, parameters in zip(self.runs, self.state[0], strict=True):
-            drawn = torch.empty(parameters.shape).uniform_(-bound, bound, generator=run.generator)
-            parameters.copy_(drawn)
+            drawn = torch.empty(n_linear).uniform_(-bound, bound, generator=run.generator)
+            parameters[:n_linear] = drawn
 
     def fit(self, progress: Callable[[int], None]) -> Iterator[Outcome]:
         """Train until every run is finished, giving the outcome of each when it is."""
@@ -166,16 +216,14 @@ class _BatchedProbes:
         active = len(rows)
         parameters, gradients, mean, square, _ = self.state[:, :active]
         x = self._standardised(rows, slice(active), self.store.dtype)
-        logits = self._logits(parameters, x)
+        logits, backward = self._forward(parameters, gradients, x)
         if self.labels.ndim == 1:
             error = logits.softmax(1)
             error.scatter_add_(1, self.labels[rows][:, None], torch.full_like(error[:, :1], -1.0))
         else:
             error = logits.sigmoid() - self.labels[rows].mT
         error *= weights[:, None]
-        weight, bias = self._split(gradients)
-        weight.copy_(torch.bmm(error.to(x.dtype), x))
-        torch.sum(error, 2, out=bias)
+        backward(error)
         adam(
             list(parameters.unbind()),
             list(gradients.unbind()),
@@ -192,6 +240,16 @@ class _BatchedProbes:
             beta2=0.999,
             eps=1e-8,
         )
+
+    def _forward(self, parameters: Tensor, gradients: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Logits [P, C, B], and what writes the gradients by the loss's gradient in the logits."""
+
+        def backward(error: Tensor) -> None:
+            weight, bias = self._split(gradients)
+            weight.copy_(torch.bmm(error.to(x.dtype), x))
+            torch.sum(error, 2, out=bias)
+
+        return self._logits(parameters, x), backward
 
     def _validate(self, epoch: int) -> list[int]:
         """Keep the weights that are the best so far; the runs that are finished.
@@ -215,7 +273,7 @@ class _BatchedProbes:
         run, one = self.runs[i], slice(i, i + 1)
         rows = run.problem.test.to(self.store.device)
         logits = self._evaluate(self.state[4, one], rows[None], one)[0].T
-        return Outcome(run.index, {"epoch": run.best_epoch}, run.scores, logits)
+        return Outcome(run.index, {"epoch": run.best_epoch, **self._mixture(self.state[4, i])}, run.scores, logits)
 
     def _drop(self, finished: list[int]) -> None:
         """Let the finished runs leave the batch."""
@@ -240,8 +298,8 @@ class _BatchedProbes:
 
     def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Views of weights [P, C, D] and biases [P, C] in flat parameters or gradients."""
-        n_weights = self.n_classes * self.store.shape[1]
-        return flat[:, :n_weights].unflatten(1, (self.n_classes, -1)), flat[:, n_weights:]
+        n_weights = self.n_classes * self.width
+        return flat[:, :n_weights].unflatten(1, (self.n_classes, -1)), flat[:, n_weights : n_weights + self.n_classes]
 
     def _standardised(self, rows: Tensor, runs: slice, dtype: torch.dtype) -> Tensor:
         x = self.store.index_select(0, rows.flatten()).view(*rows.shape, -1).to(dtype)
@@ -257,6 +315,74 @@ class _BatchedProbes:
         size = max(1, _ELEMENTS // (len(rows) * self.store.shape[1]))
         parts = (self._standardised(part, runs, torch.float32) for part in rows.split(size, dim=1))
         return torch.cat([self._logits(parameters, part) for part in parts], dim=2)
+
+    @property
+    def n_mixing(self) -> int:
+        """Parameters of a problem beside the linear layer's."""
+        return 0
+
+    def _mixture(self, parameters: Tensor) -> dict[str, float]:
+        """What a record tells of a problem's parameters."""
+        return {}
+
+
+class _MixtureProbes(_BatchedProbes):
+    """Linear probes on a mixture of a row's parts, under weights that are learned with them from equal ones."""
+
+    @property
+    def _mixing_rate(self) -> float:
+        return MIXING_LEARNING_RATE / self.settings.learning_rate
+
+    def _forward(self, parameters: Tensor, gradients: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+        leaf = parameters.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self._logits(leaf, x)
+
+        def backward(error: Tensor) -> None:
+            gradients.copy_(torch.autograd.grad(logits, leaf, error)[0])
+
+        return logits.detach(), backward
+
+    def _logits(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Logits [P, C, B] of standardised features [P, B, M·D]."""
+        x = x.unflatten(2, (self.parts, self.width))
+        weights = self._mixing(self._mixing_rate * parameters[:, -self.n_mixing :], x).softmax(2)
+        return super()._logits(parameters, torch.einsum("pbm,pbmd->pbd", weights.to(x.dtype), x))
+
+    def _mixing(self, mixing: Tensor, x: Tensor) -> Tensor:
+        """Logits [P, B, M] of the weights of the parts of [P, B, M, D], by the parameters [P, n]."""
+        raise NotImplementedError
+
+
+class _WeightedProbes(_MixtureProbes):
+    """On a sum of layers, each standardised; one weight a layer.
+
+    Source: SUPERB (arXiv 2105.01051), section 2.
+    """
+
+    @property
+    def n_mixing(self) -> int:
+        return self.parts
+
+    def _mixing(self, mixing: Tensor, x: Tensor) -> Tensor:
+        return mixing[:, None].expand(-1, x.shape[1], -1)
+
+    def _mixture(self, parameters: Tensor) -> dict[str, float]:
+        weights = (self._mixing_rate * parameters[-self.parts :]).softmax(0).tolist()
+        return {f"layer {number}": round(weight, 4) for number, weight in enumerate(weights, 1)}
+
+
+class _AttentiveProbes(_MixtureProbes):
+    """On a sum of frames, weighted by one learned query: a frame's logit is the mean of query × frame over D."""
+
+    frames = True
+
+    @property
+    def n_mixing(self) -> int:
+        return self.width
+
+    def _mixing(self, mixing: Tensor, x: Tensor) -> Tensor:
+        return torch.einsum("pbmd,pd->pbm", x, mixing.to(x.dtype)).float() / self.width
 
 
 def _pad(rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,13 @@
-"""Clips → scene embeddings, once: encoded in batches, cached on disk shard by shard."""
+"""Clips → embeddings or layers, once: encoded in batches, cached on disk shard by shard."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +24,7 @@ from torch import Tensor
 from m2d_bench import audio
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
 from m2d_bench.errors import AudioError, DataError, UsageError, note
+from m2d_bench.evaluation.representations import SECONDS_AT_ONCE, Kept, scenes
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
 from m2d_bench.settings import Compute, Storage, file_name, make_folder, read_checked, replacing, write_checked, writing
@@ -31,16 +35,17 @@ logger = logging.getLogger(__name__)
 _SHARD = 64
 """Clips a file of the cache; a killed run loses at most one shard."""
 
-_SECONDS_AT_ONCE = 640
-"""Seconds of padded audio a batch of files may hold: bounds memory when files are long."""
+_WORTH_SAYING = 2**30
+"""Bytes that are said before they are written."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Scene embeddings of a data set in two views.
+    """Embeddings of a data set in two views.
 
     Args:
-        features: [N + M, D] float32: N clips from their start, then M random crops of the clips that are longer.
+        features: [K·(N + M), D] float32: N clips from their start, then M random crops of the clips that are longer;
+            of K representations, one below the other. Weighted layers and frames are [N + M, layers or frames, D].
         clips: Clip behind each row, [N + M].
         crop_rows: Row of each clip's training view, [N].
     """
@@ -50,7 +55,9 @@ class Embeddings:
     crop_rows: Tensor
 
 
-def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage) -> Embeddings:
+def encode(
+    encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage, kept: Kept | None = None
+) -> Embeddings:
     """Embeds every clip of a data set, or reads what an earlier call left in the cache.
 
     Processes that share a cache share the work: each shard is encoded by one of them.
@@ -60,6 +67,7 @@ def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: S
         dataset: The clips.
         compute: Batch size and decoding threads.
         storage: The cache folder.
+        kept: What is kept of a clip; by default its scene embedding.
 
     Raises:
         UsageError: The encoder does not keep the contract.
@@ -67,12 +75,14 @@ def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: S
         StorageError: The cache lacks embeddings and cannot be written to.
     """
     encoder, dataset = wrap(encoder), dataset.readable()
+    kept = kept or scenes(encoder)
     views = [(clip, False) for clip in range(len(dataset.files))]
     views += [(int(clip), True) for clip in np.flatnonzero(dataset.longer)]
-    features = np.empty((len(views), encoder.scene_embedding_size), dtype=np.float32)
-    folder = storage.cache_root / "embeddings" / file_name(encoder.digest) / _key(encoder, dataset)
+    sets, _, *size = kept.given(np.zeros((1, *kept.shape), dtype=np.float32)).shape
+    features = np.empty((sets, len(views), *size), dtype=np.float32)
+    folder = storage.cache_root / "embeddings" / file_name(encoder.digest) / _key(encoder, dataset, kept.name)
     shards = [
-        _Shard(folder / f"{number:05d}.npy", views[start : start + _SHARD], features[start : start + _SHARD])
+        _Shard(folder / f"{number:05d}.npy", views[start : start + _SHARD], kept, features[:, start : start + _SHARD])
         for number, start in enumerate(range(0, len(views), _SHARD))
     ]
     with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops") as advance:
@@ -85,21 +95,33 @@ def encode(encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: S
         missing = [shard for shard in shards if not filled(shard, _Shard.read)]
         if damaged := sum(shard.path.exists() for shard in missing):
             logger.warning("%s: the cache was damaged: %d shards are remade.", folder, damaged)
-        needed = sum(shard.rows.nbytes for shard in missing)
+        needed = 4 * math.prod(kept.shape) * sum(len(shard.views) for shard in missing)
         with writing(storage.cache_root, needed, "--cache"):
+            if missing:
+                _check_room(folder, needed)
             for wait in (False, True):  # at first for none that another process is encoding
                 make = partial(_make, encoder=encoder, dataset=dataset, compute=compute, wait=wait)
                 missing = [shard for shard in missing if not filled(shard, make)]
     clips = torch.tensor([clip for clip, _ in views])
     crop_rows = torch.arange(len(dataset.files))
     crop_rows[clips[len(dataset.files) :]] = torch.arange(len(dataset.files), len(views))
-    return Embeddings(torch.from_numpy(features), clips, crop_rows)
+    return Embeddings(torch.from_numpy(features).flatten(0, 1), clips, crop_rows)
 
 
-def _key(encoder: Encoder, dataset: Dataset) -> str:
-    """Name of the cache folder of these clips in this precision."""
+def _check_room(folder: Path, needed: int) -> None:
+    """Says what is going to be written where it is much, and refuses to begin what the disk cannot hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if needed > _WORTH_SAYING:
+        logger.warning("%s: %.1f GB are going to be written.", folder, needed / 1e9)
+    if needed > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _key(encoder: Encoder, dataset: Dataset, kept: str = "") -> str:
+    """Name of the cache folder of what is kept of these clips in this precision."""
     task = dataset.task
     identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {encoder.precision}"
+    identity += f" {kept}" if kept else ""
     return f"{file_name(task.name)}-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]}"
 
 
@@ -110,11 +132,13 @@ class _Shard:
     Args:
         path: The file.
         views: Clips, and whether each is cropped.
-        rows: Where their embeddings are wanted, [n, D].
+        kept: What the file holds of each.
+        rows: Where what is given of that is wanted, [K, n, …].
     """
 
     path: Path
     views: Sequence[tuple[int, bool]]
+    kept: Kept
     rows: np.ndarray
 
     def read(self) -> bool:
@@ -123,16 +147,18 @@ class _Shard:
         if content is None:
             return False
         stored = np.load(BytesIO(content), allow_pickle=False)
-        whole = stored.dtype == self.rows.dtype and stored.shape == self.rows.shape and np.isfinite(stored).all()
+        shape = (len(self.views), *self.kept.shape)
+        whole = stored.dtype == np.float32 and stored.shape == shape and np.isfinite(stored).all()
         if whole:
-            self.rows[:] = stored
+            self.rows[:] = self.kept.given(stored)
         return bool(whole)
 
-    def write(self) -> None:
-        """Writes the rows."""
+    def write(self, embeddings: np.ndarray) -> None:
+        """Writes what is kept, [n, …], and fills the rows."""
         file = BytesIO()
-        np.save(file, self.rows)
+        np.save(file, embeddings)
         write_checked(self.path, file.getvalue())
+        self.rows[:] = self.kept.given(embeddings)
 
 
 def _make(shard: _Shard, *, encoder: Encoder, dataset: Dataset, compute: Compute, wait: bool) -> bool:
@@ -142,14 +168,13 @@ def _make(shard: _Shard, *, encoder: Encoder, dataset: Dataset, compute: Compute
         with FileLock(shard.path.with_suffix(".lock"), timeout=-1 if wait else 0):
             if not shard.read():
                 _encode_shard(encoder, dataset, shard, compute)
-                shard.write()
     except Timeout:
         return False
     return True
 
 
 def _encode_shard(encoder: Encoder, dataset: Dataset, shard: _Shard, compute: Compute) -> None:
-    """Fills the rows of a shard."""
+    """Encodes and writes a shard."""
 
     def read(view: tuple[int, bool]) -> np.ndarray:
         clip, crop = view
@@ -157,20 +182,23 @@ def _encode_shard(encoder: Encoder, dataset: Dataset, shard: _Shard, compute: Co
 
     names = [dataset.files[clip] for clip, _ in shard.views]
     waveforms = map_ahead(read, shard.views, compute.jobs, 2 * compute.batch_size)
-    for row, embedding in _embed(encoder, names, waveforms, compute.batch_size, []).items():
-        shard.rows[row] = embedding
+    embed, samples = shard.kept.embed, shard.kept.seconds_at_once * encoder.sample_rate
+    embeddings = _embed(lambda batch, _, clips: embed(batch, clips), names, waveforms, compute.batch_size, samples, [])
+    shard.write(np.stack([embeddings[row] for row in range(len(names))]))
 
 
 def _embed(
-    encoder: Encoder,
+    embed_batch: Callable[[Tensor, list[int], list[str]], Tensor],
     names: Sequence[str],
     waveforms: Iterable[np.ndarray | AudioError],
     batch_size: int,
+    most_samples: int,
     failures: list[str],
     retry: bool = False,
 ) -> dict[int, np.ndarray]:
-    """Embeddings [D] of clips by their index, made in padded batches; of those that cannot be read, adds a failure.
+    """Embeddings of clips by their index, made in padded batches; of those that cannot be read, adds a failure.
 
+    `embed_batch` takes waveforms [B, S], the samples of each, and names; a batch holds `most_samples` and its padding.
     A batch that cannot be embedded is an error; with `retry` its clips are embedded one by one, and those that cannot
     be are failures too.
     """
@@ -181,7 +209,7 @@ def _embed(
         lengths = [len(batch[clip]) for clip in clips]
         padded = np.stack([np.pad(batch[clip], (0, max(lengths) - len(batch[clip]))) for clip in clips])
         try:
-            scenes = encoder.scene_embeddings(torch.from_numpy(padded), lengths, clips=[names[clip] for clip in clips])
+            found = embed_batch(torch.from_numpy(padded), lengths, [names[clip] for clip in clips])
         except (AudioError, DataError) as error:
             if not retry:
                 raise
@@ -191,7 +219,7 @@ def _embed(
                 for clip in clips:
                     embed([clip])
         else:
-            embeddings.update(zip(clips, scenes.numpy(), strict=True))
+            embeddings.update(zip(clips, found.numpy(), strict=True))
 
     def flush() -> None:
         embed(list(batch))
@@ -202,7 +230,7 @@ def _embed(
             failures.append(note(waveform))
             continue
         samples = (len(batch) + 1) * max(map(len, [waveform, *batch.values()]))
-        if batch and (len(batch) == batch_size or samples > _SECONDS_AT_ONCE * encoder.sample_rate):
+        if batch and (len(batch) == batch_size or samples > most_samples):
             flush()
         batch[index] = waveform
     if batch:
@@ -243,7 +271,15 @@ def embed_files(
 
     waveforms = map_ahead(read, ordered, compute.jobs, compute.batch_size)
     progress = track(waveforms, "Embedding", len(ordered), "files")
-    found = _embed(encoder, [str(file) for file in ordered], progress, compute.batch_size, failures, retry=True)
+    found = _embed(
+        lambda batch, lengths, clips: encoder.scene_embeddings(batch, lengths, clips=clips),
+        [str(file) for file in ordered],
+        progress,
+        compute.batch_size,
+        SECONDS_AT_ONCE * encoder.sample_rate,
+        failures,
+        retry=True,
+    )
     embeddings = {ordered[index]: embedding for index, embedding in found.items()}
     done = [file for file in files if file in embeddings]
     size = (0, encoder.scene_embedding_size)

@@ -7,7 +7,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ import torch
 from m2d_bench import runs, tasks
 from m2d_bench.encoders import zoo
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of, wrap
-from m2d_bench.errors import M2DBenchError
+from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.evaluation import embeddings
+from m2d_bench.evaluation.batched import MIXING_LEARNING_RATE
 from m2d_bench.evaluation.embeddings import Embeddings
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import ProbeResult, Problem
+from m2d_bench.evaluation.representations import Kept, Representation, asked, kept_for
 from m2d_bench.evaluation.settings import LinearSettings, ProbeSettings
 from m2d_bench.progress import bar
 from m2d_bench.randomness import generator_of
@@ -33,6 +36,9 @@ from m2d_bench.tasks.splits import VALIDATION_FRACTION, draw_validation, draws_v
 from m2d_bench.tasks.task import Task
 
 logger = logging.getLogger(__name__)
+
+_FEATURE_BYTES = 2**31
+"""Of features of several layers in memory at a time."""
 
 
 def linear(
@@ -51,7 +57,7 @@ def linear(
         changes: Fields of the settings to change, such as `seeds=3` or `data="/data"`.
 
     Returns:
-        One record a task, with the scores of the seeds asked for.
+        One record a task, or one a task, pooling and layer, with the scores of the seeds asked for.
 
     Raises:
         UsageError, DataError: Unknown model, task or setting, or a task's folder that cannot be read; nothing was
@@ -64,15 +70,14 @@ def linear(
     settings = replace(settings, **changes)
     chosen = tasks.get_all(task_names, settings, clip_seconds=settings.clip_seconds)
     make_folder(settings.runs_root)
-    loaded = zoo.load(model, compute=settings, storage=settings) if isinstance(model, str | os.PathLike) else model
-    encoder = wrap(loaded)
+    encoder = wrap(_load(model, settings))
+    wanted = asked(settings, encoder)
     records: list[Run] = []
     failures: dict[str, Exception] = {}
     for name, task in chosen.items():
-        words = ["linear", "--model", str(model), "--tasks", name]
-        command = "" if loaded is model else command_line(words, settings, leaving_out=("force",))
+        words = ["linear", "--model", str(model), "--tasks", name] if isinstance(model, str | os.PathLike) else []
         try:
-            records.append(_evaluate(encoder, task, settings, command))
+            records += _evaluate(encoder, task, settings, wanted, words)
         except (M2DBenchError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             failures[task.name] = error
     if failures:
@@ -80,40 +85,118 @@ def linear(
     return records
 
 
-def _evaluate(encoder: Encoder, task: Task, settings: LinearSettings, command: str) -> Run:
-    """One task: its record with the scores of all seeds asked for."""
+def _load(model: str | os.PathLike[str] | SceneEncoder, settings: LinearSettings) -> SceneEncoder:
+    """The encoder of a name, or the one given."""
+    changes = {"encoding": settings.encoding} if settings.encoding else {}
+    if isinstance(model, str | os.PathLike):
+        return zoo.load(model, compute=settings, storage=settings, **changes)
+    if changes:
+        raise UsageError(f"encoding is a setting of models that are loaded by name: load_encoder(name, **{changes}).")
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation:
+    """One record to make.
+
+    Args:
+        representation: What its probes are given.
+        run: The record without scores.
+        missing: Seeds to compute.
+    """
+
+    representation: Representation
+    run: Run
+    missing: Sequence[int]
+
+
+def _evaluate(
+    encoder: Encoder, task: Task, settings: LinearSettings, wanted: Sequence[Representation], words: Sequence[str]
+) -> list[Run]:
+    """One task: a record of each representation, with the scores of all seeds asked for.
+
+    Args:
+        encoder: The encoder.
+        task: The task.
+        settings: How to evaluate.
+        wanted: What probes are given.
+        words: Of the command that repeats it; none if it has no name.
+    """
     dataset = datasets.load(task, settings, encoder.sample_rate, settings.jobs).readable(settings.on_bad_file)
-    run = replace(_blank_run(encoder, dataset, settings), command=command)
-    n_folds = run.task["n_folds"]
+    blank = _blank_run(encoder, dataset, settings)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    if not run.repeated and len(seeds) > 1:
+    if not blank.repeated and len(seeds) > 1:
         logger.warning("%s: %s on an official split repeats nothing; one seed is run.", task.name, settings.probe)
         seeds = seeds[:1]
+    evaluations = []
+    for representation in wanted:
+        run = replace(blank, settings={**blank.settings, **representation.facts})
+        if words:
+            own = replace(settings, **_options(representation))
+            run = replace(run, command=command_line(words, own, leaving_out=("force",)))
+        missing = _missing(run, settings, seeds)
+        evaluations.append(_Evaluation(representation=representation, run=run, missing=missing))
+    to_do = [each for each in evaluations if each.missing]
+    for _, alike in groupby(to_do, key=lambda each: each.representation.pooling):
+        _probe(encoder, dataset, settings, list(alike))
+    return [runs.load_as(each.run, settings.runs_root).limited_to(seeds) for each in evaluations]
+
+
+def _options(representation: Representation) -> dict[str, Any]:
+    """The settings that ask for one representation alone."""
+    pooling = representation.facts.get("pooling")
+    return {"layer": representation.layer, "pooling": (pooling,) if pooling else ()}
+
+
+def _missing(run: Run, settings: LinearSettings, seeds: Sequence[int]) -> list[int]:
+    """The seeds that a record lacks, or is to have anew."""
+    n_folds = run.task["n_folds"]
     stored = runs.find(run, settings.runs_root)
     finished = stored.done(n_folds) if stored else set()
     if settings.keep_predictions:
         predictions = runs.load_predictions(run.path(settings.runs_root))
         counts = Counter(prediction.seed for prediction in predictions)
         finished = {seed for seed in finished if counts[seed] >= n_folds}
-    missing = [seed for seed in seeds if settings.force or seed not in finished]
-    if missing:
-        started = time.perf_counter()
-        embedded = embeddings.encode(encoder, dataset, settings, settings)
-        run = replace(run, seconds={"embedding": round(time.perf_counter() - started, 3)})
-        record = _recorder(run, settings, dataset)
-        problems = list(_problems(dataset, embedded, missing, settings.train_fraction))
-        with bar(f"Probing {task.name}", len(problems) * settings.epochs, "epochs") as advance:
-            run_probes(
-                embedded.features,
-                torch.from_numpy(dataset.labels)[embedded.clips],
-                problems,
-                settings,
-                metrics=(task.metric, *task.other_metrics),
-                compute=settings,
-                on_result=record,
-                progress=advance,
-            )
-    return runs.load_as(run, settings.runs_root).limited_to(seeds)
+    return [seed for seed in seeds if settings.force or seed not in finished]
+
+
+def _probe(encoder: Encoder, dataset: Dataset, settings: LinearSettings, evaluations: Sequence[_Evaluation]) -> None:
+    """Computes what is missing of evaluations of one pooling, as many side by side as memory allows."""
+    samples = round(dataset.task.clip_seconds * encoder.sample_rate)
+    one = kept_for(encoder, [evaluations[0].representation], samples)
+    clip_bytes = one.given(np.zeros((1, *one.shape), dtype=np.float32)).nbytes
+    at_once = max(1, _FEATURE_BYTES // (clip_bytes * len(dataset.files)))
+    for start in range(0, len(evaluations), at_once):
+        together = evaluations[start : start + at_once]
+        kept = kept_for(encoder, [each.representation for each in together], samples)
+        _probe_together(encoder, dataset, settings, together, kept)
+
+
+def _probe_together(
+    encoder: Encoder, dataset: Dataset, settings: LinearSettings, evaluations: Sequence[_Evaluation], kept: Kept
+) -> None:
+    """Computes what is missing of evaluations side by side: each is given a view of the features."""
+    started = time.perf_counter()
+    embedded = embeddings.encode(encoder, dataset, settings, settings, kept)
+    seconds = {"embedding": round(time.perf_counter() - started, 3)}
+    recorders = [_recorder(replace(each.run, seconds=seconds), settings, dataset) for each in evaluations]
+    problems = [
+        problem
+        for view, each in enumerate(evaluations)
+        for problem in _problems(dataset, embedded, each.missing, settings.train_fraction, view)
+    ]
+    labels = torch.from_numpy(dataset.labels)[embedded.clips]
+    with bar(f"Probing {dataset.task.name}", len(problems) * settings.epochs, "epochs") as advance:
+        run_probes(
+            embedded.features,
+            torch.cat([labels] * len(evaluations)),
+            problems,
+            settings,
+            metrics=(dataset.task.metric, *dataset.task.other_metrics),
+            compute=settings,
+            on_result=lambda result: recorders[result.view](result),
+            progress=advance,
+        )
 
 
 def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[[ProbeResult], None]:
@@ -163,31 +246,40 @@ def _predictions(result: ProbeResult, dataset: Dataset) -> Predictions:
     )
 
 
-def _problems(dataset: Dataset, embedded: Embeddings, seeds: Sequence[int], train_fraction: float) -> Iterator[Problem]:
-    """The training runs: every seed on every fold, or on the official split.
+def _problems(
+    dataset: Dataset, embedded: Embeddings, seeds: Sequence[int], train_fraction: float, view: int = 0
+) -> Iterator[Problem]:
+    """The training runs on one of the representations: every seed on every fold, or on the official split.
 
     Training and validation see a clip's crop, the test its start.
     """
-    labels, crops = torch.from_numpy(dataset.labels), embedded.crop_rows
+    first_row = view * len(embedded.clips)
+    labels, crops = torch.from_numpy(dataset.labels), first_row + embedded.crop_rows
     for seed in seeds:
         for split in splits(dataset, seed):
             train = split.train
             if train_fraction < 1:  # every class that has two clips keeps one
                 generator = generator_of(seed, split.fold, "training clips")
                 _, train = draw_validation(labels, train, train_fraction, generator)
-            yield Problem(seed, split.fold, train=crops[train], valid=crops[split.valid], test=split.test)
+            test = first_row + split.test
+            yield Problem(seed, split.fold, train=crops[train], valid=crops[split.valid], test=test, view=view)
 
 
 def _blank_run(encoder: Encoder, dataset: Dataset, settings: LinearSettings) -> Run:
     """The record of this evaluation, without scores."""
-    repeated: tuple[str, ...] = ("initialisation", "shuffling") if settings.probe == "linear" else ()
+    trained = settings.probe in ("linear", "attentive")
+    repeated: tuple[str, ...] = ("initialisation", "shuffling") if trained else ()
     drawn = draws_validation(dataset)
     repeated += ("validation split",) if drawn else ()
     repeated += ("training clips",) if settings.train_fraction < 1 else ()
     probe: dict[str, Any] = {"probe": settings.probe}
-    if settings.probe == "linear":
+    if trained:
         probe = {field.name: getattr(settings, field.name) for field in fields(ProbeSettings)}
         probe["probe_precision"] = settings.resolved_precision()
+    if settings.probe == "attentive" or settings.layer == "weighted":
+        probe["mixing_learning_rate"] = MIXING_LEARNING_RATE
+    if settings.encoding == "one_pass":
+        probe["encoding"] = settings.encoding
     return Run(
         encoder=facts_of(encoder),
         task=dataset.facts,

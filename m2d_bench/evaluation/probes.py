@@ -40,12 +40,14 @@ def run_probes(
     """Train and test every problem.
 
     A linear probe's result depends on no other problem, up to rounding. On a CPU the problems of one seed are trained
-    side by side and the seeds one after the other, so that what they touch stays in the cache; elsewhere all are
-    trained at once. Memory: the features on the device (with bf16, a standardised bf16 copy), never a copy per problem.
+    side by side and the seeds one after the other, so that what they touch stays in the cache; elsewhere as many as
+    fit are trained at once, also those of several feature matrices (`Problem.view`). Memory: the features on the device
+    (with bf16, a standardised bf16 copy), never a copy per problem.
 
     Args:
         features: One row a clip or a view of it, [N, D] fp32 or bf16, not standardised: each problem does that by its
-            own training rows.
+            own training rows. Or parts of a clip [N, M, D], which a linear layer sees mixed under weights learned with
+            it: frames by the attentive probe, layers by the linear one.
         labels: Class indices [N] int64 (trained by cross-entropy), or multi-hot [N, C] (by binary cross-entropy over
             clips and classes).
         problems: The runs; their rows index `features` and `labels`.
@@ -64,7 +66,7 @@ def run_probes(
         DataError: Features, labels or rows cannot be used as they are.
     """
     _check(features, labels, problems, metrics)
-    if settings.probe == "linear":
+    if settings.probe in ("linear", "attentive"):
         outcomes = fit_linear(features, labels, problems, settings, metrics[0], compute, progress)
     else:
         outcomes = _fit_sklearn(features, labels, problems, settings, metrics[0], progress)
@@ -90,6 +92,7 @@ def _result(problem: Problem, outcome: Outcome, labels: Tensor, metrics: Sequenc
         fold=problem.fold,
         score=main_score,
         n_test=len(problem.test),
+        view=problem.view,
         valid_scores=outcome.valid_scores,
         chosen=outcome.chosen,
         others=dict(zip(metrics[1:], others, strict=True)),
@@ -99,14 +102,14 @@ def _result(problem: Problem, outcome: Outcome, labels: Tensor, metrics: Sequenc
 
 def _check(features: Tensor, labels: Tensor, problems: Sequence[Problem], metrics: Sequence[Metric]) -> None:
     """Refuse what would train on nonsense."""
-    if features.ndim != 2 or features.dtype not in (torch.float32, torch.bfloat16):
+    if features.ndim not in (2, 3) or features.dtype not in (torch.float32, torch.bfloat16):
         raise DataError(
-            f"Features must be [N, D] float32 or bfloat16, got {list(features.shape)} {features.dtype}. "
+            f"Features must be [N, D] or [N, M, D] float32 or bfloat16, got {list(features.shape)} {features.dtype}. "
             "Give one row a clip and convert with .float()."
         )
     _check_labels(labels, len(features))
     for start, part in enumerate(features.split(8192)):
-        bad = ~part.isfinite().all(1)
+        bad = ~part.flatten(1).isfinite().all(1)
         if bad.any():
             row = start * 8192 + int(bad.nonzero()[0])
             raise DataError(f"Features of row {row} hold NaN or infinity. Look at that clip, or embed again with fp32.")

@@ -20,6 +20,7 @@ class Problem:
         train: Rows of the feature matrix to train on, [n] int64.
         valid: Rows that choose the epoch (or k, or C).
         test: Rows that are scored.
+        view: Which it is of several feature matrices that lie one below the other.
     """
 
     seed: int
@@ -27,6 +28,7 @@ class Problem:
     train: Tensor
     valid: Tensor
     test: Tensor
+    view: int = 0
 
     def generator(self) -> Generator:
         """A fresh CPU generator that depends on seed and fold alone, so that every device draws the same."""
@@ -39,7 +41,8 @@ class Outcome:
 
     Args:
         index: The problem's, among those trained.
-        chosen: What validation chose, its best: `{"epoch": 57}` (from 1), `{"k": 5}` or `{"C": 0.1}`.
+        chosen: What validation chose, its best: `{"epoch": 57}` (from 1), `{"k": 5}` or `{"C": 0.1}`;
+            of layers also their weights.
         valid_scores: Validation metric of each epoch, k or C tried.
         logits: Scores of the test rows by what was chosen, larger with the belief in a class, [N, C].
     """
@@ -59,6 +62,7 @@ class ProbeResult:
         fold: The problem's.
         score: Test metric.
         n_test: Number of test rows.
+        view: The problem's.
         others: The other metrics' scores.
         valid_scores: The outcome's.
         chosen: The outcome's.
@@ -69,6 +73,7 @@ class ProbeResult:
     fold: str
     score: float
     n_test: int
+    view: int
     valid_scores: Sequence[float]
     chosen: Mapping[str, float]
     others: Mapping[str, float]

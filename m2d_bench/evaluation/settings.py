@@ -7,8 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from m2d_bench.errors import UsageError
+from m2d_bench.output import Names
 from m2d_bench.settings import Compute, OnBadFile, Storage
 from m2d_bench.values import Checked
+
+Pooling = Literal["mean", "mean+std", "max", "flat"]
+"""What makes one vector of a clip's frames; docs/layers.md says how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +21,8 @@ class ProbeSettings(Checked):
     """How a probe is trained; the defaults are the papers' linear evaluation.
 
     Args:
-        probe: `linear`, or scikit-learn's nearest neighbours (cosine) or logistic regression.
+        probe: linear; knn or logreg, scikit-learn's nearest neighbours (cosine) or logistic regression; or attentive, a
+            linear layer on the frames' mean under a learned attention.
         learning_rate: Adam's.
         weight_decay: Adam's, added to the gradient (L2).
         probe_batch_size: Clips a step; an epoch's last batch may be smaller.
@@ -26,7 +32,7 @@ class ProbeSettings(Checked):
     Source: M2D-X (2024), section IV-B.
     """
 
-    probe: Literal["linear", "knn", "logreg"] = "linear"
+    probe: Literal["linear", "knn", "logreg", "attentive"] = "linear"
     learning_rate: PositiveFloat = 3e-5
     weight_decay: NonNegativeFloat = 1e-8
     probe_batch_size: PositiveInt = 200
@@ -42,6 +48,12 @@ class LinearSettings(ProbeSettings, Compute, Storage):
         seeds: Number of runs.
         first_seed: Seed of the first run; the others follow.
         force: Compute finished seeds anew.
+        layer: Which of the encoder's layers, from 1, instead of its own embedding; all, each on its own; or weighted,
+            their sum under learned weights.
+        pooling: mean, mean+std, max or flat of the frames, or several separated by commas, instead of the encoder's own
+            embedding; mean where only --layer is given.
+        encoding: chunks or one_pass: how models of the M2D family take clips longer than their input; by default as
+            the model says.
         train_fraction: Share of the training clips to train on, drawn anew for each seed and fold.
         keep_predictions: Also keep what each test clip scored, and the validation scores, beside the record.
         clip_seconds: Seconds that clips are cut or padded to; by default each task's own.
@@ -52,7 +64,21 @@ class LinearSettings(ProbeSettings, Compute, Storage):
     seeds: PositiveInt = 6
     first_seed: int = 42
     force: bool = False
+    layer: int | str | None = None
+    pooling: Annotated[tuple[Pooling, ...], Names] = ()
+    encoding: Literal["chunks", "one_pass"] | None = None
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     keep_predictions: bool = False
     clip_seconds: PositiveFloat | None = None
     on_bad_file: OnBadFile = "stop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer not in (None, "all", "weighted") and not (isinstance(self.layer, int) and self.layer > 0):
+            raise UsageError(f"layer is {self.layer!r}; it is a number from 1, all or weighted.")
+        if self.probe == "attentive" and self.pooling:
+            raise UsageError("The attentive probe learns how to pool frames: leave out pooling, or take probe linear.")
+        if self.probe == "attentive" and self.layer in ("all", "weighted"):
+            raise UsageError(f"The attentive probe takes the frames of one layer, got {self.layer}. Name its number.")
+        if self.probe != "linear" and self.layer == "weighted":
+            raise UsageError(f"Layers are weighted with probe linear, got {self.probe}. Name a layer's number, or all.")

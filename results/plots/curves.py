@@ -10,7 +10,7 @@ import numpy as np
 
 from m2d_bench.errors import UsageError
 from m2d_bench.results.plots.figures import MEANING, Style, legend, panels, styled, styles
-from m2d_bench.results.plots.plot_data import KEEP, axis_title, labels, number, seed_scores, span
+from m2d_bench.results.plots.plot_data import KEEP, LAYER, axis_title, labels, number, seed_scores, span
 from m2d_bench.results.statistics import estimate, scale
 from m2d_bench.runs import Predictions, Run
 
@@ -57,7 +57,7 @@ def curve(records: Sequence[Run], x: str) -> Figure:
             _curve_line(panel, line, label, look[label])
         panel.set_title(task, loc="left")
         panel.set(xlabel=x, ylabel=axis_title(metric))
-        if values[0] > 0 and values[-1] / values[0] >= 20:
+        if values[0] > 0 and values[-1] / values[0] >= 20 and x != LAYER:
             panel.set_xscale("log")
         panel.set_xticks(values, [f"{value:g}" for value in values])
         panel.minorticks_off()

@@ -15,6 +15,9 @@ from m2d_bench.runs import Run
 
 logger = logging.getLogger(__name__)
 
+LAYER = "settings.layer"
+"""Field of the records of `m2d-bench linear --layer`."""
+
 KEEP = "Run m2d-bench linear … --keep-predictions."
 """What to do where predictions are missing."""
 

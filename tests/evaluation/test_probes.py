@@ -95,6 +95,126 @@ def test_batched_problems_equal_a_plain_loop_over_each(metric: str) -> None:
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
 
 
+def parts_of_clips(parts: int = 3, multilabel: bool = False) -> tuple[Tensor, Tensor]:
+    """Features [N, M, D] of which the second part alone says something of the labels."""
+    features, labels = clips(multilabel=multilabel)
+    others = torch.randn(len(features), parts, features.shape[1], generator=torch.Generator().manual_seed(2))
+    others[:, 1] = features
+    return others * torch.linspace(1, 5, parts)[:, None] + 2, labels
+
+
+class Mixture(nn.Module):
+    """What the probes that mix parts compute, written for one problem."""
+
+    def __init__(self, shape: tuple[int, int], classes: int, attentive: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        parts, dim = shape
+        self.attentive = attentive
+        self.linear = nn.Linear(dim, classes)
+        drawn = torch.empty(classes * dim + classes).uniform_(-(dim**-0.5), dim**-0.5, generator=generator)
+        self.linear.load_state_dict(
+            {"weight": drawn[: classes * dim].view(classes, dim), "bias": drawn[classes * dim :]}
+        )
+        self.mixing = nn.Parameter(torch.zeros(dim if attentive else parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = (x * self.mixing).mean(2) if self.attentive else self.mixing.expand(len(x), -1)
+        weights = (batched.MIXING_LEARNING_RATE / FAST.learning_rate * logits).softmax(1)
+        return self.linear((weights[:, :, None] * x).sum(1))
+
+
+def mixture_after(
+    features: Tensor, labels: Tensor, each: Problem, attentive: bool, metric: str
+) -> tuple[Mixture, Tensor]:
+    """The mixture after FAST.epochs epochs, and its test logits."""
+    columns = features.shape[2] if attentive else features[0].numel()
+    scaler = StandardScaler().fit(features[each.train].reshape(-1, columns).numpy())
+    scaled = torch.from_numpy(scaler.transform(features.reshape(-1, columns).numpy())).view(features.shape)
+    generator = each.generator()
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    model = Mixture(features.shape[1:], classes, attentive, generator)
+    optimizer = torch.optim.Adam(model.parameters(), FAST.learning_rate, weight_decay=FAST.weight_decay)
+    loss_function = nn.CrossEntropyLoss() if metric == "accuracy" else nn.BCEWithLogitsLoss()
+    for _ in range(FAST.epochs):
+        order = each.train[torch.randperm(len(each.train), generator=generator)]
+        for rows in order.split(FAST.probe_batch_size):
+            optimizer.zero_grad()
+            loss_function(model(scaled[rows]), labels[rows]).backward()
+            optimizer.step()
+    return model.eval(), model(scaled[each.test]).detach()
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "mAP"])
+@pytest.mark.parametrize("probe", ["linear", "attentive"])
+def test_batched_mixtures_equal_a_plain_loop_over_each(
+    probe: str, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = parts_of_clips(multilabel=metric == "mAP")
+    problems = [problem(42, "1", 170), problem(42, "2", 97), problem(43, "1", 33)]
+    rising = itertools.count()
+    monkeypatch.setattr(batched, "MIXING_LEARNING_RATE", 9e-3)
+    monkeypatch.setattr(
+        batched, "batched_scores", lambda metric, logits, *_: torch.full((len(logits),), float(next(rising)))
+    )
+    compute, settings = Compute(device="cpu", precision="fp32"), replace(FAST, probe=probe)
+    outcomes = list(batched.fit_linear(features, labels, problems, settings, metric, compute, lambda epochs: None))
+    for outcome in outcomes:
+        model, expected = mixture_after(features, labels, problems[outcome.index], probe == "attentive", metric)
+        torch.testing.assert_close(outcome.logits, expected, atol=2e-3, rtol=1e-3)
+        weights = [outcome.chosen[f"layer {n}"] for n in (1, 2, 3)] if probe == "linear" else []
+        if weights:
+            assert weights == pytest.approx((3 * model.mixing).softmax(0).tolist(), abs=1e-3)
+            assert max(weights) - min(weights) > 0.05
+
+
+def test_mixtures_in_bf16_stay_near_fp32() -> None:
+    features, labels = parts_of_clips()
+    features += 300
+    settings = replace(FAST, epochs=4)
+    for probe in ("linear", "attentive"):
+        exact, rounded = (
+            linear_logits(features, labels, [problem()], replace(settings, probe=probe), "accuracy", precision)[0]
+            for precision in ("fp32", "bf16")
+        )
+        assert 0 < (exact - rounded).abs().max() < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_problems_on_several_feature_matrices_equal_those_on_each_alone(
+    precision: str, side_by_side: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side as on a GPU, too."""
+    one, labels = clips()
+    matrices = [one, one.flip(0) * 100, one + 500]
+    problems = [problem(42, "1", 170), problem(42, "2", 97)]
+    stacked = [
+        replace(
+            each, train=each.train + 260 * view, valid=each.valid + 260 * view, test=each.test + 260 * view, view=view
+        )
+        for each in problems
+        for view in range(3)
+    ]
+    groups = batched._groups
+    if side_by_side:
+        monkeypatch.setattr(batched, "_groups", lambda problems, _, size: groups(problems, torch.device("meta"), size))
+    together = linear_logits(torch.cat(matrices), labels.repeat(3), stacked, FAST, "accuracy", precision)
+    monkeypatch.undo()
+    for each, logits in zip(stacked, together, strict=True):
+        original = problems[0] if each.fold == "1" else problems[1]
+        alone = linear_logits(matrices[each.view], labels, [original], FAST, "accuracy", precision)[0]
+        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_no_more_problems_are_trained_side_by_side_than_fit() -> None:
+    problems = [replace(problem(seed), view=view) for seed in (42, 43) for view in (0, 1)]
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    assert batched._groups(problems, cpu, 1) == [[0], [1], [2], [3]]
+    assert batched._groups(problems, other, 1) == [[0, 1, 2, 3]]
+    assert batched._groups(problems, other, 2**30) == [[0, 1], [2, 3]]
+    assert batched._groups(problems, other, 2**40) == [[0], [1], [2], [3]]
+
+
 def test_bf16_stays_near_fp32_whatever_the_features_offset() -> None:
     features, labels = clips()
     features += 300
@@ -280,7 +400,7 @@ def test_other_metrics_are_scored_beside_the_first_and_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"probe": "svm"}, "'svm'.*linear, knn, logreg"),
+        ({"probe": "svm"}, "'svm'.*linear, knn, logreg, attentive"),
         ({"probe_batch_size": 0}, "probe_batch_size is 0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"patience": 0}, "patience is 0"),

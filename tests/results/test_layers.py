@@ -1,0 +1,99 @@
+"""The table of layers × poolings, and how far the seeds agree on it."""
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+
+from m2d_bench.results import compare, layer_report, render
+from m2d_bench.results.layers import by_layer
+from m2d_bench.results.plots.curves import curve
+from m2d_bench.runs import Score
+from tests.results.result_records import record
+
+
+def layered(scores, metric="accuracy", task="esc50", pooling="mean", n_folds=1):
+    """A record a layer, of these scores a seed."""
+    runs = []
+    for layer, of_seeds in enumerate(scores, 1):
+        run = record("m2d", task, 0.5, layer=layer, pooling=pooling)
+        marks = [Score(seed=42 + i, fold="1", score=score, n_test=100) for i, score in enumerate(of_seeds)]
+        facts = {**run.task, "n_folds": n_folds, "metric": metric, "other_metrics": []}
+        runs.append(replace(run, task=facts, scores=tuple(marks)))
+    return runs
+
+
+RISING = [(0.1, 0.12, 0.11), (0.5, 0.52, 0.51), (0.9, 0.92, 0.91)]
+
+
+def test_rows_are_layers_and_columns_poolings_and_the_best_of_all_is_marked():
+    runs = layered(RISING) + layered([(0.2, 0.2, 0.21), (0.3, 0.31, 0.3), (0.95, 0.96, 0.97)], pooling="max")
+    text = layer_report(runs)
+    lines = [line for line in text.splitlines() if line.startswith("layer ")]
+    assert [line.split()[1] for line in lines] == ["1", "2", "3"]
+    assert "96.00 ± 2.48 ¹" in lines[2]
+    assert "91.00 ± 2.48 ²" in lines[2]
+    assert text.count("¹") == text.count("²") == 2  # with the legend
+    assert "esc50 mean" in text
+    assert "esc50 max" in text
+    rows = list(csv.DictReader(io.StringIO(layer_report(runs, "csv"))))
+    assert {(row["section"], row["model"], row["task"]) for row in rows} >= {("m2d", "layer 2", "esc50 max")}
+
+
+def test_seeds_that_rank_alike_agree_wholly_and_others_do_not():
+    assert "layer 3, mean is the best on average and in 3 of 3 seeds" in by_layer(layered(RISING)).title
+    assert "1.00 ± 0.00" in by_layer(layered(RISING)).title
+    mixed = by_layer(layered([(0.9, 0.1, 0.5), (0.5, 0.9, 0.1), (0.1, 0.5, 0.95)])).title
+    assert "in 1 of 3 seeds" in mixed
+    assert "others' -" in mixed
+    errors = by_layer(layered(RISING, metric="wer")).title
+    assert "layer 1, mean is the best on average and in 3 of 3 seeds" in errors
+
+
+@pytest.mark.parametrize(
+    ("scores", "title"),
+    [
+        ([(0.1,), (0.2,)], ""),
+        ([(0.1, 0.2)], ""),
+        ([(0.1, 0.2), (0.3, 0.4)], "others' 1.00."),
+        ([(0.5, 0.5, 0.5), (0.5, 0.5, 0.5)], "others' 0.00 ± 0.00."),
+    ],
+)
+def test_agreement_is_told_only_where_there_is_one_to_tell(scores, title):
+    found = by_layer(layered(scores)).title
+    assert found.endswith(title)
+    assert bool(found) == bool(title)
+
+
+def test_each_task_has_its_columns_and_its_best():
+    runs = layered(RISING) + layered(RISING[::-1], task="us8k")
+    comparison = by_layer(runs)
+    best = {(row, column.task) for (row, column), mark in comparison.marks.items() if mark.rank == 1}
+    assert best == {(2, "esc50 mean"), (0, "us8k mean")}
+    assert comparison.title.count("Kendall") == 2
+    assert render(comparison, "latex").count("textbf") == 2 + 1  # and the legend
+
+
+def test_a_layer_without_a_finished_seed_leaves_its_cell_empty():
+    unfinished = layered(RISING, n_folds=2)[2]
+    rows = layer_report([*layered(RISING)[:2], unfinished, *layered(RISING, pooling="max")], "csv")
+    found = [(row["model"], row["task"]) for row in csv.DictReader(io.StringIO(rows))]
+    assert len(found) == 5
+    assert ("layer 3", "esc50 mean") not in found
+
+
+def test_a_table_of_all_runs_tells_layers_and_encodings_apart_and_leaves_the_default_its_name():
+    bare = record("m2d", "esc50", 0.5)
+    one_pass = replace(bare, settings={**bare.settings, "encoding": "one_pass"})
+    one_pass = replace(one_pass, encoder={**bare.encoder, "digest": "another"})
+    names = [row.model for row in compare([bare, one_pass, *layered(RISING)[:1]]).rows]
+    assert sorted(names) == ["m2d", "m2d (encoding=one_pass)", "m2d (layer=1, pooling=mean)"]
+
+
+def test_the_curve_over_layers_has_a_line_a_pooling_and_no_logarithmic_axis():
+    many = [(0.1 + n / 100, 0.12, 0.11) for n in range(24)]
+    figure = curve(layered(many) + layered(many, pooling="max"), "settings.layer")
+    (panel,) = figure.axes
+    assert panel.get_xscale() == "linear"
+    assert len(panel.get_legend_handles_labels()[1]) == 2
