@@ -72,8 +72,8 @@ def measure(arguments: argparse.Namespace) -> None:
     steps = arguments.warmup + arguments.steps
     columns = recipe.input_size[1] // recipe.patch_size[1] * recipe.patch_size[1]
     source = Noise(steps * arguments.batch_size, (recipe.channels, recipe.input_size[0], columns))
-    trainer = Trainer(fabric, recipe, source, Path("."), batch_size=arguments.batch_size, compile=arguments.compile)
-    trainer.prepare()
+    trainer = Trainer(fabric, recipe, source, Path("."), batch_size=arguments.batch_size)
+    trainer.prepare(compile=arguments.compile)
     batches = trainer._batches()
 
     def finish() -> float:

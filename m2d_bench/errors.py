@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,15 @@ class RunError(M2DBenchError):
 
 class TrainingError(M2DBenchError):
     """A training cannot go on."""
+
+
+@contextmanager
+def naming_option(option: str, value: object) -> Iterator[None]:
+    """Names the option whose value an error of this package is about, in front of its message."""
+    try:
+        yield
+    except M2DBenchError as error:
+        raise type(error)(f"{option} {value}: {str(error).removeprefix(f'{value}: ')}") from error
 
 
 def describe(error: BaseException) -> str:

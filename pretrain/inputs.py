@@ -2,22 +2,28 @@
 
 # No postponed annotations here: the command line reads the types of Inputs.
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from m2d_bench import tasks
-from m2d_bench.errors import UsageError
+from m2d_bench.errors import UsageError, naming_option
 from m2d_bench.pretrain import weights
 from m2d_bench.pretrain.data import Source, open_source
+from m2d_bench.pretrain.data.labels import add_labels
 from m2d_bench.pretrain.data.noise import NoisySource
 from m2d_bench.pretrain.data.sources import AudioSource, PreparedSource
 from m2d_bench.pretrain.data.teachers import FrozenSource, SpeechTeacher, TaughtSource
+from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.methods import m2d_x
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.settings import Compute, OnBadFile, Storage
 from m2d_bench.tasks import dataset
 from m2d_bench.values import Checked
+
+logger = logging.getLogger(__name__)
 
 View = Callable[[Source], Source]
 """Adds to clips what is seen beside them."""
@@ -52,7 +58,11 @@ def open_clips(inputs: Inputs, recipe: Recipe, storage: Storage, on_bad_file: On
     """
     if not inputs.data:
         raise UsageError("Which data? --data FOLDER, such as m2d-bench prepare writes; or task:events to try it out.")
-    source = _open(inputs.data, recipe, storage, on_bad_file, inputs.data_root, inputs.labels)
+    with naming_option("--data", inputs.data):
+        source = _open(inputs.data, recipe, storage, on_bad_file, inputs.data_root)
+    if inputs.labels:
+        with naming_option("--labels", inputs.labels):
+            add_labels(source, inputs.labels)
     if source.channels != recipe.channels:
         raise UsageError(
             f"{inputs.data} has {source.channels} channels, the recipe {recipe.channels}: audio is of one, images of "
@@ -69,7 +79,8 @@ def open_noise(inputs: Inputs, recipe: Recipe, storage: Storage, on_bad_file: On
         DataError: It cannot be opened.
     """
     if inputs.noise and recipe.noise_ratio:
-        return _open(inputs.noise, recipe, storage, on_bad_file)
+        with naming_option("--noise", inputs.noise):
+            return _open(inputs.noise, recipe, storage, on_bad_file)
     if inputs.noise:
         raise UsageError(
             f"--noise {inputs.noise} is mixed in by noise_ratio, which is 0. Set it: --set noise_ratio=0.2"
@@ -87,7 +98,18 @@ def with_noise(clips: Source, noise: Source | None, recipe: Recipe) -> Source:
     return NoisySource(clips, noise, recipe.noise_ratio, recipe.seed) if noise else clips
 
 
-def starting_model(inputs: Inputs, recipe: Recipe) -> str | None:
+def load_start(method: MaskedModel, inputs: Inputs, recipe: Recipe, storage: Storage) -> None:
+    """Begins a method with the weights of the model that is named, if one is, and says what was loaded.
+
+    Raises:
+        UsageError, CheckpointError: They cannot be had, or do not fit.
+    """
+    if start := _start(inputs, recipe):
+        with naming_option("--init", start):
+            logger.warning("%s", weights.load(method, start, storage))
+
+
+def _start(inputs: Inputs, recipe: Recipe) -> str | None:
     """Name of the model whose weights are the first ones: of further pre-training the recipe's teacher, if no other."""
     arguments = recipe.method_arguments
     further = isinstance(arguments, m2d_x.Arguments) and arguments.scenario == "regularisation"
@@ -97,7 +119,7 @@ def starting_model(inputs: Inputs, recipe: Recipe) -> str | None:
 def offline_task(
     inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage
 ) -> tuple[Recipe, View]:
-    """What the recipe's offline task is, if it has one: the recipe with its size, and a view that adds its targets.
+    """What the recipe's offline task is, if it has one.
 
     Args:
         inputs: Labels and starting weights.
@@ -106,42 +128,61 @@ def offline_task(
         compute: Device and precision of a teacher.
         storage: Cache of released weights.
 
+    Returns:
+        The recipe with its size, and the teacher that is really used; and a view that adds its targets.
+
     Raises:
         UsageError: Labels or a teacher are missing, or do not fit.
     """
     arguments = recipe.method_arguments
-    if not isinstance(arguments, m2d_x.Arguments) or not arguments.offline_weight:
-        return recipe, lambda clips: clips
-    size, view = _OFFLINE[arguments.scenario](inputs, recipe, source, compute, storage)
-    return replace(recipe, arguments={**recipe.arguments, "offline_size": size}), view
+    if not isinstance(arguments, m2d_x.Arguments):
+        return recipe, _as_they_are
+    start, further = _start(inputs, recipe), arguments.scenario == "regularisation"
+    used: dict[str, Any] = {"teacher": start} if further else {}
+    view: View = _as_they_are
+    if not arguments.m2d_weight:
+        logger.warning("m2d_weight=0 leaves out the loss of M2D.")
+    if arguments.offline_weight:
+        more, view = _OFFLINE[arguments.scenario](inputs, recipe, source, compute, storage)
+        used |= more
+    else:
+        fresh = " The first weights are random: --init names others." if further and not start else ""
+        logger.warning("offline_weight=0 leaves out the offline task, %s.%s", arguments.scenario, fresh)
+    return replace(recipe, arguments={**recipe.arguments, **used}), view
 
 
-def _supervised(inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage) -> tuple[int, View]:
+def _as_they_are(clips: Source) -> Source:
+    return clips
+
+
+_Offline = tuple[dict[str, Any], View]
+"""Arguments of the recipe as they are really used, and a view."""
+
+
+def _supervised(inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage) -> _Offline:
     if not source.classes:
         raise UsageError(
             "scenario=supervised learns the clips' labels, and there are none. Name --labels FILE.csv with the columns "
             "file_name and label."
         )
-    return len(source.classes), lambda clips: clips
+    return {"offline_size": len(source.classes)}, _as_they_are
 
 
-def _regularisation(
-    inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage
-) -> tuple[int, View]:
-    start = starting_model(inputs, recipe)
+def _regularisation(inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage) -> _Offline:
+    start = _start(inputs, recipe)
     if not start:
         raise UsageError(
             "scenario=regularisation begins from weights that are its teacher, too: name them with --init, such as "
             "--init m2d_vit_base-80x200p16x4-230529."
         )
-    vit = weights.encoder_of(start, recipe.vit, storage)
+    with naming_option("--init", start):
+        vit = weights.encoder_of(start, recipe.vit, storage)
     bf16 = compute.resolved_precision() == "bf16"
-    return vit.config.grid_size[0] * vit.config.width, lambda clips: FrozenSource(clips, vit, bf16)
+    size = vit.config.grid_size[0] * vit.config.width
+    return {"offline_size": size}, lambda clips: FrozenSource(clips, vit, bf16)
 
 
-def _distillation(
-    inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage
-) -> tuple[int, View]:
+def _distillation(inputs: Inputs, recipe: Recipe, source: Source, compute: Compute, storage: Storage) -> _Offline:
     arguments, columns, patch_frames = recipe.method_arguments, recipe.vit.grid_size[1], recipe.patch_size[1]
     if isinstance(source, PreparedSource) and (stored := source.teacher):
         if arguments.teacher and (arguments.teacher, arguments.teacher_layer) != (stored.name, stored.layer):
@@ -151,7 +192,7 @@ def _distillation(
                 "prepare --teacher …"
             )
         source.teach(columns, patch_frames)
-        return stored.size, lambda clips: clips
+        return {"offline_size": stored.size, "teacher": stored.name, "teacher_layer": stored.layer}, _as_they_are
     if not arguments.teacher:
         raise UsageError(
             "scenario=distillation learns a teacher's features: name it with --teacher, such as --teacher "
@@ -163,7 +204,7 @@ def _distillation(
             "the features once: m2d-bench prepare --teacher …"
         )
     teacher = SpeechTeacher(arguments.teacher, arguments.teacher_layer, recipe.sample_rate, compute, storage)
-    return teacher.facts.size, lambda clips: TaughtSource(clips, teacher, columns, patch_frames)
+    return {"offline_size": teacher.facts.size}, lambda clips: TaughtSource(clips, teacher, columns, patch_frames)
 
 
 def _spoken(teacher: str, layer: int | None) -> str:
@@ -173,14 +214,7 @@ def _spoken(teacher: str, layer: int | None) -> str:
 _OFFLINE = {"supervised": _supervised, "distillation": _distillation, "regularisation": _regularisation}
 
 
-def _open(
-    data: str,
-    recipe: Recipe,
-    storage: Storage,
-    on_bad_file: OnBadFile,
-    root: Path | None = None,
-    labels: Path | None = None,
-) -> Source:
+def _open(data: str, recipe: Recipe, storage: Storage, on_bad_file: OnBadFile, root: Path | None = None) -> Source:
     """Opens a path, or the clips of task:NAME, made if need be."""
     kind, colon, name = data.partition(":")
     path = (
@@ -189,6 +223,4 @@ def _open(
         else Path(data).expanduser()
     )
     height, frames = recipe.input_size
-    return open_source(
-        path, frames, recipe.sample_rate, root=root, height=height, labels=labels, on_bad_file=on_bad_file
-    )
+    return open_source(path, frames, recipe.sample_rate, root=root, height=height, on_bad_file=on_bad_file)

@@ -5,7 +5,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +14,14 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from m2d_bench import runs, tasks
-from m2d_bench.errors import UsageError
+from m2d_bench.errors import UsageError, naming_option
 from m2d_bench.evaluation.linear import linear
 from m2d_bench.output import Names
 from m2d_bench.pretrain import weights
 from m2d_bench.pretrain.data import Source, measure_norm_stats
 from m2d_bench.pretrain.flops import peak_flops
 from m2d_bench.pretrain.held_out import HeldOutMonitor, split
-from m2d_bench.pretrain.inputs import Inputs, offline_task, open_clips, open_noise, starting_model, with_noise
+from m2d_bench.pretrain.inputs import Inputs, load_start, offline_task, open_clips, open_noise, with_noise
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.progress import bar
@@ -120,10 +120,7 @@ def pretrain(
     state = _state(folder, settings.resume)
     held_out, source = split(source, settings.held_out, recipe.seed)
     workers = _workers(settings, fabric.world_size)
-    source.norm_stats = _norm_stats(fabric, source, state["norm_stats"] if state else None, workers)
-    if noise:
-        noise.skipped = source.skipped  # so that workers, too, tell of noise that they skip
-        noise.norm_stats = _norm_stats(fabric, noise, None, workers)
+    _measure(fabric, inputs, source, noise, state or {}, workers)
     source = with_noise(taught(source), noise, recipe)
     monitored = with_noise(taught(held_out), noise, recipe) if held_out else None
     trainer = Trainer(
@@ -133,12 +130,10 @@ def pretrain(
         folder,
         batch_size=settings.batch_size or _batch_size(recipe.effective_batch // fabric.world_size),
         workers=workers,
-        compile=settings.compile,
-        checkpoint_activations=settings.checkpoint_activations,
     )
-    if (start := starting_model(inputs, recipe)) and not state:
-        logger.warning("%s", weights.load(trainer.method, start, storage))
-    trainer.prepare()
+    if not state:
+        load_start(trainer.method, inputs, recipe, storage)
+    trainer.prepare(compile=settings.compile, checkpoint_activations=settings.checkpoint_activations)
     if state:
         trainer.resume(state)
     _write_down(fabric, folder, recipe, inputs, settings, source)
@@ -252,8 +247,20 @@ def _workers(settings: RunSettings, world_size: int) -> int:
     return settings.workers if settings.workers >= 0 else min(8, max(1, (os.cpu_count() or 1) // max(1, world_size)))
 
 
+def _measure(
+    fabric: "Fabric", inputs: Inputs, source: Source, noise: Source | None, state: Mapping[str, Any], workers: int
+) -> None:
+    """Mean and std of the clips and of the noise: those of the state, else of what was prepared, else measured."""
+    with naming_option("--data", inputs.data):
+        source.norm_stats = _norm_stats(fabric, source, state.get("norm_stats"), workers)
+    if noise:
+        noise.skipped = source.skipped  # so that workers, too, tell of noise that they skip
+        with naming_option("--noise", inputs.noise):
+            noise.norm_stats = _norm_stats(fabric, noise, state.get("noise_norm_stats"), workers)
+
+
 def _norm_stats(fabric: "Fabric", source: Source, stored: Sequence[float] | None, workers: int) -> tuple[float, float]:
-    """Those of the state, else of the data, else measured by the first process for all."""
+    """What is stored, else known, else measured by the first process for all."""
     known = stored or source.norm_stats
     if known is None and fabric.is_global_zero:
         known = measure_norm_stats(source, workers=workers)

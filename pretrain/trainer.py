@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # an extra
 
 _NAMED = 64  # clips of a batch in a message
 
+_KNOWN_BY_DIGEST = {"teacher", "teacher_layer"}
+"""Values of a recipe that name what `Source.identities` compares."""
+
 
 class Trainer(TrainingLoop):
     """A training in progress.
@@ -41,8 +44,6 @@ class Trainer(TrainingLoop):
         folder: Where checkpoints go, named as released ones are.
         batch_size: Samples a device and accumulated batch; it divides the effective batch.
         workers: Processes that read the data, a device.
-        compile: Whether the method is compiled.
-        checkpoint_activations: Whether activations are computed again in the backward pass instead of kept.
 
     Raises:
         UsageError: Batch sizes that do not divide, or too few clips for one step.
@@ -57,8 +58,6 @@ class Trainer(TrainingLoop):
         *,
         batch_size: int,
         workers: int = 0,
-        compile: bool = False,
-        checkpoint_activations: bool = False,
     ) -> None:
         self.recipe, self.source, self.batch_size, self.workers = recipe, source, batch_size, workers
         if recipe.effective_batch % fabric.world_size:
@@ -80,13 +79,17 @@ class Trainer(TrainingLoop):
             )
         self.method = recipe.build()
         self.method.initialise(generator_of(recipe.seed, "weights"))
-        self.method.checkpoint_activations = checkpoint_activations
-        self._compile = compile
         super().__init__(fabric, folder, self.method, steps_per_epoch, recipe.epochs)
 
-    def prepare(self) -> None:
-        """Moves the method to its device and makes the optimizer; after weights were loaded, if any."""
-        module: Any = torch.compile(self.method) if self._compile else self.method
+    def prepare(self, *, compile: bool = False, checkpoint_activations: bool = False) -> None:
+        """Moves the method to its device and makes the optimizer; after weights were loaded, if any.
+
+        Args:
+            compile: Whether the method is compiled.
+            checkpoint_activations: Whether activations are computed again in the backward pass instead of kept.
+        """
+        self.method.checkpoint_activations = checkpoint_activations
+        module: Any = torch.compile(self.method) if compile else self.method
         self.module = self.fabric.setup_module(module)
         optimizer = torch.optim.AdamW(
             _groups(self.method, self.recipe.weight_decay),
@@ -251,6 +254,7 @@ class Trainer(TrainingLoop):
             "recipe": self.recipe.values(),
             "data": self.source.identities,
             "norm_stats": self.source.norm_stats,
+            "noise_norm_stats": self.source.noise_norm_stats,
             "method": self.method.state_dict(),
         }
 
@@ -261,7 +265,8 @@ class Trainer(TrainingLoop):
             UsageError: It is of another recipe, or of other data.
         """
         values, stored = self.recipe.values(), state["recipe"]
-        differing = [name for name in {**values, **stored} if values.get(name) != stored.get(name)]
+        names = [name for name in {**values, **stored} if name not in _KNOWN_BY_DIGEST]
+        differing = [name for name in names if values.get(name) != stored.get(name)]
         if differing:
             listed = ", ".join(f"{name}: {stored.get(name)} then, {values.get(name)} now" for name in differing)
             raise UsageError(

@@ -1,7 +1,8 @@
 """The commands of pre-training: `prepare` and `pretrain`."""
 
-from __future__ import annotations
+# No postponed annotations here: the command line reads the types of Choice.
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,24 +16,50 @@ from m2d_bench.pretrain import run
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare as prepare_shards
 from m2d_bench.pretrain.inputs import Inputs
+from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.settings import Storage
 from m2d_bench.training import recipes
 from m2d_bench.training.launch import is_first_process
+from m2d_bench.values import Checked
 
 _NAMED = 20  # failures on stderr; the file has them all
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice(Checked):
+    """Which recipe, and what of it is changed.
+
+    Args:
+        recipe: A recipe of the papers (--list), or a YAML file.
+        teacher: Model whose features M2D-S learns, such as hf:facebook/hubert-base-ls960; of further pre-training the
+            same as --init.
+        layer: Layer of the teacher, from 1; by default the last.
+        preset: audioset, librispeech or small: epochs and batches for 2 million, 281 thousand, or ten thousand clips
+            and less.
+        epochs: Passes over the data.
+        changes: Values of the recipe to change, NAME=VALUE: epochs=100 mask_ratio=0.6.
+    """
+
+    recipe: str = "m2d_base"
+    teacher: str | None = None
+    layer: int | None = None
+    preset: str | None = None
+    epochs: int | None = None
+    changes: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True, negative=())] = ()
+
+    def load(self) -> Recipe:
+        """The recipe with its changes; a UsageError where there is none."""
+        short = {"epochs": self.epochs, "teacher": self.teacher, "teacher_layer": self.layer}
+        named = {name: value for name, value in short.items() if value is not None}
+        return own_recipes.load(self.recipe, self.preset, {**recipes.parse(self.changes), **named})
+
+
 def pretrain(
     *,
-    recipe: str = "m2d_base",
+    choice: Annotated[Choice, Flat] = Choice(),
     inputs: Annotated[Inputs, Flat] = Inputs(),
-    teacher: str | None = None,
-    layer: int | None = None,
     out: Path = Path("pretrained"),
-    preset: str | None = None,
-    epochs: int | None = None,
-    changes: Annotated[tuple[str, ...], Parameter("--set", consume_multiple=True, negative=())] = (),
     settings: Annotated[RunSettings, Flat] = RunSettings(),
     task_data: Path | None = None,
     cache: Path | None = None,
@@ -42,16 +69,9 @@ def pretrain(
     """Pre-train an encoder: MSM-MAE, M2D or M2D-X, from a folder of audio to a checkpoint in the released format.
 
     Args:
-        recipe: A recipe of the papers (--list), or a YAML file.
+        choice: What is trained.
         inputs: What it begins from.
-        teacher: Model whose features M2D-S learns, such as hf:facebook/hubert-base-ls960; of further pre-training the
-            same as --init.
-        layer: Layer of the teacher, from 1; by default the last.
         out: Folder in which the checkpoint's folder is made.
-        preset: audioset, librispeech or small: epochs and batches for 2 million, 281 thousand, or ten thousand clips
-            and less.
-        epochs: Passes over the data.
-        changes: Values of the recipe to change, NAME=VALUE: epochs=100 mask_ratio=0.6.
         settings: Where it runs.
         task_data: Folder of the data sets of --tasks; else the environment's M2D_BENCH_DATA.
         cache: Cache folder of tasks.
@@ -60,18 +80,16 @@ def pretrain(
     """
     if list_recipes:
         return Output(_recipes())
-    short = {"epochs": epochs, "teacher": teacher, "teacher_layer": layer}
-    chosen = {**recipes.parse(changes), **{name: value for name, value in short.items() if value is not None}}
-    values = own_recipes.load(recipe, preset, chosen)
-    if teacher and inputs.init not in (None, teacher) and values.arguments.get("scenario") == "regularisation":
+    recipe, teacher = choice.load(), choice.teacher
+    if teacher and inputs.init not in (None, teacher) and recipe.arguments.get("scenario") == "regularisation":
         raise UsageError(
             f"Further pre-training begins from its teacher; got --init {inputs.init} and --teacher {teacher}. Name one."
         )
     storage = Storage(data=task_data, cache=cache, runs=runs_folder)
-    path = run.pretrain(values, inputs, out.expanduser(), settings, storage)
+    path = run.pretrain(recipe, inputs, out.expanduser(), settings, storage)
     if not is_first_process():
         return Output("")  # the first process says it for all
-    hint = f"\nEvaluate it: m2d-bench linear --model {path}" if values.channels == 1 else ""
+    hint = f"\nEvaluate it: m2d-bench linear --model {path}" if recipe.channels == 1 else ""
     return Output(f"{path}{hint}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +12,25 @@ from scipy.sparse import csr_array
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from m2d_bench.errors import DataError
+from m2d_bench.pretrain.data.source import Source
 from m2d_bench.tasks import index
 
 logger = logging.getLogger(__name__)
+
+
+def add_labels(source: Source, path: Path) -> None:
+    """Gives the clips of a source their labels, from then on part of its fingerprint.
+
+    Args:
+        source: The clips.
+        path: As for `read_labels`.
+
+    Raises:
+        DataError: As `read_labels`.
+    """
+    source.classes, labels = read_labels(path, map(source.path, range(source.n_clips)))
+    content = repr((source.fingerprint, source.classes)).encode() + labels.indptr.tobytes() + labels.indices.tobytes()
+    source.labels, source.fingerprint = labels, hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_labels(path: Path, clips: Iterable[str]) -> tuple[tuple[str, ...], csr_array]:

@@ -40,6 +40,7 @@ class NoisySource(Derived):
         if source.channels != 1 or noise.channels != 1:
             raise UsageError("Noise is mixed into sound; the clips or the noise are images.")
         self._noise, self._ratio, self._seed = noise, ratio, seed
+        self.noise_norm_stats = noise.norm_stats
 
     def crops(self, clips: np.ndarray, rngs: Iterable[np.random.Generator], first: int = 0) -> Crops:
         """Reads crops, and one of a noise clip for each."""
@@ -52,9 +53,9 @@ class NoisySource(Derived):
         """Crops with noise, and without it as `clean`."""
         batch = super().batch(crops, device)
         assert crops.noise is not None
-        assert self._noise.norm_stats
+        assert self.noise_norm_stats
         assert self.norm_stats
-        noise = repeated(self._noise.spectrogram(crops.noise.to(device, non_blocking=True))) - self._noise.norm_stats[0]
+        noise = repeated(self._noise.spectrogram(crops.noise.to(device, non_blocking=True))) - self.noise_norm_stats[0]
         std = self.norm_stats[1]
         return batch._replace(log_mel=mixed(batch.log_mel * std, noise, self._ratio) / std, clean=batch.log_mel)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from m2d_bench.errors import DataError
 from m2d_bench.pretrain.data.loader import CHUNK, CropLoader, EpochSampler
-from m2d_bench.pretrain.data.source import Source
+from m2d_bench.pretrain.data.source import Source, check_varied
 from m2d_bench.progress import bar
 
 
@@ -37,7 +36,6 @@ def measure_norm_stats(source: Source, limit: int = 10_000, seed: int = 0, worke
             squares += float(values.square().nansum())
             advance(len(crops.values))
     mean = total / count
-    variance = squares / count - mean**2
-    if not variance > 1e-12 * squares / count:
-        raise DataError(f"The clips hold nothing but {mean:g}: there is nothing to learn from. Look at the files.")
-    return mean, math.sqrt(variance)
+    std = math.sqrt(max(0.0, squares / count - mean**2))
+    check_varied(mean, std)
+    return mean, std

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from m2d_bench.files import kinds
 from m2d_bench.images import SUFFIXES
 from m2d_bench.pretrain.data import parts, shards
 from m2d_bench.pretrain.data.images import ImageSource
-from m2d_bench.pretrain.data.labels import read_labels
 from m2d_bench.pretrain.data.listing import Paths
 from m2d_bench.pretrain.data.source import SKIP, Source
 from m2d_bench.pretrain.data.sources import ArraySource, AudioSource, PreparedSource
@@ -35,7 +33,6 @@ def open_source(
     *,
     root: Path | None = None,
     height: int | None = None,
-    labels: Path | None = None,
     on_bad_file: OnBadFile = "stop",
 ) -> Source:
     """Opens what a path holds.
@@ -48,12 +45,10 @@ def open_source(
         sample_rate: Hz the model works at.
         root: Folder the paths of a CSV file are relative to; None: the folder it lies in.
         height: Height of a crop of an image; None: as its width.
-        labels: CSV file with the columns file_name, the clips' paths relative to the data's folder, and label, one or
-            several separated by commas. None: the clips come without labels.
         on_bad_file: Whether what cannot be read is an error (stop) or left out (skip), see `Source.skipped`.
 
     Raises:
-        DataError: It is none of them, is incomplete or does not fit the model, or a clip has no label.
+        DataError: It is none of them, is incomplete or does not fit the model.
     """
     if sample_rate not in SAMPLE_RATES or frames < 1:
         raise UsageError(f"frames is at least 1, sample_rate one of {SAMPLE_RATES}; got {frames} and {sample_rate}.")
@@ -70,12 +65,6 @@ def open_source(
         source = _open_tree(path, frames, sample_rate, height or frames, on_bad_file)
     if on_bad_file == "skip":
         source.skipped = {}
-    if labels:
-        source.classes, matrix = read_labels(labels, map(source.path, range(source.n_clips)))
-        content = (
-            repr((source.fingerprint, source.classes)).encode() + matrix.indptr.tobytes() + matrix.indices.tobytes()
-        )
-        source.labels, source.fingerprint = matrix, hashlib.sha256(content).hexdigest()[:16]
     return source
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 _PLAN = "plan.json"
 _ASKED = 100
 """Files whose headers are read to estimate the length of all."""
+_LONG_SECONDS = 120
+"""Files of which a teacher of base size takes gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Pr
         _begin(out, files, plan)
         if not (out / shards.INDEX).exists():
             if teacher:
-                logger.warning("%s", _size_of_features(files, teacher.facts))
+                logger.warning("%s", _size_of_features(files, teacher.facts, settings.max_seconds or math.inf))
             _finish(out, files, plan, write_parts(out, files, settings, teacher))
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
         return Prepared(folder=out, index=Index.read(out))
@@ -115,17 +119,23 @@ def _list_files(folders: Sequence[Path]) -> Files:
     return Files(root=root, paths=paths, sizes=sizes, unlisted=sorted(unlisted.items()))
 
 
-def _size_of_features(files: Files, teacher: TeacherFacts) -> str:
-    """What a teacher's features of all files take on the disk, by the headers of some."""
+def _size_of_features(files: Files, teacher: TeacherFacts, max_seconds: float) -> str:
+    """What a teacher's features of all files take on the disk, by the headers of some; and whether files are long."""
     some = files.paths[:: max(1, len(files.paths) // _ASKED)]
     seconds = []
     for path in some:
         with suppress(AudioError):
-            seconds.append(audio.duration(files.root / path))
+            seconds.append(min(max_seconds, audio.duration(files.root / path)))
+    longest = max(seconds, default=0)
     hour = 3600 * 1000 / teacher.hop_ms * teacher.size * np.dtype(np.float16).itemsize / 1e9
     hours = sum(seconds) / max(1, len(seconds)) * len(files.paths) / 3600
     all_of_them = f"about {hour * hours:.2g} GB for {hours:.2g} hours"
-    return f"Features of {teacher.name}: {hour:.2g} GB an hour of sound, {all_of_them}."
+    long = (
+        f" A file is encoded in one piece, and there are some of {longest:.0f} s: where memory runs out, --jobs 1 "
+        "takes one at a time, and --max-seconds cuts them."
+    )
+    size = f"Features of {teacher.name}: {hour:.2g} GB an hour of sound, {all_of_them}."
+    return size + (long if longest > _LONG_SECONDS else "")
 
 
 @contextmanager
@@ -152,7 +162,7 @@ def _begin(out: Path, files: Files, plan: dict[str, object]) -> None:
         before = dict(json.loads(begun.read_bytes()))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{begun}: not written by this command ({error}). Name a new folder.") from error
-    if changed := [name for name in plan if name != "files" and before.get(name) != plan[name]]:
+    if changed := [name for name in plan if name != "files" and _nameless(before.get(name)) != _nameless(plan[name])]:
         settings = ", ".join(f"{name}={before.get(name)} (now {plan[name]})" for name in changed)
         raise UsageError(f"{out}: was begun with {settings}. Give the same settings, or name a new folder.")
     if before.get("files") != plan["files"]:
@@ -160,6 +170,11 @@ def _begin(out: Path, files: Files, plan: dict[str, object]) -> None:
             f"{out}: was begun with other files: {_differences(out, files)}. Bring them back to what they were, or "
             "name a new folder."
         )
+
+
+def _nameless(value: Any) -> Any:
+    """A value of a plan; of a teacher what it is known by: the digest, not the name."""
+    return {**value, "name": None} if isinstance(value, dict) else value
 
 
 def _differences(out: Path, files: Files) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,12 @@ SKIP = "To go on without such files: --on-bad-file skip."
 
 _MOST_TRIES = 100
 """Clips in a row that cannot be read, after which the reason is another than that some files are bad."""
+
+
+def check_varied(mean: float, std: float) -> None:
+    """Raises a DataError where values hardly vary, as those of silence."""
+    if not std > 1e-6 * math.hypot(mean, std):
+        raise DataError(f"The clips hold nothing but {mean:g}: there is nothing to learn from. Look at the files.")
 
 
 class Crop(NamedTuple):
@@ -82,6 +89,7 @@ class Source(ABC):
         channels: Of the model's input: 1 for audio, 3 for images.
         norm_stats: Mean and std of the normalisation. None where they are not known: set them to those of a checkpoint
             or to `measure_norm_stats(source)`.
+        noise_norm_stats: Those of the noise that is mixed in; None where there is none.
         classes: Names of the classes of the labels.
         labels: Multi-hot, [n_clips, n_classes] float32; None where the clips have none.
         root: Folder the clips' paths are relative to.
@@ -92,6 +100,7 @@ class Source(ABC):
     fingerprint: str
     channels: int = 1
     norm_stats: tuple[float, float] | None = None
+    noise_norm_stats: tuple[float, float] | None = None
     classes: tuple[str, ...] = ()
     labels: csr_array | None = None
     root: Path = Path()

@@ -17,8 +17,8 @@ from m2d_bench.files import sha256
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data import shards
 from m2d_bench.pretrain.data.listing import Paths
-from m2d_bench.pretrain.data.source import Crop, Crops, Source
-from m2d_bench.pretrain.data.teachers import averaged, beside, frames_a_patch
+from m2d_bench.pretrain.data.source import Crop, Crops, Source, check_varied
+from m2d_bench.pretrain.data.teachers import Alignment
 
 _REMEDY = "Copy the folder again, or prepare it anew."
 
@@ -52,7 +52,7 @@ class PreparedSource(Source):
         sample_rate: Hz the model works at.
 
     Raises:
-        DataError: Files are missing, incomplete or not what was written, or of another sample rate.
+        DataError: Files are missing, incomplete or not what was written, of another sample rate, or hold silence alone.
     """
 
     def __init__(self, folder: Path, frames: int, sample_rate: int) -> None:
@@ -80,8 +80,9 @@ class PreparedSource(Source):
         self._intact = np.zeros(len(self._checksums), bool)
         self.n_clips, self.fingerprint = index.n_clips, index.fingerprint
         self.norm_stats = (index.mean, index.std)
+        check_varied(*self.norm_stats)
         self.teacher = index.teacher
-        self._taught = 0, 0
+        self._alignment: Alignment | None = None
 
     def teach(self, columns: int, patch_frames: int) -> None:
         """Reads the features of the teacher, too.
@@ -94,8 +95,8 @@ class PreparedSource(Source):
             UsageError: The teacher's frames do not fit the patches.
         """
         assert self.teacher
-        frames = frames_a_patch(self.teacher.hop_ms, patch_frames)
-        self._taught, self.beside = (columns * frames, frames), {"teacher": self.teacher.digest}
+        self._alignment = Alignment(self.teacher.hop_ms, columns, patch_frames)
+        self.beside = {"teacher": self.teacher.digest}
 
     @cached_property
     def _paths(self) -> Paths:
@@ -110,10 +111,9 @@ class PreparedSource(Source):
         frames = self._stretch(index, "log_mel", N_MELS, start, stop)
         if missing := self._frames - len(frames):
             frames = np.pad(frames, ((0, missing), (0, 0)), constant_values=np.nan)
-        count, _ = self._taught
-        if not (self.teacher and count):
+        if not (self.teacher and self._alignment):
             return Crop(frames, start)
-        numbers = beside(start, self.teacher.hop_ms, count, int(self._rows[index]["features"]["frames"]))
+        numbers = self._alignment.beside(start, int(self._rows[index]["features"]["frames"]))
         first, last = int(numbers[0]), int(numbers[-1])
         features = self._stretch(index, "features", self.teacher.size, first, last + 1)
         return Crop(frames, start, features[numbers - first])
@@ -121,10 +121,10 @@ class PreparedSource(Source):
     def batch(self, crops: Crops, device: torch.device) -> Batch:
         """Crops with the features of every patch column, if there is a teacher."""
         batch = super().batch(crops, device)
-        if not isinstance(crops.teacher, Tensor):
+        if not (self._alignment and isinstance(crops.teacher, Tensor)):
             return batch
         features = crops.teacher.to(device, non_blocking=True)
-        return batch._replace(teacher_features=averaged(features, self._taught[1]))
+        return batch._replace(teacher_features=self._alignment.averaged(features))
 
     def _stretch(self, index: int, name: str, width: int, start: int, stop: int) -> np.ndarray:
         """Frames of an array of a clip, [stop − start, width] float16.

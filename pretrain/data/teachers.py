@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from m2d_bench.encoders import zoo
 from m2d_bench.encoders.frontend import HOP_MS
 from m2d_bench.encoders.protocol import digest_of, wrap
 from m2d_bench.encoders.vit import ViT
-from m2d_bench.errors import AudioError, DataError, UsageError
+from m2d_bench.errors import AudioError, DataError, UsageError, naming_option
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data.shards import TeacherFacts
 from m2d_bench.pretrain.data.source import Crop, Crops, Derived, Source
@@ -30,6 +31,55 @@ Source: the reference tool's extraction of HuBERT's features.
 """
 
 _SECONDS_AT_ONCE = 120.0
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which of a teacher's frames lie beside the patch columns of a crop.
+
+    Args:
+        hop_ms: Milliseconds between the teacher's frames.
+        columns: Patch columns of a crop.
+        patch_frames: Log-mel frames of a patch column.
+
+    Raises:
+        UsageError: No whole number of the teacher's frames lies beside a column.
+    """
+
+    hop_ms: float
+    columns: int
+    patch_frames: int
+
+    def __post_init__(self) -> None:
+        if self.patch_frames * HOP_MS % self.hop_ms:
+            raise UsageError(
+                f"The teacher gives a frame every {self.hop_ms:g} ms, a patch column is "
+                f"{self.patch_frames * HOP_MS:g} ms long: a column takes a whole number of frames. Choose patches of a "
+                f"multiple of {self.hop_ms / HOP_MS:g} log-mel frames with --set patch_size=…, or another teacher."
+            )
+
+    @property
+    def frames(self) -> int:
+        """Frames of the teacher beside one column."""
+        return int(self.patch_frames * HOP_MS // self.hop_ms)
+
+    def beside(self, start: int, n_frames: int) -> np.ndarray:
+        """Numbers of the teacher's frames beside a crop; behind the end of the clip the last is repeated.
+
+        Args:
+            start: Log-mel frame at which the crop starts.
+            n_frames: Teacher's frames of the clip.
+
+        Returns:
+            [columns · frames].
+        """
+        numbers = int(start * HOP_MS / self.hop_ms) + np.arange(self.columns * self.frames)
+        return numbers.clip(max=n_frames - 1)
+
+    def averaged(self, features: Tensor) -> Tensor:
+        """Means over the frames of each column, [B, columns · frames, D] → [B, columns, D] float32."""
+        means: Tensor = features.float().unflatten(1, (self.columns, self.frames)).mean(2)
+        return means
 
 
 class FrozenSource(Derived):
@@ -72,8 +122,7 @@ class TaughtSource(Derived):
 
     def __init__(self, source: Source, teacher: SpeechTeacher, columns: int, patch_frames: int) -> None:
         super().__init__(source, teacher=teacher.facts.digest)
-        self._teacher, self._columns = teacher, columns
-        self._frames = frames_a_patch(teacher.facts.hop_ms, patch_frames)
+        self._teacher, self._alignment = teacher, Alignment(teacher.facts.hop_ms, columns, patch_frames)
 
     def read(self, index: int, rng: np.random.Generator) -> Crop:
         """Reads a random crop, and the whole waveform of its clip."""
@@ -86,9 +135,8 @@ class TaughtSource(Derived):
         """Crops with features of every patch column, [B, N_T, D]."""
         assert isinstance(crops.teacher, tuple)
         features = self._teacher.features([torch.from_numpy(waveform) for waveform in crops.teacher])
-        hop_ms, count = self._teacher.facts.hop_ms, self._columns * self._frames
-        rows = [f[beside(i, hop_ms, count, len(f))] for f, i in zip(features, crops.starts.tolist(), strict=True)]
-        columns = averaged(torch.stack(rows).to(device), self._frames)
+        rows = [f[self._alignment.beside(i, len(f))] for f, i in zip(features, crops.starts.tolist(), strict=True)]
+        columns = self._alignment.averaged(torch.stack(rows).to(device))
         return super().batch(crops, device)._replace(teacher_features=columns)
 
 
@@ -112,20 +160,21 @@ class SpeechTeacher:
     def __init__(
         self, name: str, layer: int | None, sample_rate: int, compute: Compute, storage: Storage = Storage()
     ) -> None:
-        encoder = wrap(zoo.load(name, compute=compute, storage=storage))
-        if encoder.sample_rate != sample_rate:
-            raise UsageError(
-                f"The teacher {name} works at {encoder.sample_rate} Hz, the model that learns at {sample_rate} Hz. "
-                "Choose a teacher of the same rate, or another rate of the model."
+        self._name, self._layer, self._sample_rate = name, layer, sample_rate
+        with naming_option("--teacher", name):
+            self._encoder = wrap(zoo.load(name, compute=compute, storage=storage))
+            if self._encoder.sample_rate != sample_rate:
+                raise UsageError(
+                    f"it works at {self._encoder.sample_rate} Hz, the model that learns at {sample_rate} Hz. Choose a "
+                    "teacher of the same rate, or another rate of the model."
+                )
+            self.facts = TeacherFacts(
+                name=name,
+                layer=layer,
+                digest=f"{self._encoder.digest}:{layer or 'last'}",
+                size=self._encode(torch.zeros(1, sample_rate)).shape[-1],
+                hop_ms=self._encoder.hop_ms,
             )
-        self._encoder, self._layer, self._sample_rate = encoder, layer, sample_rate
-        self.facts = TeacherFacts(
-            name=name,
-            layer=layer,
-            digest=f"{encoder.digest}:{layer or 'last'}",
-            size=self._encode(torch.zeros(1, sample_rate)).shape[-1],
-            hop_ms=encoder.hop_ms,
-        )
 
     def read(self, path: Path) -> np.ndarray:
         """The waveform of a file, [S]."""
@@ -152,47 +201,19 @@ class SpeechTeacher:
 
     def _encode(self, batch: Tensor) -> Tensor:
         """The layer's frames of waveforms of one length, [B, S] → [B, frames, D]."""
-        if self._layer is None:
-            return self._encoder.timestamp_embeddings(batch)[0]
-        layers = self._encoder.hidden_states(batch)
+        try:
+            if self._layer is None:
+                return self._encoder.timestamp_embeddings(batch)[0]
+            layers = self._encoder.hidden_states(batch)
+        except (MemoryError, RuntimeError) as error:
+            if "allocate" not in str(error):
+                raise
+            raise DataError(
+                f"{self._name}: {batch.numel() / self._sample_rate:.0f} s of sound at once take more memory than there "
+                "is. Cut long files with m2d-bench prepare --max-seconds; --jobs 1 encodes one at a time."
+            ) from error
         if not 1 <= self._layer <= len(layers):
-            raise UsageError(f"{self._encoder.name} has no layer {self._layer}; its layers are 1 to {len(layers)}.")
+            raise UsageError(
+                f"it has no layer {self._layer}; its layers are 1 to {len(layers)}. Choose another --layer."
+            )
         return layers[self._layer - 1]
-
-
-def frames_a_patch(hop_ms: float, patch_frames: int) -> int:
-    """Frames of a teacher beside one patch column.
-
-    Args:
-        hop_ms: Milliseconds between the teacher's frames.
-        patch_frames: Log-mel frames of a patch column.
-
-    Raises:
-        UsageError: No whole number of them.
-    """
-    frames = patch_frames * HOP_MS / hop_ms
-    if frames < 1 or frames != int(frames):
-        raise UsageError(
-            f"The teacher gives a frame every {hop_ms:g} ms, a patch column is {patch_frames * HOP_MS:g} ms long: a "
-            f"column takes a whole number of frames. Choose patches of a multiple of {hop_ms / HOP_MS:g} log-mel "
-            "frames with --set patch_size=…, or another teacher."
-        )
-    return int(frames)
-
-
-def beside(start: int, hop_ms: float, count: int, n_frames: int) -> np.ndarray:
-    """Numbers of a teacher's frames beside a crop, [count]; behind the end of the clip the last is repeated.
-
-    Args:
-        start: Log-mel frame at which the crop starts.
-        hop_ms: Milliseconds between the teacher's frames.
-        count: How many.
-        n_frames: Frames of the clip.
-    """
-    return (int(start * HOP_MS / hop_ms) + np.arange(count)).clip(max=n_frames - 1)
-
-
-def averaged(features: Tensor, frames: int) -> Tensor:
-    """Means over the frames of each patch column, [B, T, D] → [B, T // frames, D] float32."""
-    means: Tensor = features.float().unflatten(1, (-1, frames)).mean(2)
-    return means

@@ -11,6 +11,7 @@ pytest.importorskip("lightning_fabric")
 
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data import open_source
+from m2d_bench.pretrain.data.labels import add_labels
 from m2d_bench.pretrain.held_out import HeldOutMonitor, split
 from m2d_bench.pretrain.methods.m2d import Arguments
 from m2d_bench.pretrain.methods.m2d import Method as M2D
@@ -18,6 +19,8 @@ from m2d_bench.pretrain.recipe import Recipe, resolve
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.training.launch import launch
 from m2d_bench.training.log import Log, read
+
+pytestmark = pytest.mark.usefixtures("tiny_is_smaller")
 
 RECIPE = {"size": "tiny", "predictor_width": 32, "predictor_depth": 1, "predictor_heads": 2, "input_size": [80, 48]}
 RECIPE |= {"effective_batch": 8, "epochs": 2, "warmup_epochs": 0, "base_rate": 1e-9, "mask_ratio": 0.7}
@@ -50,7 +53,8 @@ def source(tmp_path_factory):
         csv.writer(file).writerows(rows)
     for i in range(32):
         np.save(root / f"{i}.npy", rng.normal(-7, 4, (1, 80, 60)).astype(np.float32))
-    source = open_source(root / "clips.csv", 48, labels=root / "clips.csv")
+    source = open_source(root / "clips.csv", 48)
+    add_labels(source, root / "clips.csv")
     source.norm_stats = (-7.0, 4.0)
     return source
 

@@ -16,7 +16,7 @@ import torch
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.pretrain.data import Crop, CropLoader, EpochSampler, Source, measure_norm_stats, open_source, shards
-from m2d_bench.pretrain.data.labels import read_labels
+from m2d_bench.pretrain.data.labels import add_labels, read_labels
 from m2d_bench.pretrain.data.loader import CHUNK
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
@@ -574,7 +574,8 @@ def test_labels_and_subset_of_a_clip_that_takes_the_place_of_another_are_its_own
     write_list(tmp_path / "labels.csv", [])
     with (tmp_path / "labels.csv").open("a", newline="") as file:
         csv.writer(file).writerows([[f"{i}.wav", str(i)] for i in range(10)])
-    source = open_source(path, FRAMES, labels=tmp_path / "labels.csv", on_bad_file="skip")
+    source = open_source(path, FRAMES, on_bad_file="skip")
+    add_labels(source, tmp_path / "labels.csv")
     part = Subset(source, np.array([1, 2, 3, 4]))
     seen = set()
     for crops in loader(part, epoch_clips=40):
@@ -656,7 +657,8 @@ def test_labels_of_a_list_come_along_multi_hot_with_their_clips(arrays, prepared
         with (tmp_path / f"{kind}.csv").open("w", newline="") as file:
             rows = [[pattern.format(i), cell] for i, cell in enumerate(cells)]
             csv.writer(file).writerows([["file_name", "label"], *rows[::-1]])
-        source = open_source(path, FRAMES, labels=tmp_path / f"{kind}.csv")
+        source = open_source(path, FRAMES)
+        add_labels(source, tmp_path / f"{kind}.csv")
         assert source.classes == ("a", "b", "c")
         expected = torch.tensor([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], *[[1, 0, 1]] * 7])
         source.norm_stats = (-7.0, 4.0)
@@ -672,12 +674,13 @@ def test_labels_of_a_list_come_along_multi_hot_with_their_clips(arrays, prepared
 
 
 def test_a_clip_without_labels_is_named(arrays, tmp_path):
+    source = open_source(arrays / "files.csv", FRAMES)
     write_list(tmp_path / "labels.csv", ["lms/0.npy"])
     with pytest.raises(DataError, match=r"labels\.csv: has no row for \d of \d+ clips: lms/1\.npy"):
-        open_source(arrays / "files.csv", FRAMES, labels=tmp_path / "labels.csv")
+        add_labels(source, tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("file_name\nlms/0.npy\n")
     with pytest.raises(DataError, match="no column label; it has file_name"):
-        open_source(arrays / "files.csv", FRAMES, labels=tmp_path / "labels.csv")
+        add_labels(source, tmp_path / "labels.csv")
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,22 @@ import pytest
 import soundfile
 import torch
 
-from m2d_bench.encoders import zoo
+from m2d_bench.encoders import checkpoint, zoo
+from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.vit import ViTConfig
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.pretrain import method as methods
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data import open_source, shards
+from m2d_bench.pretrain.data import prepare as preparing
 from m2d_bench.pretrain.data.noise import NoisySource, mixed, repeated
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
 from m2d_bench.pretrain.data.source import Crop, Source
-from m2d_bench.pretrain.data.teachers import SpeechTeacher, TaughtSource, averaged, beside, frames_a_patch
+from m2d_bench.pretrain.data.teachers import Alignment, SpeechTeacher, TaughtSource
 from m2d_bench.settings import Compute
+
+pytestmark = pytest.mark.usefixtures("tiny_is_smaller")
 
 VIT = ViTConfig(width=64, depth=2, patch_size=(16, 16), input_size=(80, 96))
 SMALL = {"predictor_width": 32, "predictor_depth": 1, "predictor_heads": 2}
@@ -182,21 +186,20 @@ def test_noise_ratios_outside_and_noise_of_images_are_refused():
 @pytest.mark.parametrize("length", [40, 300])
 def test_a_teachers_frames_lie_beside_every_crop(patch_frames, hop_ms, length):
     """At every offset, frame by frame: the teacher's frames that begin within a patch column, averaged."""
-    features, columns = torch.randn(length, 3), 9
-    frames = frames_a_patch(hop_ms, patch_frames)
+    features, alignment = torch.randn(length, 3), Alignment(hop_ms, 9, patch_frames)
     for start in range(60):
-        chosen = averaged(features[beside(start, hop_ms, columns * frames, length)][None], frames)[0]
-        assert chosen.shape == (columns, 3)
-        for column in range(columns):
-            first = math.floor(start * 10 / hop_ms) + column * frames
-            rows = [features[min(first + i, length - 1)] for i in range(frames)]
+        chosen = alignment.averaged(features[alignment.beside(start, length)][None])[0]
+        assert chosen.shape == (9, 3)
+        for column in range(9):
+            first = math.floor(start * 10 / hop_ms) + column * patch_frames * 10 // int(hop_ms)
+            rows = [features[min(first + i, length - 1)] for i in range(patch_frames * 10 // int(hop_ms))]
             torch.testing.assert_close(chosen[column], torch.stack(rows).mean(0))
 
 
 @pytest.mark.parametrize(("patch_frames", "hop_ms"), [(1, 20.0), (3, 20.0), (2, 160.0), (16, 25.0)])
 def test_frames_that_do_not_fit_a_patch_are_refused(patch_frames, hop_ms):
     with pytest.raises(UsageError, match=f"a frame every {hop_ms:g} ms, a patch column is {patch_frames * 10} ms"):
-        frames_a_patch(hop_ms, patch_frames)
+        Alignment(hop_ms, 9, patch_frames)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +223,7 @@ def heard(path, layer):
     return zoo.load(TEACHER, compute=CPU).hidden_states(waveform)[layer - 1 if layer else -1][0]
 
 
-@pytest.mark.parametrize("layer", [None, 3])
+@pytest.mark.parametrize("layer", [None, 1])
 def test_a_teacher_hears_whole_clips_however_they_are_batched(sounds, layer):
     teacher, source = SpeechTeacher(TEACHER, layer, 16000, CPU), open_source(sounds, 96)
     source.norm_stats = (-7.0, 4.0)
@@ -237,7 +240,7 @@ def test_a_teacher_hears_whole_clips_however_they_are_batched(sounds, layer):
 
 
 def test_a_clip_that_a_teacher_cannot_hear_to_its_end_is_skipped_as_others_are(sounds, monkeypatch):
-    teacher, source = SpeechTeacher(TEACHER, 3, 16000, CPU), open_source(sounds, 96, on_bad_file="skip")
+    teacher, source = SpeechTeacher(TEACHER, 1, 16000, CPU), open_source(sounds, 96, on_bad_file="skip")
     taught, whole = TaughtSource(source, teacher, columns=6, patch_frames=16), teacher.read
 
     def read(path):
@@ -255,8 +258,8 @@ def test_a_clip_that_a_teacher_cannot_hear_to_its_end_is_skipped_as_others_are(s
 
 
 def test_features_that_were_prepared_are_those_computed_on_the_fly(sounds, tmp_path):
-    teacher = SpeechTeacher(TEACHER, 3, 16000, CPU)
-    settings = PrepareSettings(teacher=TEACHER, layer=3, device="cpu", shard_mb=1)
+    teacher = SpeechTeacher(TEACHER, 1, 16000, CPU)
+    settings = PrepareSettings(teacher=TEACHER, layer=1, device="cpu", shard_mb=1)
     index = prepare([sounds], tmp_path / "mels", settings).index
     assert index.teacher == teacher.facts
     stored, plain = open_source(tmp_path / "mels", 96), open_source(sounds, 96)
@@ -264,7 +267,7 @@ def test_features_that_were_prepared_are_those_computed_on_the_fly(sounds, tmp_p
     plain.norm_stats = stored.norm_stats
     assert stored.names(range(12)) == [str(Path(name).relative_to(sounds)) for name in plain.names(range(12))]
     taught = TaughtSource(plain, teacher, columns=6, patch_frames=16)
-    for seed in range(8):
+    for seed in range(3):
         first = stored.crops(np.arange(12), [np.random.default_rng(seed)] * 12)
         second = taught.crops(np.arange(12), [np.random.default_rng(seed)] * 12)._replace(starts=first.starts)
         features = [
@@ -274,10 +277,16 @@ def test_features_that_were_prepared_are_those_computed_on_the_fly(sounds, tmp_p
         torch.testing.assert_close(*features, atol=4e-3, rtol=4e-3)
 
 
-def test_prepared_features_are_checked_and_resumed_with_the_same_teacher_alone(sounds, tmp_path, caplog):
-    settings = PrepareSettings(teacher=TEACHER, layer=3, device="cpu")
+def test_prepared_features_are_checked_and_resumed_with_the_same_teacher_alone(sounds, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(preparing, "_LONG_SECONDS", 8)
+    teachers = [tmp_path / f"m2d_vit_tiny-80x96p80x4-{copy}" / "checkpoint-1.pth" for copy in "ab"]
+    for path in teachers:
+        checkpoint.save(zoo.read(TEACHER), path)
+    settings = PrepareSettings(teacher=str(teachers[0]), layer=1, device="cpu")
     prepare([sounds], tmp_path / "mels", settings)
     assert "GB an hour of sound" in caplog.text
+    assert "there are some of 9 s: where memory runs out, --jobs 1" in caplog.text
+    prepare([sounds], tmp_path / "mels", replace(settings, teacher=str(teachers[1])))
     with pytest.raises(UsageError, match="was begun with teacher="):
         prepare([sounds], tmp_path / "mels", replace(settings, layer=2))
     rows = np.load(tmp_path / "mels" / shards.ROWS)
@@ -294,8 +303,21 @@ def test_prepared_features_are_checked_and_resumed_with_the_same_teacher_alone(s
 
 
 def test_a_teacher_of_another_rate_or_without_the_layer_is_refused():
-    with pytest.raises(UsageError, match="works at 16000 Hz, the model that learns at 32000 Hz"):
+    with pytest.raises(
+        UsageError, match=f"--teacher {TEACHER}: it works at 16000 Hz, the model that learns at 32000 Hz"
+    ):
         SpeechTeacher(TEACHER, None, 32000, CPU)
     for layer in (0, 99):
-        with pytest.raises(UsageError, match=f"has no layer {layer}; its layers are 1 to 12"):
+        with pytest.raises(UsageError, match=f"--teacher {TEACHER}: it has no layer {layer}; its layers are 1 to 2"):
             SpeechTeacher(TEACHER, layer, 16000, CPU)
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_clips_that_take_more_memory_than_there_is_are_named_by_their_length(layer, monkeypatch):
+    teacher = SpeechTeacher(TEACHER, layer, 16000, CPU)
+    monkeypatch.setattr(M2DEncoder, "log_mel", lambda self, waveform, lengths: torch.empty(2**60))
+    with pytest.raises(DataError, match=r"20 s of sound at once take more memory .* --max-seconds"):
+        teacher.features([torch.zeros(20 * 16000)])
+    monkeypatch.setattr(M2DEncoder, "log_mel", lambda self, waveform, lengths: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match="must match"):
+        teacher.features([torch.zeros(16000)])

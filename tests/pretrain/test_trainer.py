@@ -13,17 +13,20 @@ from functools import partial
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 pytest.importorskip("lightning_fabric")
 
 from m2d_bench.cli import main
-from m2d_bench.encoders import zoo
+from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.vit import SIZES
-from m2d_bench.errors import DataError, TrainingError, UsageError
+from m2d_bench.errors import CheckpointError, DataError, TrainingError, UsageError
 from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain import run
-from m2d_bench.pretrain.data import open_source
+from m2d_bench.pretrain.data import open_source, teachers
+from m2d_bench.pretrain.data.parts import PrepareSettings
+from m2d_bench.pretrain.data.prepare import prepare
 from m2d_bench.pretrain.held_out import split
 from m2d_bench.pretrain.inputs import Inputs
 from m2d_bench.pretrain.method import MaskedModel
@@ -34,6 +37,9 @@ from m2d_bench.settings import Storage
 from m2d_bench.training.launch import launch
 from m2d_bench.training.log import read
 from m2d_bench.training.loop import RESUME
+from tests.pretrain.conftest import SMALLER
+
+pytestmark = pytest.mark.usefixtures("tiny_is_smaller")
 
 SMALL = {
     "size": "tiny",
@@ -46,26 +52,24 @@ SMALL = {
     "warmup_epochs": 1,
     "base_rate": 0.02,
 }
+START = "random:m2d_vit_tiny-80x48p16x16"
 METHODS = {
     "m2d": {"method": "m2d", "mask_ratio": 0.7, "ema_decay_start": 0.9},
     "m2d_all": {"method": "m2d", "mask_ratio": 0.7, "target_input": "all", "masking": "structured"},
     "msm_mae": {"method": "msm_mae", "mask_ratio": 0.75, "masking": "spans"},
     "supervised": {"method": "m2d_x", "scenario": "supervised", "noise_ratio": 0.3, "ema_decay_start": 0.9},
     "further": {"method": "m2d_x", "scenario": "regularisation", "noise_ratio": 0.3, "ema_decay_start": 0.9},
+    "distillation": {"method": "m2d_x", "teacher": START, "noise_ratio": 0.3, "ema_decay_start": 0.9},
 }
-START = "random:m2d_vit_tiny-80x48p16x16"
 QUIET = {"device": "cpu", "precision": "fp32", "workers": 0, "watch_epochs": 0, "held_out": 0, "log_steps": 1}
 KILLS = int(os.environ.get("KILLS", "2"))
 
 
-SMALLER = (64, 2)
-"""Width and depth that stand for size tiny here: trainings that take a second, not ten."""
-
-
 @pytest.fixture(autouse=True, scope="module")
-def tiny_is_smaller():
+def a_second_is_enough_for_a_teacher():
+    """Clips are padded to it, not to seven; test_m2d_x.py tries those."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", SMALLER)
+        patch.setattr(teachers, "LEAST_SECONDS", 1)
         yield
 
 
@@ -87,7 +91,7 @@ def flops_counted_once():
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Forty log-mels in the reference tool's layout, some shorter than a crop."""
+    """Forty log-mels in the reference tool's layout, some shorter than a crop; and as many sounds for a teacher."""
     root = tmp_path_factory.mktemp("clips")
     rng = np.random.default_rng(0)
     for number in range(40):
@@ -97,6 +101,9 @@ def clips(tmp_path_factory):
     (root / "clips.csv").write_text("file_name\n" + "\n".join(f"{number}.npy" for number in range(40)))
     labels = [f'{number}.npy,"{"abcde"[number % 5]}{",even" if number % 2 else ""}"' for number in range(40)]
     (root / "labels.csv").write_text("file_name,label\n" + "\n".join(labels))
+    (root / "sounds").mkdir()
+    for number in range(40):
+        soundfile.write(root / "sounds" / f"{number}.wav", 0.1 * rng.standard_normal(8000 + 100 * number), 16000)
     for number in range(7):
         noise = rng.standard_normal((1, 80, 20 if number % 2 else 70)) - 5
         np.save(root / f"noise-{number}.npy", noise.astype(np.float32))
@@ -121,9 +128,13 @@ def train(name, data, out, changes=None, **settings):
     inputs = {field: settings.pop(field) for field in ("init", "noise", "labels") if field in settings}
     recipe = recipe_of(name, **(changes or {}))
     if recipe.noise_ratio:
-        inputs = {"labels": data.parent / "labels.csv", "noise": str(data.parent / "noise.csv"), **inputs}
+        inputs = {"noise": str(data.parent / "noise.csv"), **inputs}
+    if name == "supervised":
+        inputs = {"labels": data.parent / "labels.csv", **inputs}
     if name == "further":
         inputs = {"init": START, **inputs}
+    if name == "distillation":
+        data = data.parent / "sounds"
     path = run.pretrain(recipe, Inputs(data=str(data), **inputs), out, RunSettings(**settings))
     return torch.load(path, weights_only=True)["model"]
 
@@ -176,7 +187,7 @@ def test_how_it_runs_changes_nothing_but_rounding(changes, clips, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "m2d"])  # which M2D-X trains, too
 def test_two_processes_are_one_with_twice_the_batch(name, clips, tmp_path):
     train(name, clips, tmp_path / "one", tag="x")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -186,7 +197,7 @@ def test_two_processes_are_one_with_twice_the_batch(name, clips, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["msm_mae", "supervised", "further"])
+@pytest.mark.parametrize("name", ["msm_mae", "supervised", "distillation"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(name, clips, tmp_path):
     words = [sys.executable, "-m", "tests.pretrain.test_trainer", name, str(clips), str(tmp_path / "killed"), "resume"]
     moments = random.Random(name)
@@ -219,16 +230,17 @@ def wait_for_step(folder, step):
 
 
 @pytest.mark.slow
-def test_a_limit_stops_and_a_resumed_training_ends_the_same(clips, tmp_path):
-    whole = train("m2d", clips, tmp_path / "whole")
-    train("m2d", clips, tmp_path / "cut", limit_steps=7)
+@pytest.mark.parametrize("name", ["m2d", "further"])
+def test_a_limit_stops_and_a_resumed_training_ends_the_same(name, clips, tmp_path):
+    whole = train(name, clips, tmp_path / "whole")
+    train(name, clips, tmp_path / "cut", limit_steps=7)
     (folder,) = (tmp_path / "cut").iterdir()
     assert sorted(path.name for path in folder.glob("*.p*t*")) == ["checkpoint-7steps.pth", RESUME]
     with pytest.raises(UsageError, match="holds a training at step 7"):
-        train("m2d", clips, tmp_path / "cut")
+        train(name, clips, tmp_path / "cut")
     with pytest.raises(UsageError, match="another recipe: epochs: 3 then, 4 now"):
-        train("m2d", clips, tmp_path / "cut", {"epochs": 4}, resume=True)
-    assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True))
+        train(name, clips, tmp_path / "cut", {"epochs": 4}, resume=True)
+    assert_same(whole, train(name, clips, tmp_path / "cut", resume=True))
 
 
 def test_losses_of_each_branch_and_pictures_of_noise_are_logged(clips, tmp_path):
@@ -261,6 +273,48 @@ def test_other_noise_labels_or_teacher_are_not_gone_on_with(what, clips, tmp_pat
     train(name, clips, tmp_path, limit_steps=3, resume=True)
 
 
+def test_mean_and_std_of_clips_and_noise_are_measured_once(clips, tmp_path, monkeypatch):
+    train("supervised", clips, tmp_path, limit_steps=2)
+    monkeypatch.setattr(run, "measure_norm_stats", None)
+    train("supervised", clips, tmp_path, limit_steps=3, resume=True)
+
+
+@pytest.mark.parametrize("name", ["further", "distillation"])
+def test_a_teacher_is_known_by_its_weights_not_by_its_path(name, clips, tmp_path):
+    paths = [str(tmp_path / f"m2d_vit_tiny-80x48p16x16-{copy}" / "checkpoint-1.pth") for copy in "ab"]
+    for path in paths:
+        checkpoint.save(zoo.read(START), path)
+        changes, settings = {"teacher": path}, {"limit_steps": 2 + paths.index(path), "resume": path == paths[1]}
+        if name == "further":  # the recipe's own teacher gives way to --init
+            changes, settings["init"] = {"teacher": START}, path
+        train(name, clips, tmp_path / "out", changes, **settings)
+        (config,) = (tmp_path / "out").rglob("config.json")
+        assert json.loads(config.read_text())["recipe"]["teacher"] == path
+
+
+def test_config_names_the_teacher_whose_features_were_prepared(clips, tmp_path):
+    settings = PrepareSettings(teacher=START, layer=2, device="cpu", shard_mb=1)
+    prepare([clips.parent / "sounds"], tmp_path / "mels", settings)
+    recipe = recipe_of("distillation", teacher=None, noise_ratio=0)
+    run.pretrain(recipe, Inputs(data=str(tmp_path / "mels")), tmp_path, RunSettings(**QUIET, limit_steps=1))
+    (config,) = tmp_path.rglob("config.json")
+    values = json.loads(config.read_text())["recipe"]
+    assert (values["teacher"], values["teacher_layer"], values["offline_size"]) == (START, 2, 5 * SMALLER[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "inputs", "says"),
+    [
+        ({"offline_weight": 0}, {"init": None}, "regularisation. The first weights are random: --init names others."),
+        ({"offline_weight": 0}, {}, "offline_weight=0 leaves out the offline task, regularisation."),
+        ({"m2d_weight": 0}, {}, "m2d_weight=0 leaves out the loss of M2D."),
+    ],
+)
+def test_what_a_weight_of_zero_leaves_out_is_said(changes, inputs, says, clips, tmp_path, caplog):
+    train("further", clips, tmp_path, changes, limit_steps=1, **inputs)
+    assert any(message.endswith(says) for message in caplog.messages)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "inputs", "says"),
     [
@@ -283,14 +337,44 @@ def test_an_offline_task_that_lacks_something_is_refused(name, changes, inputs, 
         train(name, clips, tmp_path, changes, **inputs)
 
 
-def test_labels_missing_for_clips_and_a_noise_folder_without_sound_are_refused(clips, tmp_path):
-    (tmp_path / "few.csv").write_text("file_name,label\n0.npy,a\n")
-    with pytest.raises(DataError, match=r"has no row for 39 of 40 clips: 1\.npy, .* …\. Every"):
-        train("supervised", clips, tmp_path / "out", labels=tmp_path / "few.csv")
-    (tmp_path / "silent").mkdir()
-    (tmp_path / "silent" / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match=r"silent: holds files: 1 \.txt"):
-        train("supervised", clips, tmp_path / "out", noise=str(tmp_path / "silent"))
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory):
+    """A folder of what cannot be trained on: labels of one clip, a folder without sound, silence in every form."""
+    root = tmp_path_factory.mktemp("unfit")
+    for name in ("soundless", "silent"):
+        (root / name).mkdir()
+    (root / "few.csv").write_text("file_name,label\n0.npy,a\n")
+    (root / "soundless" / "notes.txt").write_text("nothing")
+    soundfile.write(root / "silent" / "0.wav", np.zeros(16000), 16000)
+    np.save(root / "0.npy", np.full((1, 80, 60), -3.0, np.float32))
+    (root / "silent.csv").write_text("file_name\n0.npy\n")
+    prepare([root / "silent"], root / "mels", PrepareSettings())
+    return root
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "says"),
+    [
+        ("labels", "few.csv", r"has no row for 39 of 40 clips: 1\.npy, .* …\. Every"),
+        ("labels", "nowhere.csv", "not a CSV file"),
+        ("noise", "soundless", r"holds files: 1 \.txt"),
+        ("noise", "silent", "The clips hold nothing but -"),
+        ("noise", "silent.csv", "The clips hold nothing but -3:"),
+        ("noise", "mels", "The clips hold nothing but -"),
+        ("data", "silent.csv", "The clips hold nothing but -3:"),
+        ("data", "mels", "The clips hold nothing but -"),
+        ("data", "soundless", r"holds files: 1 \.txt"),
+        ("init", "nowhere.pth", "no such"),
+        ("teacher", "nowhere.pth", "no such"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_by_the_name_of_its_option(option, name, says, clips, tmp_path, unfit):
+    path, method = unfit / name, {"init": "further", "teacher": "distillation"}.get(option, "supervised")
+    given = {} if option in ("data", "teacher") else {option: path if option == "labels" else str(path)}
+    if option == "data":
+        method, clips = "m2d", path
+    with pytest.raises((DataError, CheckpointError), match=f"^--{option} {path}: {says}"):
+        train(method, clips, tmp_path, {"teacher": str(path)} if option == "teacher" else {}, **given)
 
 
 def test_other_data_are_not_gone_on_with(clips, tmp_path):
@@ -491,15 +575,16 @@ def test_biases_and_norms_do_not_decay():
 
 
 def test_held_out_clips_are_watched_and_never_trained_on(clips, tmp_path):
-    train("m2d", clips, tmp_path, {"effective_batch": 4}, watch_epochs=1, held_out=4)
+    changes = {"effective_batch": 4, "epochs": 2}
+    train("m2d", clips, tmp_path, changes, watch_epochs=1, held_out=4)
     (folder,) = tmp_path.iterdir()
     records = [record for record in read(folder / "metrics.jsonl") if "held_out/effective_rank" in record]
-    assert len(records) == 3
+    assert len(records) == 2
     assert all(record["held_out/effective_rank"] > 1 and record["held_out/loss"] > 0 for record in records)
-    assert len(list((folder / "pictures").glob("patches-*.png"))) == 3
-    assert records[-1]["step"] == 3 * (36 // 4)
+    assert len(list((folder / "pictures").glob("patches-*.png"))) == 2
+    assert records[-1]["step"] == 2 * (36 // 4)
     with pytest.raises(UsageError, match="of other data"):  # the clips held out would be trained on
-        train("m2d", clips, tmp_path, {"effective_batch": 4}, held_out=0, resume=True)
+        train("m2d", clips, tmp_path, changes, held_out=0, resume=True)
 
 
 def test_clips_are_held_out_or_trained_on(clips):
@@ -571,13 +656,6 @@ def test_the_batch_of_a_device_divides_the_effective_one():
     assert [run._batch_size(samples) for samples in (2048, 600, 7, 514)] == [512, 300, 7, 257]
 
 
-def test_clips_without_variation_are_refused(tmp_path):
-    np.save(tmp_path / "flat.npy", np.full((1, 80, 60), -3.0, np.float32))
-    (tmp_path / "clips.csv").write_text("file_name\n" + "flat.npy\n" * 8)
-    with pytest.raises(DataError, match="nothing but -3"):
-        train("m2d", tmp_path / "clips.csv", tmp_path / "out")
-
-
 def test_a_finished_training_is_left_as_it_is(clips, tmp_path):
     train("m2d", clips, tmp_path, limit_steps=5)
     (path,) = tmp_path.rglob("checkpoint-1.pth")
@@ -587,9 +665,9 @@ def test_a_finished_training_is_left_as_it_is(clips, tmp_path):
 
 
 def test_small_lists_are_repeated(clips, tmp_path):
-    train("m2d", clips, tmp_path, {"epoch_clips": 80, "epochs": 2})
+    train("m2d", clips, tmp_path, {"epoch_clips": 80, "epochs": 1})
     (path,) = tmp_path.rglob("metrics.jsonl")
-    assert read(path)[-1]["step"] == 20
+    assert read(path)[-1]["step"] == 10
 
 
 def test_the_command_line_trains_and_lists(clips, tmp_path, capsys):
@@ -610,7 +688,7 @@ def test_the_command_line_trains_and_lists(clips, tmp_path, capsys):
 
 
 if __name__ == "__main__":  # a training of its own, to be killed or joined by others
-    SIZES["tiny"] = SMALLER
+    SIZES["tiny"], teachers.LEAST_SECONDS = SMALLER, 1
     wanted, clip_list, folder, *how = sys.argv[1:]
     many = {"epochs": 24} if "resume" in how else {}
     if "slow" in how:
