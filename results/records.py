@@ -20,8 +20,10 @@ logger = logging.getLogger(__name__)
 OURS = "m2d-bench"
 
 PROBES = ("linear", "knn", "logreg", "attentive")
-_DEFAULTS = {field.name: field.default for field in fields(LinearSettings) if field.name != "probe"}
 _OF_THE_TASK = {"clip_seconds", "validation_fraction", "task version", "clips", "metric"}
+_DEFAULTS = {
+    field.name: field.default for field in fields(LinearSettings) if field.name not in {"probe", *_OF_THE_TASK}
+}
 
 
 def variants(runs: Sequence[Run], *, keys: bool = True) -> list[str]:

@@ -278,8 +278,8 @@ class Widening(Scenes):
 @pytest.mark.parametrize(
     ("encoder", "changes", "lacks"),
     [
-        (Scenes(), {"layer": 1}, "Scenes has no hidden_states"),
-        (Scenes(), {"layer": "weighted"}, "Scenes has no hidden_states"),
+        (Scenes(), {"layer": 1}, "Scenes has no timestamp_embeddings"),
+        (Scenes(), {"layer": "weighted"}, "Scenes has no timestamp_embeddings"),
         (Scenes(), {"pooling": ("max",)}, "Scenes has no timestamp_embeddings"),
         (Scenes(), {"probe": "attentive"}, "Scenes has no timestamp_embeddings"),
         (Widening(), {"layer": "all"}, "layers of Widening are 10, 20 wide"),
