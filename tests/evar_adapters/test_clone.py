@@ -23,6 +23,7 @@ def m2d_bench(*words, folder):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "weights", "size"),
     [("m2d_bench", WEIGHTS, 960), ("encoder_bench.yaml", "weight_file={folder}/own.py:Loudness", 2)],
@@ -45,6 +46,7 @@ def test_two_passes_start_the_script_with_our_classes_too(evar, tmp_path):
     assert snapshot(evar) == before
 
 
+@pytest.mark.slow
 def test_the_clones_own_settings_and_scripts_run(evar, tmp_path):
     found = m2d_bench("--evar", evar, "finetune", "m2d", "esc50", "--lr", "1.0", folder=tmp_path)
     assert found.stdout == "finetune ['esc50', '--lr', '1.0']\n"
@@ -89,6 +91,7 @@ def test_installing_twice_and_removing_leaves_the_clone_as_it_was(evar, last_lin
     assert clone.uninstall(evar) == []
 
 
+@pytest.mark.slow
 def test_installed_classes_run_in_the_clones_own_python(evar):
     clone.install(evar)
     command = [sys.executable, "lineareval.py", "config/m2d_bench.yaml", "esc50", WEIGHTS]

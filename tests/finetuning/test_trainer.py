@@ -328,6 +328,7 @@ def test_every_optimizer_learns(place, optimizer):
     assert run.scores[0].score > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [{}, {"patchout_ratio": 0.0, "features": "stacked"}, {"adjust_positions": True, "ema_decay": 0.5, "accumulate": 2}],

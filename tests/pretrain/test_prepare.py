@@ -182,6 +182,7 @@ def test_a_run_that_stops_at_any_replacement_goes_on_to_the_same_bytes(sounds, p
     assert contents(tmp_path) == contents(prepared.folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_finished_shards_and_goes_on_to_the_same_bytes(tmp_path):
     sounds = write_sounds(tmp_path / "sounds", count=400, seconds=1.0)
     code = (

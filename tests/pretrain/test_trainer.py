@@ -516,6 +516,7 @@ def test_a_file_that_breaks_keeps_what_was_done_and_may_be_mended(clips, tmp_pat
     assert_same(whole, train("m2d", clips, tmp_path / "cut", resume=True))
 
 
+@pytest.mark.slow
 def test_without_files_that_break_a_resumed_training_ends_the_same(clips, tmp_path, caplog):
     shutil.copytree(clips.parent, tmp_path / "clips")
     for number in (5, 11, 30):
@@ -574,6 +575,7 @@ def test_biases_and_norms_do_not_decay():
     assert sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"]) == count
 
 
+@pytest.mark.slow
 def test_held_out_clips_are_watched_and_never_trained_on(clips, tmp_path):
     changes = {"effective_batch": 4, "epochs": 2}
     train("m2d", clips, tmp_path, changes, watch_epochs=1, held_out=4)

@@ -41,6 +41,7 @@ def hashes(names: tuple[str, ...], seed: str) -> set[str]:
     return set(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_clips_are_the_same_to_the_byte_in_fresh_processes_and_in_any_order() -> None:
     first = hashes(tasks.BUILT_IN, "1")
     assert len(first) == len(tasks.BUILT_IN)
