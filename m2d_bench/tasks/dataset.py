@@ -233,22 +233,48 @@ class Dataset:
         return float(np.random.default_rng(list(seed)).uniform())
 
     def waveform(self, clip: int, sample_rate: int, *, place: float = 0.0) -> np.ndarray:
-        """One clip, cut or zero-padded at its end to the unit duration.
+        """One clip, cut or zero-padded at its end to the unit duration, or faded and repeated to it.
 
         Args:
             clip: Index of the clip.
             sample_rate: Hz.
-            place: Where a longer clip is cut, from 0 (its start) to 1 (its end).
+            place: Where a longer clip is cut, from 0 (its start) to 1 (its end); those that are faded, at their start.
 
         Returns:
             [S] float32 with S = clip_seconds × sample_rate.
         """
         path, seconds = self.root / self.files[clip], self.task.clip_seconds
         start, end = self.spans[clip].tolist()
+        if self.task.fade_seconds:
+            whole = audio.read(path, sample_rate, offset=start, seconds=end - start)
+            return faded(whole, round(seconds * sample_rate), round(self.task.fade_seconds * sample_rate))
         offset = place * max(0.0, min(end, audio.duration(path)) - start - seconds) if place else 0.0
         samples = round(seconds * sample_rate)
         waveform = audio.read(path, sample_rate, offset=start + offset, seconds=min(seconds, end - start))[:samples]
         return np.pad(waveform, (0, samples - len(waveform)))
+
+
+def faded(waveform: np.ndarray, samples: int, fade: int) -> np.ndarray:
+    """A clip faded in and out linearly, then cut, or repeated and faded out again.
+
+    Args:
+        waveform: [S].
+        samples: Wanted number of samples.
+        fade: Samples of each fade.
+
+    Returns:
+        [samples].
+
+    Source: M2D-X (2024), section IV-E, after the public code of Moummad and Farrugia (2023).
+    """
+    ramp = np.linspace(0, 1, fade, dtype=waveform.dtype)[: len(waveform)]
+    waveform = waveform.copy()
+    waveform[: len(ramp)] *= ramp
+    waveform[-len(ramp) :] *= ramp[::-1]
+    if len(waveform) < samples:
+        waveform = np.resize(waveform, samples)
+        waveform[-len(ramp) :] *= ramp[::-1]
+    return waveform[:samples]
 
 
 def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) -> Dataset:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from m2d_bench.errors import UsageError
 
-Metric = Literal["accuracy", "chroma_accuracy", "mAP", "d_prime", "aucroc"]
+Metric = Literal["accuracy", "chroma_accuracy", "mAP", "d_prime", "aucroc", "sensitivity", "specificity", "icbhi_score"]
 
 
 class Entry(NamedTuple):
@@ -84,6 +84,7 @@ class Task:
         metric: How a fold or test split is scored and its epoch chosen; see `metrics`.
         other_metrics: What is scored beside it.
         clip_seconds: Unit duration in seconds; clips are cut or zero-padded to it.
+        fade_seconds: Where above 0, clips are faded in and out so long and repeated, not zero-padded; see `faded`.
         n_classes: Number of classes.
         n_clips: Number of clips in all splits; a data set with another number is an error.
         split_clips: Number of clips of each split or fold, as published; another number is an error too.
@@ -108,6 +109,7 @@ class Task:
     clip_seconds: float
     n_classes: int
     n_clips: int
+    fade_seconds: float = 0.0
     split_clips: Mapping[str, int] = field(default_factory=dict)
     vanishing: bool = False
     other_metrics: tuple[Metric, ...] = ()

@@ -209,11 +209,36 @@ def vocalsound(data):
     return clips
 
 
+def icbhi2017(data):
+    """The list names one recording with another device."""
+    root = data / "ICBHI_final_database"
+    names = ("101_1b1_Al_sc_Meditron", "102_1b1_Ar_sc_Meditron", "226_1b1_Pl_sc_LittC2SE")
+    write_text(
+        root / "ICBHI_challenge_train_test.txt",
+        *(
+            f"{name}\t{split}"
+            for name, split in zip((*names[:2], "226_1b1_Pl_sc_Meditron"), ("train", "train", "test"), strict=True)
+        ),
+    )
+    clips = {}
+    for name, split in zip(names, ("train", "train", "test"), strict=True):
+        write_text(root / f"{name}.txt", "0.00\t0.04\t0\t0", "0.04\t0.1\t1\t0", "0.02\t0.03\t1\t1", "0.03\t0.09\t0\t1")
+        for label, span in {
+            "normal": "0-0.04",
+            "crackle": "0.04-0.1",
+            "both": "0.02-0.03",
+            "wheeze": "0.03-0.09",
+        }.items():
+            clips[f"{name}.wav {span}"] = (label, split)
+    write_clips(root, [f"{name}.wav" for name in names])
+    return clips
+
+
 LAYOUTS = {
     build.__name__: build
     for build in (
         *(spcv2, spcv1, vc1, voxforge, cremad, cremad_gender, gtzan, nsynth, nsynth_pitch, surge, as20k, as2m),
-        *(fsd50k, fsdnoisy18k, vocalsound),
+        *(fsd50k, fsdnoisy18k, vocalsound, icbhi2017),
     )
 }
 
@@ -234,11 +259,12 @@ def test_clips_labels_and_splits_are_those_published(tmp_path, monkeypatch, caps
     clips = LAYOUTS[name](tmp_path)
     task = fitted(monkeypatch, name, clips)
     found = dataset.load(task, Storage(data=tmp_path))
-    read = zip(found.files, map(found.labels_of, range(len(clips))), found.splits.tolist(), strict=True)
+    files = [f"{file} {found.span_name(clip)}".strip() for clip, file in enumerate(found.files)]
+    read = zip(files, map(found.labels_of, range(len(clips))), found.splits.tolist(), strict=True)
     assert {file: (*sorted(labels), split) for file, labels, split in read} == {
         file: (*sorted(labels), split) for file, (*labels, split) in clips.items()
     }
-    assert found.seconds.tolist() == [0.1] * len(clips)
+    assert found.seconds.max() == pytest.approx(0.1 if name != "icbhi2017" else 0.06)
     assert main(["tasks", "check", name, "--data", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["all", str(len(clips))]
 
@@ -291,6 +317,7 @@ def test_clips_that_vanished_are_a_doubt_and_others_an_error(tmp_path):
         ("surge", "dataset_surge_tone_splits.csv", "nttcslab/eval-audio-repr"),
         ("cremad_gender", "VideoDemographics.csv", "CheyneyComputerScience"),
         ("as20k", "eval_segments.csv", "research.google.com"),
+        ("icbhi2017", "ICBHI_challenge_train_test.txt", "bhichallenge"),
     ],
 )
 def test_a_missing_list_is_named_with_where_to_get_it(tmp_path, capsys, name, file, source):
@@ -335,7 +362,7 @@ def test_a_broken_and_a_missing_clip_are_named(tmp_path, monkeypatch, capsys, na
     assert gone.name in said or f"holds {len(clips) - 1} clips" in said  # what AudioSet's copy lacks is not listed
 
 
-@pytest.mark.parametrize("name", ["vc1", "gtzan", "as20k"])
+@pytest.mark.parametrize("name", ["vc1", "icbhi2017", "as20k"])
 def test_a_miniature_is_scored(tmp_path, monkeypatch, capsys, small_model, name):
     fitted(monkeypatch, name, LAYOUTS[name](tmp_path))
     words = ["--data", tmp_path, "--runs", tmp_path / "runs", "--clip-seconds", "0.1", "--seeds", "1", "--epochs", "1"]
