@@ -1,6 +1,6 @@
 """CREMA-D: acted emotions, six classes, speakers split as in M2D's papers (Cao et al. 2014).
 
-Source: https://github.com/nttcslab/eval-audio-repr (evar/metadata/cremad.csv): the speakers that choose and test, and$
+Source: https://github.com/nttcslab/eval-audio-repr (evar/metadata/cremad.csv): the speakers that choose and test, and
 the four clips that are left out.
 """
 
@@ -12,25 +12,8 @@ from m2d_bench.tasks.task import Entry, Layout, Task
 
 _VALID = (1009, 1011, 1022, 1034, 1039, 1047, 1066, 1070, 1082)
 _TEST = (
-    1001,
-    1004,
-    1017,
-    1019,
-    1020,
-    1025,
-    1026,
-    1029,
-    1033,
-    1035,
-    1042,
-    1044,
-    1050,
-    1053,
-    1056,
-    1058,
-    1060,
-    1069,
-    1083,
+    *(1001, 1004, 1017, 1019, 1020, 1025, 1026, 1029, 1033, 1035),
+    *(1042, 1044, 1050, 1053, 1056, 1058, 1060, 1069, 1083),
 )
 _SPLITS = {**dict.fromkeys(_VALID, "valid"), **dict.fromkeys(_TEST, "test")}
 """Speakers' splits; the others train."""

@@ -15,18 +15,16 @@ _SOURCE = "https://bhichallenge.med.auth.gr/ICBHI_2017_Challenge"
 
 def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
     """The cycles of the recordings, which go by their names up to the device: the list has one device amiss."""
-    recordings = {sound.rpartition("_")[0]: Path(sound) for sound in folders.find_sounds(root)[0]}
-    cycles = [
-        (recordings.get(name.rpartition("_")[0], Path(f"{name}.wav")), split)
-        for name, split in index.read_words(root / _SPLIT, 2)
-    ]
-    return root, [
-        index.entry(sound.as_posix(), [_CLASSES[(crackles == "1") + 2 * (wheezes == "1")]], split)._replace(
-            start=float(start), end=float(end)
-        )
-        for sound, split in cycles
-        for start, end, crackles, wheezes in index.read_words(root / sound.with_suffix(".txt"), 4)
-    ]
+    recordings = {sound.rpartition("_")[0]: sound for sound in folders.find_sounds(root)[0]}
+    clips = []
+    for name, split in index.read_words(root / _SPLIT, 2):
+        sound = recordings.get(name.rpartition("_")[0], f"{name}.wav")
+        cycles = root / f"{sound.removesuffix('.wav')}.txt"
+        for onset, offset, crackles, wheezes in index.read_words(cycles, 4):
+            start, end = index.span(cycles, sound, (onset, offset))
+            label = _CLASSES[(crackles == "1") + 2 * (wheezes == "1")]
+            clips.append(index.entry(sound, [label], split)._replace(start=start, end=end))
+    return root, clips
 
 
 TASK = Task(

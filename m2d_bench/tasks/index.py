@@ -69,17 +69,31 @@ def _clip(path: Path, cells: Mapping[str, str]) -> Entry:
     """A clip by the cells of its line."""
     split = split_name(cells["split"]) if "split" in cells else cells.get("fold", "")
     clip = entry(cells["file_name"], cells["label"].split(","), split)
-    texts = cells.get("start_s", ""), cells.get("end_s", "")
+    start, end = span(path, clip.file, (cells.get("start_s", ""), cells.get("end_s", "")))
+    return clip._replace(start=start, end=end, group=cells.get("group", ""))
+
+
+def span(path: Path, file: str, texts: tuple[str, str]) -> tuple[float, float]:
+    """Where a clip starts and ends in its file, in seconds; where nothing is told, at the file's start and end.
+
+    Args:
+        path: What tells it.
+        file: The clip's file.
+        texts: Start and end as they are told.
+
+    Raises:
+        DataError: They are no stretch of a file.
+    """
     try:
         start, end = (float(text.replace(",", ".") or whole) for text, whole in zip(texts, (0, math.inf), strict=True))
         if not 0 <= start < end:
             raise ValueError
     except ValueError:
         raise DataError(
-            f"{path}: start_s and end_s of {clip.file} are {texts[0]!r} and {texts[1]!r}; allowed are seconds from 0 "
+            f"{path}: start_s and end_s of {file} are {texts[0]!r} and {texts[1]!r}; allowed are seconds from 0 "
             "on, the end after the start, or nothing for the file's own start and end."
         ) from None
-    return clip._replace(start=start, end=end, group=cells.get("group", ""))
+    return start, end
 
 
 def split_name(name: str) -> str:

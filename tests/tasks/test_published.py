@@ -339,6 +339,7 @@ def test_a_missing_list_is_named_with_where_to_get_it(tmp_path, capsys, name, fi
         ("vc1", "1 a/b.wav\nonly\n", "iden_split.txt: not a list in UTF-8 with 2 words a line: 'only'"),
         ("nsynth", "[]", "examples.json: holds a list"),
         ("as20k", "--4gqARaEJE, 0.000\n", "eval_segments.csv: not a CSV file in UTF-8 with 4 cells a line"),
+        ("icbhi2017", "101_1b1_Al_sc_Meditron train 1\n", "train_test.txt: not a list in UTF-8 with 2 words a line"),
     ],
 )
 def test_a_list_of_another_format_is_named(tmp_path, name, text, message):
@@ -347,6 +348,13 @@ def test_a_list_of_another_format_is_named(tmp_path, name, text, message):
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         dataset.find(tasks.get(name), Storage(data=tmp_path))
+
+
+def test_a_cycle_that_is_no_stretch_of_its_recording_is_named(tmp_path):
+    icbhi2017(tmp_path)
+    (tmp_path / "ICBHI_final_database" / "102_1b1_Ar_sc_Meditron.txt").write_text("0.4 early 0 0\n")
+    with pytest.raises(DataError, match=r"Ar_sc_Meditron\.txt: start_s and end_s of .* are '0.4' and 'early'"):
+        dataset.find(tasks.get("icbhi2017"), Storage(data=tmp_path))
 
 
 @pytest.mark.parametrize("name", ["gtzan", "surge", "as2m"])
