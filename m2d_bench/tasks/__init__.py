@@ -18,7 +18,7 @@ NAMES = (
     *("esc10", "esc50", "us8k", "fsd50k", "fsdnoisy18k", "as20k", "as2m"),
     *("spcv1", "spcv2", "vc1", "voxforge", "cremad", "cremad_gender", "vocalsound"),
     *("gtzan", "nsynth", "nsynth_pitch", "surge"),
-    "icbhi2017",
+    *("icbhi2017", "sprsound"),
 )
 
 FORMATS = {
