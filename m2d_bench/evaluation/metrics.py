@@ -3,6 +3,8 @@
 - accuracy: share of clips whose highest score is their class; of clips with several labels, their first one (of none,
   the first class), as in HEAR.
 - chroma_accuracy: the same where classes twelve apart, octaves of a pitch, count as one.
+- sensitivity: share of the clips of other classes than the first, the normal one, that are classified as their own;
+  specificity: that of the clips of the first; icbhi_score: mean of the two.
 - mAP: average precision, mean over classes.
 - aucroc: area under the receiver operating characteristic, mean over classes.
 - d_prime: √2 · Φ⁻¹(that area) of each class, mean over classes. A class ranked without a fault counts as if half a pair
@@ -60,12 +62,19 @@ def batched_scores(metric: Metric, logits: Tensor, labels: Tensor, present: Tens
     if metric not in get_args(Metric):
         raise UsageError(f"Unknown metric {metric!r}. Allowed: {', '.join(get_args(Metric))}.")
     logits, labels, present = (on_float64_device(values) for values in (logits, labels, present))
+    truth, choice = labels if labels.ndim == 2 else labels.argmax(-1), logits.argmax(-1)
     if metric in ("accuracy", "chroma_accuracy"):
         classes = logits.shape[-1] if metric == "accuracy" else 12
-        truth = labels if labels.ndim == 2 else labels.argmax(-1)
-        hits = (logits.argmax(-1) % classes == truth % classes) & present
+        hits = (choice % classes == truth % classes) & present
         share: Tensor = hits.sum(-1).double() / present.sum(-1)
         return share
+    if metric in ("sensitivity", "specificity", "icbhi_score"):
+        specificity, sensitivity = (
+            ((choice == truth) & clips).sum(-1).double() / clips.sum(-1)
+            for clips in ((truth == 0) & present, (truth > 0) & present)
+        )
+        shares = {"sensitivity": sensitivity, "specificity": specificity}
+        return shares.get(metric, (sensitivity + specificity) / 2)
     positive = (labels if labels.ndim == 3 else one_hot(labels, logits.shape[-1])).mT > 0
     if metric == "mAP":
         return _average_precision(logits.mT, positive, present[:, None]).nanmean(-1)

@@ -13,7 +13,13 @@ from m2d_bench.tasks.task import Entry, Folds, Layout, Task
 BUILT_IN = ("events", "gm_family", "gm_pitch", "espeak_words", "espeak_language", "espeak_voice")
 """Synthetic tasks, generated on first use; they need no download, only the extra `demo`."""
 
-NAMES = (*BUILT_IN, "esc10", "esc50", "us8k")
+NAMES = (
+    *BUILT_IN,
+    *("esc10", "esc50", "us8k", "fsd50k", "fsdnoisy18k", "as20k", "as2m"),
+    *("spcv1", "spcv2", "vc1", "voxforge", "cremad", "cremad_gender", "vocalsound"),
+    *("gtzan", "nsynth", "nsynth_pitch", "surge"),
+    *("icbhi2017", "sprsound"),
+)
 
 FORMATS = {
     "own": "m2d_bench.tasks.own:read",

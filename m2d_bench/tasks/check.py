@@ -33,10 +33,12 @@ def check(task: Task, storage: Storage, jobs: int = 0) -> tuple[str, tuple[str, 
     """
     found = datasets.find(task, storage, jobs=jobs)
     there = found.only([clip for clip, file in enumerate(found.files) if (found.root / file).is_file()])
-    for warning in there.warnings[len(there.leaks) :]:
-        logger.warning("%s", warning)
     faults = (f"{task.name}: {fault}" for fault in dict.fromkeys(there.faults.values()))
-    return _describe(there), (*datasets.problems(found), *faults, *there.leaks)
+    wrong = (*datasets.miscounted(found), *datasets.problems(found), *faults, *there.leaks)
+    for warning in there.warnings:
+        if warning not in wrong:
+            logger.warning("%s", warning)
+    return _describe(there), wrong
 
 
 def _describe(dataset: Dataset) -> str:

@@ -7,9 +7,10 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class Dataset:
         """What makes scores doubtful, in a line each that names the first few clips or classes."""
         doubts = self._doubts() | (self._own_doubts() if self.task.own else {})
         drawn = self.task.folds.drawn if self.task.folds else ""
-        return (*self.leaks, *self._lines(doubts), *([f"{self.task.name}: {drawn}."] if drawn else []))
+        miscounts = miscounted(self) if self.task.vanishing else ()
+        return (*self.leaks, *miscounts, *self._lines(doubts), *([f"{self.task.name}: {drawn}."] if drawn else []))
 
     def _lines(self, found: Mapping[str, Sequence[str]]) -> Iterator[str]:
         """A line for each thing that was found, with the first few names."""
@@ -231,22 +233,48 @@ class Dataset:
         return float(np.random.default_rng(list(seed)).uniform())
 
     def waveform(self, clip: int, sample_rate: int, *, place: float = 0.0) -> np.ndarray:
-        """One clip, cut or zero-padded at its end to the unit duration.
+        """One clip, cut or zero-padded at its end to the unit duration, or faded and repeated to it.
 
         Args:
             clip: Index of the clip.
             sample_rate: Hz.
-            place: Where a longer clip is cut, from 0 (its start) to 1 (its end).
+            place: Where a longer clip is cut, from 0 (its start) to 1 (its end); those that are faded, at their start.
 
         Returns:
             [S] float32 with S = clip_seconds × sample_rate.
         """
         path, seconds = self.root / self.files[clip], self.task.clip_seconds
         start, end = self.spans[clip].tolist()
+        if self.task.fade_seconds:
+            whole = audio.read(path, sample_rate, offset=start, seconds=end - start)
+            return faded(whole, round(seconds * sample_rate), round(self.task.fade_seconds * sample_rate))
         offset = place * max(0.0, min(end, audio.duration(path)) - start - seconds) if place else 0.0
         samples = round(seconds * sample_rate)
         waveform = audio.read(path, sample_rate, offset=start + offset, seconds=min(seconds, end - start))[:samples]
         return np.pad(waveform, (0, samples - len(waveform)))
+
+
+def faded(waveform: np.ndarray, samples: int, fade: int) -> np.ndarray:
+    """A clip faded in and out linearly, then cut, or repeated and faded out again.
+
+    Args:
+        waveform: [S].
+        samples: Wanted number of samples.
+        fade: Samples of each fade.
+
+    Returns:
+        [samples].
+
+    Source: M2D-X (2024), section IV-E, after the public code of Moummad and Farrugia (2023).
+    """
+    ramp = np.linspace(0, 1, fade, dtype=waveform.dtype)[: len(waveform)]
+    waveform = waveform.copy()
+    waveform[: len(ramp)] *= ramp
+    waveform[-len(ramp) :] *= ramp[::-1]
+    if len(waveform) < samples:
+        waveform = np.resize(waveform, samples)
+        waveform[-len(ramp) :] *= ramp[::-1]
+    return waveform[:samples]
 
 
 def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) -> Dataset:
@@ -259,7 +287,7 @@ def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) 
         DataError: As of `find`; or files are missing, or other numbers of clips, classes or folds than the task has.
     """
     dataset = find(task, storage, sample_rate, jobs)
-    _raise_first(problems(dataset))
+    _raise_first(chain(() if task.vanishing else miscounted(dataset), problems(dataset)))
     for warning in dataset.warnings:
         logger.warning("%s", warning)
     return dataset
@@ -317,24 +345,31 @@ def _labels(task: Task, entries: Sequence[Entry]) -> tuple[tuple[str, ...], np.n
     return classes, labels
 
 
-def problems(dataset: Dataset) -> Iterator[str]:
-    """What of a data set is not as its task says, cannot be trained or tested, or is not there."""
-    task = dataset.task
+def miscounted(dataset: Dataset) -> Iterator[str]:
+    """Numbers of clips, classes and folds that are not those of the task."""
+    task, splits = dataset.task, Counter(dataset.splits.tolist())
     found = {"clips": len(dataset.files), "classes": len(dataset.classes)}
     wanted = {"clips": task.n_clips, "classes": task.n_classes}
-    splits = set(dataset.splits.tolist())
-    if blank := [file for file, split in zip(dataset.files, dataset.splits, strict=True) if not split]:
-        yield f"{task.name}: {len(blank)} clips have no fold or split: {_first(blank)}. Give each one, or leave it out."
     if task.folds:
         found["folds"], wanted["folds"] = len(splits), task.folds.count
-    elif not {"train", "test"} <= splits <= _SPLITS:
-        yield f"{task.name}: the column split holds {sorted(splits)}; allowed are {sorted(_SPLITS)}."
+    for split, clips in task.split_clips.items():
+        what = f"clips of {'fold ' if task.folds else ''}{split}"
+        found[what], wanted[what] = splits[split], clips
     for what, number in wanted.items():
         if found[what] != number:
             yield (
                 f"{task.name}: {dataset.root} holds {found[what]} {what}, the task has {number}. The copy is "
                 f"incomplete or another edition; get it from {task.source or 'the cache anew: remove that folder'}."
             )
+
+
+def problems(dataset: Dataset) -> Iterator[str]:
+    """What of a data set is not laid out as it should be, cannot be trained or tested, or is not there."""
+    task, splits = dataset.task, {*dataset.splits.tolist()}
+    if blank := [file for file, split in zip(dataset.files, dataset.splits, strict=True) if not split]:
+        yield f"{task.name}: {len(blank)} clips have no fold or split: {_first(blank)}. Give each one, or leave it out."
+    if not task.folds and not {"train", "test"} <= splits <= _SPLITS:
+        yield f"{task.name}: the column split holds {sorted(splits)}; allowed are {sorted(_SPLITS)}."
     yield from _untrained(dataset)
     if missing := [file for file in dataset.files if not (dataset.root / file).is_file()]:
         yield (
@@ -355,9 +390,9 @@ def _untrained(dataset: Dataset) -> Iterator[str]:
             )
 
 
-def _raise_first(problems: Iterator[str]) -> None:
+def _raise_first(problems: Iterable[str]) -> None:
     """Raises a DataError of the first problem, if there is one."""
-    if (problem := next(problems, None)) is not None:
+    if (problem := next(iter(problems), None)) is not None:
         raise DataError(problem)
 
 

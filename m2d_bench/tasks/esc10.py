@@ -12,6 +12,7 @@ TASK = Task(
     clip_seconds=5.0,
     n_classes=10,
     n_clips=400,
+    split_clips=dict.fromkeys("12345", 80),
     folds=Folds(column="fold", count=5),
     layouts=(
         Layout(folders=("esc10", "ESC-10", "ESC-10-master"), index="meta/esc10.csv", file="audio/{filename}"),

@@ -11,6 +11,7 @@ TASK = Task(
     clip_seconds=5.0,
     n_classes=50,
     n_clips=2000,
+    split_clips=dict.fromkeys("12345", 400),
     folds=Folds(column="fold", count=5),
     layouts=(LAYOUT,),
     label="category",

@@ -33,9 +33,7 @@ def read_clips(folder: Path) -> tuple[str, list[Entry]]:
     Raises:
         DataError: No sound file lies in a class folder, only some folders are splits, or one cannot be listed.
     """
-    sounds, others, unlisted = audio.find_sounds(folder)
-    if unlisted:
-        raise DataError(f"{folder / unlisted[0][0]}: {unlisted[0][1]}")
+    sounds, others = find_sounds(folder)
     audio.warn_of_others(folder, others)
     if hidden := sum(path.name.startswith(".") for path in folder.rglob("*")):
         logger.warning("%s: %d hidden files and folders are left out.", folder, hidden)
@@ -47,6 +45,18 @@ def read_clips(folder: Path) -> tuple[str, list[Entry]]:
     if not clips:
         raise DataError(f"{folder}: no sound file in a folder of its class. Allowed are {LAYOUT}.")
     return kind, [_clip(parts, kind) for parts in clips]
+
+
+def find_sounds(folder: Path) -> tuple[list[str], list[str]]:
+    """Finds the sound files of a tree, and its other files: paths relative to the folder, sorted.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    sounds, others, unlisted = audio.find_sounds(folder)
+    if unlisted:
+        raise DataError(f"{folder / unlisted[0][0]}: {unlisted[0][1]}")
+    return sounds, others
 
 
 def _kind(folder: Path, names: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ Source: HEAR 2021 (arXiv 2203.03022); https://hearbenchmark.com
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
         inside = sorted(each.parent.name for each in folder.glob("*/task_metadata.json"))
         hint = f"It holds the tasks {', '.join(inside)}: name one of those." if inside else "See docs/hear.md."
         raise UsageError(f"{folder}: no HEAR task folder, it has no {path.name}. {hint}")
-    metadata = _json(path)
+    metadata = index.read_json(path)
     wanted = ("task_name", "embedding_type", "prediction_type", "split_mode", "splits", "evaluation")
     if missing := [key for key in wanted if metadata.get(key) is None]:
         raise DataError(f"{path}: lacks {', '.join(missing)}.")
@@ -167,19 +166,9 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 def _labels(folder: Path, split: str) -> dict[str, tuple[str, ...]]:
     """Labels of each file of a split."""
-    found = _json(folder / f"{split}.json")
+    found = index.read_json(folder / f"{split}.json")
     if not found:
         raise DataError(f"{folder / split}.json: names no clip.")
     if not all(isinstance(labels, list) for labels in found.values()):
         raise DataError(f"{folder / split}.json: maps file names to lists of labels; got another kind of value.")
     return {file: tuple(map(str, labels)) for file, labels in found.items()}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: holds a {type(found).__name__}, expected an object.")
-    return found

@@ -1,13 +1,15 @@
-"""Indexes of clips: CSV files as text, and the labels and folds in their cells. The only file that reads them."""
+"""Indexes of clips: CSV and JSON files and lists, and the labels and folds in them. The only file that reads them."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -67,17 +69,31 @@ def _clip(path: Path, cells: Mapping[str, str]) -> Entry:
     """A clip by the cells of its line."""
     split = split_name(cells["split"]) if "split" in cells else cells.get("fold", "")
     clip = entry(cells["file_name"], cells["label"].split(","), split)
-    texts = cells.get("start_s", ""), cells.get("end_s", "")
+    start, end = span(path, clip.file, (cells.get("start_s", ""), cells.get("end_s", "")))
+    return clip._replace(start=start, end=end, group=cells.get("group", ""))
+
+
+def span(path: Path, file: str, texts: tuple[str, str]) -> tuple[float, float]:
+    """Where a clip starts and ends in its file, in seconds; where nothing is told, at the file's start and end.
+
+    Args:
+        path: What tells it.
+        file: The clip's file.
+        texts: Start and end as they are told.
+
+    Raises:
+        DataError: They are no stretch of a file.
+    """
     try:
         start, end = (float(text.replace(",", ".") or whole) for text, whole in zip(texts, (0, math.inf), strict=True))
         if not 0 <= start < end:
             raise ValueError
     except ValueError:
         raise DataError(
-            f"{path}: start_s and end_s of {clip.file} are {texts[0]!r} and {texts[1]!r}; allowed are seconds from 0 "
+            f"{path}: start_s and end_s of {file} are {texts[0]!r} and {texts[1]!r}; allowed are seconds from 0 "
             "on, the end after the start, or nothing for the file's own start and end."
         ) from None
-    return clip._replace(start=start, end=end, group=cells.get("group", ""))
+    return start, end
 
 
 def split_name(name: str) -> str:
@@ -122,6 +138,62 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise DataError(f"{path}: has a header and nothing below it. Add one line a clip.")
     table: pd.DataFrame = pd.DataFrame([row[: len(header)] for row in lines], columns=header, dtype=str)
     return table
+
+
+def read_words(path: Path, count: int, source: str = "") -> list[list[str]]:
+    """Reads a list: a text file of so many words a line, empty lines left out.
+
+    Args:
+        path: The file, in UTF-8.
+        count: Words of each line.
+        source: Where it comes from, if the data set does not hold it.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    try:
+        lines = [words for line in path.read_text(encoding="utf-8-sig").splitlines() if (words := line.split())]
+        if wrong := [words for words in lines if len(words) != count]:
+            raise ValueError(f"{' '.join(wrong[0])!r}")
+    except (ValueError, OSError) as error:  # another format, not UTF-8, or no file
+        remedy = f" Get it from {source} and put it there." if source else ""
+        raise DataError(f"{path}: not a list in UTF-8 with {count} words a line: {error}.{remedy}") from error
+    return lines
+
+
+def read_rows(path: Path, count: int) -> Iterator[list[str]]:
+    """Reads a CSV file without a header, one line at a time; lines that begin with # are left out.
+
+    Args:
+        path: The file, in UTF-8, cells separated by commas.
+        count: Cells of each line.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for cells in csv.reader((line for line in file if not line.startswith("#")), skipinitialspace=True):
+                if len(cells) != count:
+                    raise ValueError(f"{', '.join(cells)!r}")
+                yield cells
+    except (ValueError, csv.Error, OSError) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8 with {count} cells a line: {error}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: holds a {type(found).__name__}, expected an object.")
+    return found
 
 
 def labels(names: Iterable[str]) -> tuple[str, ...]:

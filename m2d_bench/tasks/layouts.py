@@ -29,9 +29,16 @@ def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
             if (root / layout.index).is_file():
                 return root, layout
             looked.append(str(root / layout.index))
+    first = task.layouts[0]
+    index_source = f", its {first.index} from {first.index_source}" if first.index_source else ""
+    for root in (data / folder for folder in first.folders):
+        if index_source and root.is_dir():
+            raise DataError(
+                f"{task.name}: {root} lacks {first.index}. Get it from {first.index_source} and put it there."
+            )
     raise DataError(
         f"{task.name}: not found. Looked for {', '.join(looked)}. Name the folder "
-        f"that holds {task.layouts[0].folders[0]}, or that folder itself. It comes from {task.source}."
+        f"that holds {first.folders[0]}, or that folder itself. It comes from {task.source}{index_source}."
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from m2d_bench.errors import UsageError
 
-Metric = Literal["accuracy", "chroma_accuracy", "mAP", "d_prime", "aucroc"]
+Metric = Literal["accuracy", "chroma_accuracy", "mAP", "d_prime", "aucroc", "sensitivity", "specificity", "icbhi_score"]
 
 
 class Entry(NamedTuple):
@@ -64,12 +64,14 @@ class Layout:
         index: CSV file inside the folder, one line a clip; of a task with a lister, any file that tells the folder.
         file: Path of a clip inside the folder, with index columns in braces; of no use to a lister.
         where: Column and value, as text, that a line must have to belong to the task.
+        index_source: Where the index comes from, if copies of the data set may lack it.
     """
 
     folders: tuple[str, ...]
     index: str
     file: str = ""
     where: tuple[str, str] | None = None
+    index_source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,11 @@ class Task:
         metric: How a fold or test split is scored and its epoch chosen; see `metrics`.
         other_metrics: What is scored beside it.
         clip_seconds: Unit duration in seconds; clips are cut or zero-padded to it.
+        fade_seconds: Where above 0, clips are faded in and out so long and repeated, not zero-padded; see `faded`.
         n_classes: Number of classes.
         n_clips: Number of clips in all splits; a data set with another number is an error.
+        split_clips: Number of clips of each split or fold, as published; another number is an error too.
+        vanishing: Whether clips vanish from where they are published, so that other numbers are a doubt and no error.
         folds: Cross-validation folds, or None if the column `split` says train, valid or test.
         multilabel: Whether a clip may have several labels, or none.
         classes: Class names in order, where the data set gives one; else they are sorted.
@@ -104,6 +109,9 @@ class Task:
     clip_seconds: float
     n_classes: int
     n_clips: int
+    fade_seconds: float = 0.0
+    split_clips: Mapping[str, int] = field(default_factory=dict)
+    vanishing: bool = False
     other_metrics: tuple[Metric, ...] = ()
     multilabel: bool = False
     classes: tuple[str, ...] = ()

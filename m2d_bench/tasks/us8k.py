@@ -9,6 +9,7 @@ TASK = Task(
     clip_seconds=4.0,
     n_classes=10,
     n_clips=8732,
+    split_clips={str(fold): clips for fold, clips in enumerate((873, 888, 925, 990, 936, 823, 838, 806, 816, 837), 1)},
     folds=Folds(column="fold", count=10),
     layouts=(
         Layout(

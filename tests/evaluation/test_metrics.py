@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation.metrics import batched_scores, score
+from m2d_bench.tasks.task import Metric
 
 
 def multilabel_split(n: int, ties: bool, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,10 +93,17 @@ def test_accuracy_equals_sklearn() -> None:
     assert score("accuracy", logits, labels) == accuracy_score(labels, logits.argmax(-1))
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "chroma_accuracy", "mAP", "aucroc", "d_prime"])
+def test_sensitivity_counts_the_abnormal_and_specificity_the_normal() -> None:
+    logits, labels = torch.eye(4)[[0, 0, 1, 1, 2, 0]], torch.tensor([0, 0, 0, 1, 3, 2])
+    found = {metric: score(metric, logits, labels) for metric in ("sensitivity", "specificity", "icbhi_score")}
+    assert found == pytest.approx({"sensitivity": 1 / 3, "specificity": 2 / 3, "icbhi_score": 0.5})
+    assert math.isnan(score("icbhi_score", logits, torch.ones(6, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("metric", get_args(Metric))
 def test_padding_changes_no_score(metric: str) -> None:
     splits = [multilabel_split(n, ties=True, seed=n) for n in (40, 23, 31)]
-    if "accuracy" in metric:
+    if metric not in ("mAP", "aucroc", "d_prime"):
         splits = [(logits, labels.argmax(-1)) for logits, labels in splits]
     padded_logits = torch.full((3, 40, 6), 99.0)
     padded_labels = torch.ones(3, 40, *splits[0][1].shape[1:], dtype=splits[0][1].dtype)
@@ -128,7 +137,7 @@ class _NoFloat64(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "chroma_accuracy", "mAP", "aucroc", "d_prime"])
+@pytest.mark.parametrize("metric", get_args(Metric))
 def test_no_float64_goes_to_mps(metric):
     with FakeTensorMode(), _NoFloat64():
         logits, labels = torch.zeros(2, 6, 3, device="mps"), torch.ones(2, 6, 3, device="mps")

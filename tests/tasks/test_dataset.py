@@ -106,6 +106,20 @@ def test_clips_are_cut_or_padded_at_the_end(tmp_path):
     assert np.allclose(found.waveform(2, 8000), np.linspace(0, 0.5, 16000)[:8000], atol=1e-6)
 
 
+@pytest.mark.parametrize("seconds", [0.2, 2.0])
+def test_clips_of_some_tasks_are_faded_and_repeated(tmp_path, seconds):
+    found = dataset.load(tiny_task(fade_seconds=1 / 16), write_task(tmp_path, ROWS, seconds=seconds))
+    waveform, clip = found.waveform(0, 8000, place=0.5), np.linspace(0, 0.5, round(8000 * seconds))[:8000]
+    fade, period = np.linspace(0, 1, 500), round(8000 * seconds)
+    assert np.allclose(waveform[:500], clip[:500] * fade, atol=1e-4)
+    assert np.allclose(waveform[500 : period - 500], clip[500 : period - 500], atol=1e-4)
+    if seconds < 1:
+        assert np.allclose(waveform[period - 500 : period], clip[-500:] * fade[::-1], atol=1e-4)
+        assert np.allclose(waveform[period : 2 * period], waveform[:period])
+        assert waveform[-1] == 0
+    assert len(waveform) == 8000
+
+
 def test_the_random_crop_of_a_clip_is_always_the_same_and_not_its_start(tmp_path):
     found = dataset.load(tiny_task(), write_task(tmp_path, ROWS, seconds=2.0))
     crop = found.waveform(0, 8000, place=found.crop_place(0))

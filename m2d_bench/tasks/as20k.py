@@ -1,0 +1,53 @@
+"""AudioSet 20K: 527 sound events of YouTube clips, balanced training and evaluation segments (Gemmeke et al. 2017)."""
+
+from functools import partial
+from pathlib import Path
+
+from m2d_bench.tasks import folders, index
+from m2d_bench.tasks.task import Entry, Layout, Task
+
+
+def list_clips(train: tuple[str, ...], root: Path, _: int) -> tuple[Path, list[Entry]]:
+    """Segments of which there is a sound file: ID.wav, YID.wav, ID_30000.wav, …, in whatever folder.
+
+    Args:
+        train: Sets of segments that train.
+        root: Folder of the sound files and of the sets' CSV files, or their folder metadata.
+    """
+    tables = root if (root / "eval_segments.csv").is_file() else root / "metadata"
+    segments = {
+        segment: (mids, split)
+        for name, split in (*((name, "train") for name in train), ("eval_segments", "test"))
+        for segment, _start, _end, mids in index.read_rows(tables / f"{name}.csv", 4)
+    }
+    clips: dict[str, str] = {}
+    for sound in folders.find_sounds(root)[0]:
+        name = sound.rpartition("/")[2]
+        for segment in (name[:11], name[1:12]):
+            if segment in segments:
+                clips.setdefault(segment, sound)
+    return root, [
+        index.entry(sound, segments[segment][0].split(","), segments[segment][1]) for segment, sound in clips.items()
+    ]
+
+
+_FOLDERS = ("AudioSet", "audioset", "as")
+_SOURCE = "https://research.google.com/audioset/download.html"
+
+TASK = Task(
+    name="as20k",
+    domain="environment",
+    metric="mAP",
+    multilabel=True,
+    clip_seconds=10.0,
+    n_classes=527,
+    n_clips=42118,
+    split_clips={"train": 21940, "test": 20178},
+    vanishing=True,
+    layouts=tuple(
+        Layout(folders=_FOLDERS, index=f"{folder}eval_segments.csv", index_source=_SOURCE)
+        for folder in ("", "metadata/")
+    ),
+    lister=partial(list_clips, ("balanced_train_segments",)),
+    source=_SOURCE,
+)
