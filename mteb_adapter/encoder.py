@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import soundfile
@@ -20,10 +21,10 @@ from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.evaluation.embeddings import embed_files
 from m2d_bench.registry import resolve
-from m2d_bench.settings import Compute, Storage, file_name
+from m2d_bench.settings import Compute, Storage
 
 ORGANISATION = "m2d-bench/"
-"""Stands before the name of an encoder in mteb, which asks for one."""
+"""Stands before the name of an encoder in mteb, which asks for one; the name is quoted as in a URL."""
 
 _CLIPS_AT_ONCE = 256
 """Clips whose files are in memory and in the temporary folder at once."""
@@ -153,7 +154,7 @@ def model_meta(
     weights = list(encoder.parameters())
     return resolve("mteb.models.model_meta").ModelMeta(
         loader=make,
-        name=ORGANISATION + file_name(encoder.name),
+        name=ORGANISATION + quote(encoder.name, safe=""),
         revision=encoder.digest,
         experiment_kwargs=None if encoder.precision == "fp32" else {"encoder_precision": encoder.precision},
         modalities=["audio"],

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_the_metadata_is_mtebs_and_loads_an_encoder_under_its_protocol(tasks, se
 
     meta = model_meta("random:m2d_vit_tiny-80x208p16x16", settings)
     own = zoo.load("random:m2d_vit_tiny-80x208p16x16", compute=settings)
-    assert meta.name == "m2d-bench/random_m2d_vit_tiny-80x208p16x16"
+    assert meta.name == "m2d-bench/random%3Am2d_vit_tiny-80x208p16x16"
     assert meta.revision == own.digest
     assert (meta.modalities, meta.embed_dim) == (["audio"], own.scene_embedding_size)
     assert meta.n_parameters == sum(weight.numel() for weight in own.parameters())
@@ -174,7 +175,7 @@ def test_the_metadata_is_mtebs_and_loads_an_encoder_under_its_protocol(tasks, se
 
 
 @needs_mteb
-def test_results_made_elsewhere_are_imported(tasks, settings, tmp_path, capsys):
+def test_results_made_elsewhere_are_imported(tasks, settings, tmp_path, capsys, caplog):
     import mteb
 
     from m2d_bench.mteb_adapter.tasks import get_all
@@ -183,16 +184,36 @@ def test_results_made_elsewhere_are_imported(tasks, settings, tmp_path, capsys):
     mteb.evaluate(model_meta("logmel"), task.make(), cache=mteb.ResultCache(tmp_path / "mteb"), show_progress_bar=False)
     (tmp_path / "mteb" / "results" / "other.json").write_text("{}")
     words = ["mteb", "import", str(tmp_path / "mteb" / "results"), "--runs", str(settings.runs)]
-    assert main(words) == 1
-    assert "other.json: no result of mteb" in capsys.readouterr().err
-    (run,) = runs.read(settings.runs_root)[0].values()
     (path,) = tmp_path.glob("mteb/results/*/*/Tones.json")
+    (path.parent / "cut.json").write_text('{"scores": {"test": []}}')
+    assert main(words) == 1
+    assert "cut.json: no result of mteb" in capsys.readouterr().err
+    assert "results: left out JSON files without model_meta.json beside them: 1" in caplog.text
+    (run,) = runs.read(settings.runs_root)[0].values()
     assert (run.encoder["name"], run.encoder["digest"]) == ("logmel", zoo.load("logmel").digest)
-    assert run.task["metric"] == "main_score"  # mteb does not know the task
-    assert mean(run) == json.loads(path.read_text())["scores"]["test"][0]["main_score"]
-    assert len(records.read(path, task.make).scores) == 3
+    assert mean(run) == pytest.approx(json.loads(path.read_text())["scores"]["test"][0]["main_score"], abs=1e-6)
+    assert run.task["metric"] == "accuracy"  # though mteb does not know the task
+    assert run.scores == records.read(path, task.make).scores
+    assert len(run.scores) == 3
     with pytest.raises(DataError, match="no results of mteb"):
         records.results(settings.runs_root / "none")
+
+
+@needs_mteb
+@pytest.mark.parametrize("name", ["Folds", "Clusters", "Search"])
+def test_importing_what_our_own_evaluation_left_changes_no_record(name, tasks, settings, capsys):
+    model = small_encoder()
+    model.config = replace(model.config, name="own:code.py/Full %")
+    evaluate(model, [f"{tasks}:{name}"], settings)
+    before = runs.read(settings.runs_root)[0]
+    (run,) = before.values()
+    words = ["mteb", "import", str(settings.cache_root), "--runs", str(settings.runs)]
+    assert main(words) == 0
+    assert runs.read(settings.runs_root)[0] == before
+    assert main([*words[:-1], str(settings.runs_root / "other")]) == 0
+    (other,) = runs.read(settings.runs_root / "other")[0].values()
+    assert (other.encoder["name"], other.task["metric"]) == (run.encoder["name"], run.task["metric"])
+    assert len(other.scores) == len(run.scores)
 
 
 @needs_mteb
