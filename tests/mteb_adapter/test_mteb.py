@@ -153,6 +153,28 @@ def test_embeddings_are_those_of_the_encoder_alone_whatever_length_rate_channels
 
 
 @needs_mteb
+@pytest.mark.parametrize("kept_as", ["sound", "mapping"])
+def test_rows_without_a_sound_are_numbered_and_no_rows_have_no_embeddings(kept_as, tmp_path):
+    from datasets import Audio, Dataset
+
+    rows = [sound(np.zeros(800), 8000), None, {"bytes": None, "path": None}, {"bytes": b"x", "path": None}]
+    rows.append({"bytes": None, "path": str(tmp_path / "none.wav")})
+    dataset = Dataset.from_dict({"audio": rows})
+    if kept_as == "sound":
+        dataset = dataset.cast_column("audio", Audio())
+    given = {"task_metadata": SimpleNamespace(name="task"), "hf_split": "test", "hf_subset": "default"}
+    own = MTEBEncoder(small_encoder())
+    with pytest.raises(DataError) as error:
+        own.encode(SimpleNamespace(dataset=dataset), **given)
+    first, *messages = sorted(str(error.value).splitlines()[1:])
+    assert first.startswith("row 1: no sound, which has array and sampling_rate, or bytes or path; got ")
+    starts = ["row 2: no sound", "row 3 (clip): cannot be decoded", f"row 4 ({tmp_path / 'none.wav'}): no such file."]
+    assert [message.startswith(start) for message, start in zip(messages, starts, strict=True)] == [True] * 3
+    embeddings = own.encode(SimpleNamespace(dataset=dataset.select([])), **given)
+    assert (embeddings.shape, embeddings.dtype) == ((0, own.encoder.scene_embedding_size), np.float32)
+
+
+@needs_mteb
 def test_the_metadata_is_mtebs_and_loads_an_encoder_under_its_protocol(tasks, settings):
     import mteb
 
@@ -223,7 +245,7 @@ def test_a_task_that_fails_is_named_with_its_clip_and_the_others_are_done(tasks,
         evaluate("logmel", [f"{broken}:Tones", f"{tasks}:Pairs"], settings)
     (message,) = error.value.messages
     assert "Tones, split test, subset default: 1 clips cannot be embedded:" in message
-    assert "/4/clip.flac: " in message
+    assert "\nrow 4 (clip.flac): cannot be decoded" in message
     assert [run.task["name"] for run in error.value.runs] == ["Pairs"]
 
 
