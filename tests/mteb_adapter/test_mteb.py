@@ -257,12 +257,44 @@ def test_a_task_that_fails_is_named_with_its_clip_and_the_others_are_done(tasks,
         ("MAEB", "Unknown audio task of mteb 'MAEB'. See m2d-bench mteb tasks, or give FILE.py:CLASS"),  # has texts
         ("{tasks}:Captions", "is of audio, text; encoders of m2d-bench take audio alone"),
         ("{tasks}:metadata", "is no task of mteb: it must be a class over one of mteb.abstasks"),
+        ("{tasks}", "tasks.py: which task in it. Write .*tasks.py:CLASS"),
+        ("{tasks}:Nope", "Unknown class 'Nope'.*tasks.py, which defines metadata, Tones, Folds, Clusters, Pairs, Sear"),
         ("", "Which tasks of mteb"),
     ],
 )
 def test_a_name_that_is_no_audio_task_says_what_is(name, message, tasks, settings):
     with pytest.raises(UsageError, match=message):
         evaluate("logmel", [name.format(tasks=tasks)] if name else [], settings)
+    with pytest.raises(UsageError, match=message):
+        evaluate("logmel", name.format(tasks=tasks), settings)
+
+
+@needs_mteb
+@pytest.mark.parametrize("several", [False, True])
+def test_a_task_that_is_no_name_is_refused(several, tasks, settings):
+    from m2d_bench.mteb_adapter.tasks import get_all
+
+    for task in (made := get_all(f"{tasks}:Tones")[f"{tasks}:Tones"].make, made()):
+        with pytest.raises(UsageError, match="Tasks of mteb are given by name, such as ESC50"):
+            evaluate("logmel", [task] if several else task, settings)
+
+
+@needs_mteb
+def test_without_tasks_the_message_says_where_they_are_listed(capsys):
+    assert main(["mteb", "--model", "logmel"]) == 2
+    assert "Name them with --tasks; m2d-bench mteb tasks lists them" in " ".join(capsys.readouterr().err.split())
+
+
+@needs_mteb
+def test_tasks_whose_data_cannot_be_fetched_are_named_once_in_one_message(settings, monkeypatch):
+    def unreachable(path, **_):
+        raise ConnectionError(f"Couldn't reach {path!r} on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr("mteb.abstasks.abstask.load_dataset", unreachable)
+    with pytest.raises(TasksFailed) as error:
+        evaluate("logmel", ["ESC50", "BeijingOpera"], settings)
+    (message,) = error.value.messages
+    assert message.startswith("ESC50, BeijingOpera failed: Its data set is not there yet, and the Hugging Face Hub")
 
 
 @needs_mteb
