@@ -47,7 +47,7 @@ class XaresEncoder(nn.Module):
         if isinstance(model, str | os.PathLike):
             trust = os.environ.get(TRUST_VARIABLE) == "1"
             model = zoo.load(model, compute=Compute(device="cpu", precision="fp32", trust_remote_code=trust))
-        self.encoder = wrap(model)
+        self.encoder = model if isinstance(model, zoo.LoadedEncoder) else wrap(model)
         self.sampling_rate = self.encoder.sample_rate
         self.output_dim = self.encoder.timestamp_embedding_size
         self.hop_size_in_ms = self.encoder.hop_ms
