@@ -45,7 +45,7 @@ _PACKAGES = (
 
 
 class TasksFailed(M2DBenchError):
-    """Some tasks of an evaluation failed; the others were done.
+    """Some tasks of an evaluation failed; the others were done. Those that failed alike share a message.
 
     Args:
         failures: Error of each failed task.
@@ -53,7 +53,10 @@ class TasksFailed(M2DBenchError):
     """
 
     def __init__(self, failures: Mapping[str, Exception], runs: Sequence[Run]) -> None:
-        self.messages = tuple(f"{task} failed: {describe(error)}" for task, error in failures.items())
+        alike: dict[str, list[str]] = {}
+        for task, error in failures.items():
+            alike.setdefault(describe(error), []).append(task)
+        self.messages = tuple(f"{', '.join(tasks)} failed: {reason}" for reason, tasks in alike.items())
         super().__init__("\n".join(self.messages))
         for task, error in failures.items():
             logger.debug("%s failed", task, exc_info=error)

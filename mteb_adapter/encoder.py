@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import soundfile
@@ -20,10 +22,10 @@ from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.evaluation.embeddings import embed_files
 from m2d_bench.registry import resolve
-from m2d_bench.settings import Compute, Storage, file_name
+from m2d_bench.settings import Compute, Storage
 
 ORGANISATION = "m2d-bench/"
-"""Stands before the name of an encoder in mteb, which asks for one."""
+"""Stands before the name of an encoder in mteb, which asks for one; the name is quoted as in a URL."""
 
 _CLIPS_AT_ONCE = 256
 """Clips whose files are in memory and in the temporary folder at once."""
@@ -80,19 +82,41 @@ class MTEBEncoder:
         if isinstance(dataset.features["audio"], audio_feature):
             dataset = dataset.cast_column("audio", audio_feature(decode=False))  # decoding there needs FFmpeg
         compute = replace(self.compute, batch_size=batch_size or self.compute.batch_size)
-        parts: list[np.ndarray] = []
+        parts = [np.empty((0, self.encoder.scene_embedding_size), np.float32)]
         failures: list[str] = []
         for start in range(0, len(dataset), _CLIPS_AT_ONCE):
             sounds = dataset[start : start + _CLIPS_AT_ONCE]["audio"]
-            with TemporaryDirectory(prefix="m2d-bench-") as folder:
-                files = [_file(sound, Path(folder) / str(row)) for row, sound in enumerate(sounds, start)]
-                _, embeddings, failed = embed_files(self.encoder, files, compute)
+            embeddings, failed = self._embed(dict(enumerate(sounds, start)), compute)
             parts.append(embeddings)
             failures += failed
         if failures:
             where = f"{task_metadata.name}, split {hf_split}, subset {hf_subset}"
             raise DataError("\n".join([f"{where}: {len(failures)} clips cannot be embedded:", *failures]))
         return np.concatenate(parts)
+
+    def _embed(self, sounds: Mapping[int, Any], compute: Compute) -> tuple[np.ndarray, list[str]]:
+        """Embeddings of sounds by row, and a message for each row that has none."""
+        files: dict[Path, str] = {}
+        failures: list[str] = []
+        ordered: list[Path] = []
+        with TemporaryDirectory(prefix="m2d-bench-") as folder:
+            for row, sound in sounds.items():
+                try:
+                    file = _file(sound, Path(folder) / str(row))
+                except (TypeError, LookupError, ValueError, RuntimeError):
+                    failures.append(
+                        f"row {row}: no sound, which has array and sampling_rate, or bytes or path; got "
+                        f"{reprlib.repr(sound)}."
+                    )
+                    continue
+                ordered.append(file)
+                files.setdefault(file, f"row {row} ({file.name if file.is_relative_to(folder) else file})")
+            _, embeddings, failed = embed_files(self.encoder, ordered, compute)
+        for message in failed:
+            for file, shown in files.items():
+                message = message.replace(str(file), shown)
+            failures.append(message)
+        return embeddings, failures
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosine similarity of each of N with each of M embeddings, [N, M]."""
@@ -153,7 +177,7 @@ def model_meta(
     weights = list(encoder.parameters())
     return resolve("mteb.models.model_meta").ModelMeta(
         loader=make,
-        name=ORGANISATION + file_name(encoder.name),
+        name=ORGANISATION + quote(encoder.name, safe=""),
         revision=encoder.digest,
         experiment_kwargs=None if encoder.precision == "fp32" else {"encoder_precision": encoder.precision},
         modalities=["audio"],

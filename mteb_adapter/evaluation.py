@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from m2d_bench import runs
 from m2d_bench.encoders.foreign import explained
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of
-from m2d_bench.errors import M2DBenchError
+from m2d_bench.errors import DataError, M2DBenchError
 from m2d_bench.mteb_adapter import records, tasks
 from m2d_bench.mteb_adapter.encoder import import_mteb, load, model_meta
 from m2d_bench.mteb_adapter.tasks import Task
@@ -25,7 +27,9 @@ class MTEBSettings(Compute, Storage):
 
 
 def evaluate(
-    model: str | os.PathLike[str] | SceneEncoder, task_names: Sequence[str], settings: MTEBSettings = MTEBSettings()
+    model: str | os.PathLike[str] | SceneEncoder,
+    task_names: str | Sequence[str],
+    settings: MTEBSettings = MTEBSettings(),
 ) -> list[Run]:
     """Has mteb evaluate an encoder; what it finished before is read from its results.
 
@@ -61,12 +65,13 @@ def evaluate(
 
 def _evaluate(encoder: Encoder, name: str, task: Task, settings: MTEBSettings) -> Run:
     """One task; each version of mteb and of the task has a folder of results, for mteb would take those of any."""
-    mteb = import_mteb()
+    mteb, shown = import_mteb(), sys.stderr.isatty()
     meta = model_meta(encoder, settings)
     cache = mteb.ResultCache(settings.cache_root / "mteb" / file_name(f"{mteb.__version__}-{task.fingerprint}"))
-    with explained(f"{name} in mteb", None):
+    encode = {"batch_size": settings.batch_size, "show_progress_bar": shown}
+    with explained("mteb", None), _hub_named():
         made = task.make()
-        mteb.evaluate(meta, made, cache=cache, encode_kwargs={"batch_size": settings.batch_size}, co2_tracker=False)
+        mteb.evaluate(meta, made, cache=cache, encode_kwargs=encode, co2_tracker=False, show_progress_bar=shown)
     run = records.read(cache.get_task_result_path(made.metadata.name, meta), made)
     return replace(
         run,
@@ -74,3 +79,12 @@ def _evaluate(encoder: Encoder, name: str, task: Task, settings: MTEBSettings) -
         task={**run.task, "fingerprint": task.fingerprint},
         environment=runs.environment(str(settings.torch_device())),
     )
+
+
+@contextmanager
+def _hub_named() -> Iterator[None]:
+    """Says of a data set that cannot be fetched what is the same for all of them."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise DataError("Its data set is not there yet, and the Hugging Face Hub cannot be reached.") from error

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from m2d_bench.errors import DataError
 from m2d_bench.mteb_adapter.encoder import ORGANISATION
 from m2d_bench.runs import Run, Score
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL = "mteb"
 META = "model_meta.json"
@@ -22,7 +26,7 @@ def read(path: Path, task: Any) -> Run:
 
     Args:
         path: Of the JSON file, with model_meta.json beside it.
-        task: The task or its class, or None where it is unknown: then only main scores are read.
+        task: The task or its class, or None where it is unknown: then the metric is the first that has the main score.
 
     Returns:
         The record, with mteb's main score of each experiment or, where it has none, of each split and subset. Their
@@ -31,13 +35,13 @@ def read(path: Path, task: Any) -> Run:
     Raises:
         DataError: No such result.
     """
-    metric = task.metadata.main_score if task else "main_score"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        metric = task.metadata.main_score if task else _metric(result["scores"])
         meta = json.loads((path.parent / META).read_text(encoding="utf-8"))
         scores = tuple(_scores(result["scores"], metric, getattr(task, "is_cross_validation", False)))
         return Run(
-            encoder={"name": meta["name"].removeprefix(ORGANISATION), "digest": meta["revision"]},
+            encoder={"name": _name(meta["name"]), "digest": meta["revision"]},
             task={
                 "name": result["task_name"],
                 "version": 1,
@@ -62,14 +66,47 @@ def read(path: Path, task: Any) -> Run:
 
 
 def results(folder: Path) -> list[Path]:
-    """The files of results under a folder.
+    """The files of results under a folder: JSON with model_meta.json beside it; how many others there are is logged.
 
     Raises:
         DataError: There is none.
     """
-    if paths := [path for path in sorted(folder.rglob("*.json")) if path.name != META]:
-        return paths
-    raise DataError(f"{folder}: no results of mteb. It writes them as results/MODEL/REVISION/TASK.json; name results.")
+    found = [path for path in sorted(folder.rglob("*.json")) if path.name != META]
+    paths = [path for path in found if path.with_name(META).exists()]
+    if not paths:
+        raise DataError(
+            f"{folder}: no results of mteb. It writes them as results/MODEL/REVISION/TASK.json; name results."
+        )
+    if len(paths) < len(found):
+        logger.warning("%s: left out JSON files without %s beside them: %d", folder, META, len(found) - len(paths))
+    return paths
+
+
+def recorded(run: Run, among: Iterable[Run]) -> Run | None:
+    """The record of the same result, whose task may be known better than from mteb's file alone; None if there is none.
+
+    Args:
+        run: As `read` gives it.
+        among: Records there are.
+    """
+    own = (run.encoder["digest"], run.task["name"], PROTOCOL, run.settings)
+    for other in among:
+        same = (other.encoder["digest"], other.task["name"], other.protocol, other.settings) == own
+        if same and f"{other.task['fingerprint']}-".startswith(f"{run.task['fingerprint']}-"):  # with a digest of code
+            return other
+    return None
+
+
+def _name(name: str) -> str:
+    """An encoder's name from mteb's of it; `model_meta` quotes ours."""
+    return unquote(name.removeprefix(ORGANISATION)) if name.startswith(ORGANISATION) else name
+
+
+def _metric(splits: Mapping[str, list[dict[str, Any]]]) -> str:
+    """The first metric whose scores are the main ones."""
+    every = [scores for subsets in splits.values() for scores in subsets]
+    names = [name for name in every[0] if all(scores.get(name) == scores["main_score"] for scores in every)]
+    return next((name for name in names if name != "main_score"), "main_score")
 
 
 def _scores(splits: Mapping[str, list[dict[str, Any]]], metric: str, cross_validation: bool) -> Iterator[Score]:

@@ -45,20 +45,23 @@ def benchmarks() -> dict[str, list[str]]:
     }
 
 
-def get_all(names: Sequence[str]) -> dict[str, Task]:
+def get_all(names: str | Sequence[str]) -> dict[str, Task]:
     """The tasks behind names.
 
     Args:
-        names: Of tasks, of benchmarks, or `FILE.py:CLASS` and `MODULE:CLASS` for one's own.
+        names: One or several: of tasks, of benchmarks, or `FILE.py:CLASS` and `MODULE:CLASS` for one's own.
 
     Raises:
         UsageError: An unknown name, none, or code that is no audio-only task.
     """
     if not names:
         raise UsageError("Which tasks of mteb? Name them with --tasks; m2d-bench mteb tasks lists them.")
+    names = [names] if isinstance(names, str) or not isinstance(names, Sequence) else names
     classes = known()
     tasks: dict[str, Task] = {}
     for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"Tasks of mteb are given by name, such as ESC50 or FILE.py:CLASS; got {name!r}.")
         if foreign.is_reference(name):
             tasks[name] = _own(name)
             continue
@@ -81,9 +84,7 @@ def find(name: str) -> Any:
 
 def _own(name: str) -> Task:
     """Somebody's task."""
-    reference, _, attribute = name.rpartition(":")
-    module = foreign.load_module(reference)
-    make: Any = getattr(module, attribute, None)
+    make, module = foreign.look_up(name, "task", "class")
     is_task = isinstance(make, type) and issubclass(make, import_mteb().AbsTask)
     if not is_task:
         raise UsageError(f"{name} is no task of mteb: it must be a class over one of mteb.abstasks, got {make!r}.")

@@ -24,16 +24,16 @@ MTEB = App(name="mteb")
 @MTEB.default
 def run(
     *,
-    task_names: Annotated[tuple[str, ...], Parameter("--tasks"), Names],
     model: str = zoo.DEFAULT,
+    task_names: Annotated[tuple[str, ...], Parameter("--tasks"), Names] = (),
     style: Annotated[str, Parameter(name="--format")] = "text",
     settings: Annotated[MTEBSettings, Flat] = MTEBSettings(),
 ) -> Output:
     """Have mteb evaluate an encoder on its audio-only tasks; finished ones are not run again.
 
     Args:
-        task_names: Names separated by commas or spaces, see m2d-bench mteb tasks; or your own FILE.py:CLASS.
         model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.
+        task_names: Names separated by commas or spaces, see m2d-bench mteb tasks; or your own FILE.py:CLASS.
         style: text, md, csv, json, latex or html.
         settings: What the encoder runs on, and the folders.
     """
@@ -80,9 +80,11 @@ def import_results(
     make_folder(runs_folder)
     imported: list[runs.Run] = []
     failures: list[str] = []
+    there = runs.read(runs_folder)[0].values()
     for path in records.results(folder.expanduser()):
         try:
-            imported.append(runs.add(records.read(path, tasks.find(path.stem)), runs_folder))
+            run = records.read(path, tasks.find(path.stem))
+            imported.append(records.recorded(run, there) or runs.add(run, runs_folder))
         except M2DBenchError as error:
             failures.append(str(error))
     return Output(resolve("m2d_bench.results:report")(imported, style) if imported else "", tuple(failures))

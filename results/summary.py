@@ -102,5 +102,6 @@ def _model(run: Run) -> str:
     return f"{name} ({', '.join(asked)})" if asked and run.protocol in PROBES else name
 
 
-def _seconds(run: Run) -> float:
-    return round(sum(run.seconds.values()) + sum(score.seconds for score in run.scores), 1)
+def _seconds(run: Run) -> float | None:
+    seconds = sum(run.seconds.values()) + sum(score.seconds for score in run.scores)
+    return round(seconds, 1) if seconds else None  # nobody measured

@@ -9,11 +9,16 @@ from torch import Tensor, nn
 
 from m2d_bench import compat
 from m2d_bench.encoders import zoo
+from m2d_bench.encoders.protocol import SceneEncoder, wrap
 from m2d_bench.encoders.timestamps import regular_timestamp_embeddings
 from m2d_bench.errors import UsageError
+from m2d_bench.settings import Compute
 
 MODEL_VARIABLE = "M2D_BENCH_MODEL"
 """Names the model where X-ARES makes the encoder, which it does without arguments."""
+
+TRUST_VARIABLE = "M2D_BENCH_TRUST_REMOTE_CODE"
+"""Is 1 there if the code that the repository of an hf: model holds may run."""
 
 
 class XaresEncoder(nn.Module):
@@ -23,7 +28,7 @@ class XaresEncoder(nn.Module):
     is named after the digest.
 
     Args:
-        model: A name of m2d-bench models; by default the one that `MODEL_VARIABLE` holds.
+        model: A name of m2d-bench models, by default the one that `MODEL_VARIABLE` holds; or anybody's encoder.
 
     Attributes:
         sampling_rate: Hz.
@@ -34,12 +39,15 @@ class XaresEncoder(nn.Module):
         UsageError: No model is named, or it has no timestamp embeddings.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, model: str | os.PathLike[str] | SceneEncoder | None = None) -> None:
         super().__init__()
         compat.restore_torchaudio()  # X-ARES reads sound files with it
-        if not (name := model or os.environ.get(MODEL_VARIABLE)):
+        if model is None and not (model := os.environ.get(MODEL_VARIABLE)):
             raise UsageError(f"Which model? Name one of m2d-bench models in the environment's {MODEL_VARIABLE}.")
-        self.encoder = zoo.load(name, device="cpu", precision="fp32")
+        if isinstance(model, str | os.PathLike):
+            trust = os.environ.get(TRUST_VARIABLE) == "1"
+            model = zoo.load(model, compute=Compute(device="cpu", precision="fp32", trust_remote_code=trust))
+        self.encoder = model if isinstance(model, zoo.LoadedEncoder) else wrap(model)
         self.sampling_rate = self.encoder.sample_rate
         self.output_dim = self.encoder.timestamp_embedding_size
         self.hop_size_in_ms = self.encoder.hop_ms

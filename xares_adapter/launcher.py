@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files, version
@@ -24,7 +24,7 @@ from m2d_bench.errors import M2DBenchError, UsageError, note
 from m2d_bench.registry import check_names
 from m2d_bench.runs import Run, Score, environment
 from m2d_bench.values import Checked
-from m2d_bench.xares_adapter.encoder import MODEL_VARIABLE, XaresEncoder
+from m2d_bench.xares_adapter.encoder import MODEL_VARIABLE, TRUST_VARIABLE, XaresEncoder
 
 _SUFFIX = "_task.py"
 
@@ -37,11 +37,19 @@ class RunnerSettings(Checked):
         max_jobs: Tasks at a time, each in a process of its own, which needs a GPU; 0: one after another in this one.
         from_stage: First stage: 0 downloads, 1 encodes, 2 trains and scores.
         to_stage: Last stage.
+
+    Raises:
+        UsageError: Not one of those, or a first stage behind the last.
     """
 
     max_jobs: NonNegativeInt = 0
     from_stage: Literal[0, 1, 2] = 0
     to_stage: Literal[0, 1, 2] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_stage > self.to_stage:
+            raise UsageError(f"--from-stage is {self.from_stage}, which comes after --to-stage, {self.to_stage}.")
 
 
 def task_names() -> list[str]:
@@ -58,7 +66,13 @@ def task_names() -> list[str]:
 
 
 def evaluate(
-    model: str, names: Sequence[str], runs_folder: Path, settings: RunnerSettings = RunnerSettings()
+    model: str,
+    names: Sequence[str],
+    runs_folder: Path,
+    settings: RunnerSettings = RunnerSettings(),
+    *,
+    cache: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[list[Run], list[str]]:
     """Runs X-ARES in the current folder, where it keeps data, embeddings and scores in `env/`.
 
@@ -67,22 +81,26 @@ def evaluate(
         names: Of `task_names`.
         runs_folder: Folder for run records.
         settings: Options of X-ARES' runner.
+        cache: Folder for weights; else the environment's M2D_BENCH_CACHE, else the user's cache folder.
+        trust_remote_code: Run the code that the repository of an hf: model holds. Read it first.
 
     Returns:
         The records of all scores there are; and what failed: the error that stopped X-ARES if one did, and tasks whose
         last stage is not done.
 
     Raises:
-        UsageError: X-ARES is not installed, an unknown name, or jobs without a GPU.
+        UsageError: X-ARES is not installed, an unknown name, jobs without a GPU, or stage 2 before 1.
     """
     check_names("task of X-ARES", names, allowed := task_names())
     if not names:
         raise UsageError(f"Which tasks? Name them with --tasks: {', '.join(allowed)}.")
     if settings.max_jobs and not torch.cuda.is_available():
         raise UsageError(f"--max-jobs is {settings.max_jobs}; without a GPU, X-ARES takes only 0.")
-    os.environ[MODEL_VARIABLE] = model  # also read by X-ARES' processes
-    encoder = XaresEncoder()
-    configs, failures = _run(names, encoder, settings)
+    names = list(dict.fromkeys(names))
+    told = {MODEL_VARIABLE: model, TRUST_VARIABLE: str(int(trust_remote_code))}
+    with _environment(told if cache is None else {**told, "M2D_BENCH_CACHE": str(cache)}):
+        encoder = XaresEncoder()
+        configs, failures = _run(names, encoder, settings)
     records = []
     for name, config in zip(names, configs, strict=True):
         found = [runs.add(record, runs_folder) for record in _records(name, config, encoder, model)]
@@ -100,13 +118,22 @@ def _run(names: Sequence[str], encoder: XaresEncoder, settings: RunnerSettings) 
     with _state_put_back(), redirect_stdout(sys.stderr):
         with explained("X-ARES", None):
             configs = [utils.attr_from_py_path(path, endswith="_config")(encoder) for path in paths]
-        for config in configs:
-            _remove_unfinished(_scores_folder(config, encoder))
+        for name, config in zip(names, configs, strict=True):
+            _remove_unfinished(folder := _scores_folder(config, encoder))
+            if (
+                settings.from_stage == 2
+                and not (folder / "mlp_score.txt").exists()
+                and not _is_done(1, config, encoder, 0)
+            ):
+                raise UsageError(f"{name}: stage 1 has not been run for this encoder; leave out --from-stage.")
         try:
             with explained("X-ARES", None):
                 run.main(argparse.Namespace(encoder_py=__package__, tasks_py=paths, **vars(settings)))
         except M2DBenchError as error:
             return configs, [note(error)]
+        finally:
+            for config in configs:
+                _remove_nobodys(Path(config.env_root, config.name, config.embedding_dir_name, "Unknown"))
     return configs, []
 
 
@@ -131,6 +158,12 @@ def _remove_unfinished(folder: Path) -> None:
     if not (folder / "mlp_score.txt").exists():
         for head in folder.glob("*.*"):
             head.unlink()
+
+
+def _remove_nobodys(folder: Path) -> None:
+    """Removes the empty folder that X-ARES makes for embeddings of a task without an encoder."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _records(name: str, config: Any, encoder: XaresEncoder, model: str) -> Iterator[Run]:
@@ -163,6 +196,20 @@ def _records(name: str, config: Any, encoder: XaresEncoder, model: str) -> Itera
             scores=(score,),
             command=shlex.join(["m2d-bench", "xares", "--model", model, "--tasks", name]),
         )
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables, which X-ARES' processes get too, and puts the earlier ones back."""
+    earlier = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in earlier.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

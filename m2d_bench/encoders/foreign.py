@@ -66,17 +66,32 @@ def load(name: str) -> ForeignEncoder:
     Raises:
         UsageError: No such file or name, an error of its code, or no encoder; says what to do.
     """
-    reference, _, attribute = name.rpartition(":")
-    if not reference:
-        raise UsageError(f"{name}: which encoder in it? Write {name}:CLASS_OR_FUNCTION.")
-    module = load_module(reference)
-    if (encoder := getattr(module, attribute, None)) is None:
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise unknown("class or function", attribute, own, f"{reference}, which defines {', '.join(own) or 'none'}")
+    encoder, module = look_up(name, "encoder", "class or function")
     if isinstance(encoder, type) or inspect.isroutine(encoder):
         with explained(f"{name}, called without arguments", module.__file__):
             encoder = encoder()
-    return ForeignEncoder(encoder, f"{Path(reference).name}:{attribute}", code_of(module), module.__file__)
+    return ForeignEncoder(encoder, Path(name).name, code_of(module), module.__file__)
+
+
+def look_up(name: str, what: str, kind: str) -> tuple[Any, ModuleType]:
+    """What a reference names, and the module that holds it.
+
+    Args:
+        name: `path/to/file.py:NAME` or `package.module:NAME`.
+        what: What it is to be, for messages.
+        kind: The kind of object that NAME names, likewise.
+
+    Raises:
+        UsageError: No such file or name, or an error of its code.
+    """
+    reference, _, attribute = name.rpartition(":")
+    if not reference:
+        raise UsageError(f"{name}: which {what} in it? Write {name}:{kind.upper().replace(' ', '_')}.")
+    module = load_module(reference)
+    if (found := getattr(module, attribute, None)) is None:
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise unknown(kind, attribute, own, f"{reference}, which defines {', '.join(own) or 'none'}")
+    return found, module
 
 
 def is_reference(name: str) -> bool:

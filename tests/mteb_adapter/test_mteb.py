@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -152,12 +153,34 @@ def test_embeddings_are_those_of_the_encoder_alone_whatever_length_rate_channels
 
 
 @needs_mteb
+@pytest.mark.parametrize("kept_as", ["sound", "mapping"])
+def test_rows_without_a_sound_are_numbered_and_no_rows_have_no_embeddings(kept_as, tmp_path):
+    from datasets import Audio, Dataset
+
+    rows = [sound(np.zeros(800), 8000), None, {"bytes": None, "path": None}, {"bytes": b"x", "path": None}]
+    rows.append({"bytes": None, "path": str(tmp_path / "none.wav")})
+    dataset = Dataset.from_dict({"audio": rows})
+    if kept_as == "sound":
+        dataset = dataset.cast_column("audio", Audio())
+    given = {"task_metadata": SimpleNamespace(name="task"), "hf_split": "test", "hf_subset": "default"}
+    own = MTEBEncoder(small_encoder())
+    with pytest.raises(DataError) as error:
+        own.encode(SimpleNamespace(dataset=dataset), **given)
+    first, *messages = sorted(str(error.value).splitlines()[1:])
+    assert first.startswith("row 1: no sound, which has array and sampling_rate, or bytes or path; got ")
+    starts = ["row 2: no sound", "row 3 (clip): cannot be decoded", f"row 4 ({tmp_path / 'none.wav'}): no such file."]
+    assert [message.startswith(start) for message, start in zip(messages, starts, strict=True)] == [True] * 3
+    embeddings = own.encode(SimpleNamespace(dataset=dataset.select([])), **given)
+    assert (embeddings.shape, embeddings.dtype) == ((0, own.encoder.scene_embedding_size), np.float32)
+
+
+@needs_mteb
 def test_the_metadata_is_mtebs_and_loads_an_encoder_under_its_protocol(tasks, settings):
     import mteb
 
     meta = model_meta("random:m2d_vit_tiny-80x208p16x16", settings)
     own = zoo.load("random:m2d_vit_tiny-80x208p16x16", compute=settings)
-    assert meta.name == "m2d-bench/random_m2d_vit_tiny-80x208p16x16"
+    assert meta.name == "m2d-bench/random%3Am2d_vit_tiny-80x208p16x16"
     assert meta.revision == own.digest
     assert (meta.modalities, meta.embed_dim) == (["audio"], own.scene_embedding_size)
     assert meta.n_parameters == sum(weight.numel() for weight in own.parameters())
@@ -174,7 +197,7 @@ def test_the_metadata_is_mtebs_and_loads_an_encoder_under_its_protocol(tasks, se
 
 
 @needs_mteb
-def test_results_made_elsewhere_are_imported(tasks, settings, tmp_path, capsys):
+def test_results_made_elsewhere_are_imported(tasks, settings, tmp_path, capsys, caplog):
     import mteb
 
     from m2d_bench.mteb_adapter.tasks import get_all
@@ -183,16 +206,36 @@ def test_results_made_elsewhere_are_imported(tasks, settings, tmp_path, capsys):
     mteb.evaluate(model_meta("logmel"), task.make(), cache=mteb.ResultCache(tmp_path / "mteb"), show_progress_bar=False)
     (tmp_path / "mteb" / "results" / "other.json").write_text("{}")
     words = ["mteb", "import", str(tmp_path / "mteb" / "results"), "--runs", str(settings.runs)]
-    assert main(words) == 1
-    assert "other.json: no result of mteb" in capsys.readouterr().err
-    (run,) = runs.read(settings.runs_root)[0].values()
     (path,) = tmp_path.glob("mteb/results/*/*/Tones.json")
+    (path.parent / "cut.json").write_text('{"scores": {"test": []}}')
+    assert main(words) == 1
+    assert "cut.json: no result of mteb" in capsys.readouterr().err
+    assert "results: left out JSON files without model_meta.json beside them: 1" in caplog.text
+    (run,) = runs.read(settings.runs_root)[0].values()
     assert (run.encoder["name"], run.encoder["digest"]) == ("logmel", zoo.load("logmel").digest)
-    assert run.task["metric"] == "main_score"  # mteb does not know the task
-    assert mean(run) == json.loads(path.read_text())["scores"]["test"][0]["main_score"]
-    assert len(records.read(path, task.make).scores) == 3
+    assert mean(run) == pytest.approx(json.loads(path.read_text())["scores"]["test"][0]["main_score"], abs=1e-6)
+    assert run.task["metric"] == "accuracy"  # though mteb does not know the task
+    assert run.scores == records.read(path, task.make).scores
+    assert len(run.scores) == 3
     with pytest.raises(DataError, match="no results of mteb"):
         records.results(settings.runs_root / "none")
+
+
+@needs_mteb
+@pytest.mark.parametrize("name", ["Folds", "Clusters", "Search"])
+def test_importing_what_our_own_evaluation_left_changes_no_record(name, tasks, settings, capsys):
+    model = small_encoder()
+    model.config = replace(model.config, name="own:code.py/Full %")
+    evaluate(model, [f"{tasks}:{name}"], settings)
+    before = runs.read(settings.runs_root)[0]
+    (run,) = before.values()
+    words = ["mteb", "import", str(settings.cache_root), "--runs", str(settings.runs)]
+    assert main(words) == 0
+    assert runs.read(settings.runs_root)[0] == before
+    assert main([*words[:-1], str(settings.runs_root / "other")]) == 0
+    (other,) = runs.read(settings.runs_root / "other")[0].values()
+    assert (other.encoder["name"], other.task["metric"]) == (run.encoder["name"], run.task["metric"])
+    assert len(other.scores) == len(run.scores)
 
 
 @needs_mteb
@@ -202,7 +245,7 @@ def test_a_task_that_fails_is_named_with_its_clip_and_the_others_are_done(tasks,
         evaluate("logmel", [f"{broken}:Tones", f"{tasks}:Pairs"], settings)
     (message,) = error.value.messages
     assert "Tones, split test, subset default: 1 clips cannot be embedded:" in message
-    assert "/4/clip.flac: " in message
+    assert "\nrow 4 (clip.flac): cannot be decoded" in message
     assert [run.task["name"] for run in error.value.runs] == ["Pairs"]
 
 
@@ -214,12 +257,44 @@ def test_a_task_that_fails_is_named_with_its_clip_and_the_others_are_done(tasks,
         ("MAEB", "Unknown audio task of mteb 'MAEB'. See m2d-bench mteb tasks, or give FILE.py:CLASS"),  # has texts
         ("{tasks}:Captions", "is of audio, text; encoders of m2d-bench take audio alone"),
         ("{tasks}:metadata", "is no task of mteb: it must be a class over one of mteb.abstasks"),
+        ("{tasks}", "tasks.py: which task in it. Write .*tasks.py:CLASS"),
+        ("{tasks}:Nope", "Unknown class 'Nope'.*tasks.py, which defines metadata, Tones, Folds, Clusters, Pairs, Sear"),
         ("", "Which tasks of mteb"),
     ],
 )
 def test_a_name_that_is_no_audio_task_says_what_is(name, message, tasks, settings):
     with pytest.raises(UsageError, match=message):
         evaluate("logmel", [name.format(tasks=tasks)] if name else [], settings)
+    with pytest.raises(UsageError, match=message):
+        evaluate("logmel", name.format(tasks=tasks), settings)
+
+
+@needs_mteb
+@pytest.mark.parametrize("several", [False, True])
+def test_a_task_that_is_no_name_is_refused(several, tasks, settings):
+    from m2d_bench.mteb_adapter.tasks import get_all
+
+    for task in (made := get_all(f"{tasks}:Tones")[f"{tasks}:Tones"].make, made()):
+        with pytest.raises(UsageError, match="Tasks of mteb are given by name, such as ESC50"):
+            evaluate("logmel", [task] if several else task, settings)
+
+
+@needs_mteb
+def test_without_tasks_the_message_says_where_they_are_listed(capsys):
+    assert main(["mteb", "--model", "logmel"]) == 2
+    assert "Name them with --tasks; m2d-bench mteb tasks lists them" in " ".join(capsys.readouterr().err.split())
+
+
+@needs_mteb
+def test_tasks_whose_data_cannot_be_fetched_are_named_once_in_one_message(settings, monkeypatch):
+    def unreachable(path, **_):
+        raise ConnectionError(f"Couldn't reach {path!r} on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr("mteb.abstasks.abstask.load_dataset", unreachable)
+    with pytest.raises(TasksFailed) as error:
+        evaluate("logmel", ["ESC50", "BeijingOpera"], settings)
+    (message,) = error.value.messages
+    assert message.startswith("ESC50, BeijingOpera failed: Its data set is not there yet, and the Hugging Face Hub")
 
 
 @needs_mteb

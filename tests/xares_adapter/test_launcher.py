@@ -1,6 +1,7 @@
 """X-ARES' checker and runner over encoders of ours: what they accept, the scores they give, and what goes wrong."""
 
 import importlib.util
+import os
 import re
 from importlib.metadata import PackageNotFoundError
 
@@ -33,7 +34,6 @@ PRINTED = r"^ *(?P<task>FSD18-Kaggle|VocalSound) +(?P<mlp>[\d.]+) +(?P<knn>[\d.]
 def env(tmp_path, monkeypatch):
     """The current folder, with X-ARES' data in `env/`."""
     monkeypatch.chdir(write_env(tmp_path))
-    monkeypatch.setenv("M2D_BENCH_MODEL", "logmel")  # put back after a run, which sets it
     return tmp_path
 
 
@@ -121,7 +121,7 @@ def test_a_head_whose_training_was_interrupted_is_trained_anew(env, capsys):
 
 
 @needs_xares
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1])
 def test_a_stage_that_is_not_done_is_named_last_with_exit_code_1(stage, env, capsys):
     for file in ("train_0.tar", ".audio_tar_ready"):
         (env / "env" / "vocalsound" / file).unlink()
@@ -131,6 +131,45 @@ def test_a_stage_that_is_not_done_is_named_last_with_exit_code_1(stage, env, cap
     assert (code, out) == (1, "")
     assert err.splitlines()[-1] == f"ERROR: vocalsound: stage {stage} is not done; X-ARES' messages say why."
     assert "Traceback" not in err
+
+
+@needs_xares
+def test_scoring_before_encoding_says_what_to_leave_out_and_names_count_once(env, capsys):
+    words = ("--model", "logmel", "--tasks", "vocalsound,vocalsound")
+    code, out, err = run(capsys, *words, "--from-stage", 2)
+    assert (code, out) == (2, "")
+    assert "vocalsound: stage 1 has not been run for this encoder; leave out --from-stage." in err
+    assert run(capsys, *words)[1].count("\nlogmel ") == 2
+    assert list(env.rglob("Unknown")) == []
+
+
+@needs_xares
+def test_the_environment_is_told_and_put_back(env, monkeypatch):
+    monkeypatch.setenv("M2D_BENCH_MODEL", "earlier")
+    monkeypatch.delenv("M2D_BENCH_CACHE", raising=False)
+    seen = {}
+
+    def run(*_):
+        seen.update(os.environ)
+        raise UsageError("stop")
+
+    before = dict(os.environ)
+    monkeypatch.setattr(launcher, "_run", run)
+    with pytest.raises(UsageError, match="stop"):
+        launcher.evaluate("logmel", ["esc50"], env, cache=env / "cache", trust_remote_code=True)
+    variables = ("M2D_BENCH_MODEL", "M2D_BENCH_CACHE", "M2D_BENCH_TRUST_REMOTE_CODE")
+    assert [seen[name] for name in variables] == ["logmel", str(env / "cache"), "1"]
+    assert dict(os.environ) == before
+
+
+def test_an_encoder_that_is_no_name_is_taken_as_it_is(small_model, tmp_path):
+    loaded = zoo.load(small_model, precision="fp32")
+    waveform = 0.1 * torch.randn(2, 16000)
+    assert torch.equal(XaresEncoder(loaded)(waveform), XaresEncoder(small_model)(waveform))
+    own = zoo.load(f"{own_encoders.write(tmp_path)}/own.py:Loudness").encoder
+    assert XaresEncoder(own)(waveform).shape[::2] == (2, XaresEncoder(own).output_dim)
+    with pytest.raises(UsageError, match="dict is no encoder"):
+        XaresEncoder({})
 
 
 @needs_xares
@@ -148,6 +187,10 @@ def test_stages_can_be_run_one_by_one(env, capsys):
         (["--tasks", "ecs50"], "Unknown task of X-ARES 'ecs50'. Did you mean esc50 or fsd50k? See these: asvspoof, "),
         ([], "Which tasks? Name them with --tasks: asvspoof, clotho, "),
         (["--tasks", "esc50", "--to-stage", "3"], "--to-stage"),
+        (
+            ["--tasks", "esc50", "--from-stage", "2", "--to-stage", "1"],
+            "--from-stage is 2, which comes after --to-stage",
+        ),
         (["--tasks", "esc50", "--model", "m2d_tyni"], "Did you mean m2d_tiny"),
         (["--tasks", "esc50", "--model", "scenes.py:Scenes"], "has no timestamp_embeddings"),
     ],
