@@ -335,10 +335,11 @@ def test_a_clip_with_other_layers_or_frames_than_noise_is_named(settings, change
 def test_a_clip_whose_layer_is_not_finite_is_named(settings, monkeypatch):
     class Broken(Layered):
         def hidden_states(self, waveform):
-            first, *others = super().hidden_states(waveform)
-            return [first.masked_fill((waveform.std(1) > 0)[:, None, None] & (len(waveform) > 1), np.nan), *others]
+            first, second, third = super().hidden_states(waveform)
+            broken = (waveform.std(1) > 0)[:, None, None] & (len(waveform) > 1)
+            return [first, second.masked_fill(broken, np.nan), third]
 
-    with pytest.raises(TasksFailed, match=r"NaN or infinity for .*audio/0\.wav"):
+    with pytest.raises(TasksFailed, match=r"\(layer 2\) of Broken returned NaN or infinity for .*audio/0\.wav"):
         linear(Broken(), "esc10", layer=1, **settings)
 
 
