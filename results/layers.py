@@ -89,13 +89,16 @@ def _stability(task: str, cells: Mapping[Cell, Value]) -> str:
         return ""
     sign = 1 if next(iter(cells))[1].higher_is_better else -1
     by_seed = sign * np.array([[of_cell[seed] for of_cell in scores] for seed in seeds])
-    best = int(by_seed.mean(0).argmax())
-    firsts = int((by_seed[:, best] == by_seed.max(1)).sum())
+    means = by_seed.mean(0)
+    best = np.flatnonzero(np.isclose(means, means.max(), rtol=0, atol=1e-9))
+    firsts = int((by_seed[:, best].max(1) == by_seed.max(1)).sum())
     taus = [kendalltau(own, np.delete(by_seed, row, 0).mean(0)).statistic for row, own in enumerate(by_seed)]
     agreement = estimate([float(np.nan_to_num(tau)) for tau in taus])  # NaN: one side ranks nothing
     width = f" ± {agreement.half_width:.2f}" if len(seeds) > 2 else ""
-    layer, column = list(cells)[best]
+    named = [f"layer {layer}, {column.task.rpartition(' ')[2]}" for layer, column in cells]
+    first = [named[cell] for cell in best[:3]] + ([f"{len(best) - 3} more"] if len(best) > 3 else [])
+    verdict = "is the best on average and" if len(best) == 1 else "tie as the best on average, one of them"
     return (
-        f"{task}: layer {layer}, {column.task.rpartition(' ')[2]} is the best on average and in {firsts} of "
-        f"{len(seeds)} seeds; Kendall's τ of a seed's ranking with the others' {agreement.mean:.2f}{width}."
+        f"{task}: {' and '.join(first)} {verdict} in {firsts} of {len(seeds)} seeds; "
+        f"Kendall's τ of a seed's ranking with the others' {agreement.mean:.2f}{width}."
     )

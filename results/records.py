@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from m2d_bench.errors import UsageError
-from m2d_bench.evaluation.settings import LinearSettings
+from m2d_bench.evaluation.settings import MIXING_LEARNING_RATE, LinearSettings
 from m2d_bench.results.papers import published
 from m2d_bench.results.statistics import UNITS, average, estimate, higher_is_better, scale, seed_means
 from m2d_bench.results.table import Column, Row, Value
@@ -21,8 +21,9 @@ OURS = "m2d-bench"
 
 PROBES = ("linear", "knn", "logreg", "attentive")
 _OF_THE_TASK = {"clip_seconds", "validation_fraction", "task version", "clips", "metric"}
-_DEFAULTS = {
-    field.name: field.default for field in fields(LinearSettings) if field.name not in {"probe", *_OF_THE_TASK}
+_DEFAULTS: dict[str, Any] = {
+    **{field.name: field.default for field in fields(LinearSettings) if field.name not in {"probe", *_OF_THE_TASK}},
+    "mixing_learning_rate": MIXING_LEARNING_RATE,
 }
 
 

@@ -299,7 +299,8 @@ class Encoder(nn.Module):
         """Layers, checked."""
         if not isinstance(answer, list | tuple) or not answer:
             raise UsageError(f"hidden_states of {self.name} must return a list of layers; it returned {_said(answer)}.")
-        return [self._checked("hidden_states", layer, (len(clips), "T", "D"), clips) for layer in answer]
+        shape = (len(clips), "T", "D")
+        return [self._checked(f"hidden_states (layer {n})", layer, shape, clips) for n, layer in enumerate(answer, 1)]
 
     def _stamped(self, answer: Any, clips: Sequence[str]) -> list[Tensor]:
         """Timestamp embeddings and timestamps, checked."""
@@ -345,7 +346,7 @@ class Encoder(nn.Module):
         finite = embeddings.float().isfinite().flatten(1).all(1).tolist()
         if broken := [clip for clip, row in zip(clips, finite, strict=True) if not row]:
             advice = "" if self.precision == "fp32" else "; try --precision fp32"
-            raise DataError(f"{self.name} returned NaN or infinity for {', '.join(broken[:10])}{advice}.")
+            raise DataError(f"{method} of {self.name} returned NaN or infinity for {', '.join(broken[:10])}{advice}.")
         return embeddings  # type: ignore[no-any-return]
 
     def _own_number(self, name: str, kind: type) -> Any:

@@ -137,7 +137,8 @@ def load(
     encoder: LoadedEncoder
     if other := _other(text := os.fspath(name)):
         if changes:
-            raise UsageError(f"{text}: has no settings {', '.join(changes)}; a layer of hf: is in its name, @layer=9.")
+            hint = " A layer of hf: is in its name, @layer=9." if "layer" in changes else ""
+            raise UsageError(f"{text}: has no settings {', '.join(changes)}; it is not of the M2D family.{hint}")
         trust = {"trust_remote_code": compute.trust_remote_code} if other is huggingface.load else {}
         encoder = other(text, **trust)
     else:

@@ -18,7 +18,7 @@ from torch.optim.adam import adam
 
 from m2d_bench.evaluation.metrics import batched_scores, on_float64_device
 from m2d_bench.evaluation.problems import Outcome, Problem
-from m2d_bench.evaluation.settings import ProbeSettings
+from m2d_bench.evaluation.settings import MIXING_LEARNING_RATE, ProbeSettings
 from m2d_bench.settings import Compute
 from m2d_bench.tasks.splits import count_classes
 from m2d_bench.tasks.task import Metric
@@ -26,13 +26,6 @@ from m2d_bench.tasks.task import Metric
 _ROWS = 8192  # of features converted at a time
 _ELEMENTS = 2**22  # standardised or evaluated at a time
 _BATCH_ELEMENTS = 2**31  # of a batch of all problems trained side by side
-
-MIXING_LEARNING_RATE = 3e-3
-"""Adam's for the logits of a mixture, by reparametrisation.
-
-A step of Adam does not depend on the gradient's size: at the papers' learning rate of 3e-5, the 400 steps of a task as
-small as ESC-10 would leave every mixture the mean.
-"""
 
 
 def fit_linear(

@@ -24,7 +24,7 @@ from torch import Tensor
 from m2d_bench import audio
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
 from m2d_bench.errors import AudioError, DataError, UsageError, note
-from m2d_bench.evaluation.representations import SECONDS_AT_ONCE, Kept, scenes
+from m2d_bench.evaluation.representations import ALIKE, SECONDS_AT_ONCE, Kept, scenes
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
 from m2d_bench.settings import Compute, Storage, file_name, make_folder, read_checked, replacing, write_checked, writing
@@ -182,8 +182,16 @@ def _encode_shard(encoder: Encoder, dataset: Dataset, shard: _Shard, compute: Co
 
     names = [dataset.files[clip] for clip, _ in shard.views]
     waveforms = map_ahead(read, shard.views, compute.jobs, 2 * compute.batch_size)
-    embed, samples = shard.kept.embed, shard.kept.seconds_at_once * encoder.sample_rate
-    embeddings = _embed(lambda batch, _, clips: embed(batch, clips), names, waveforms, compute.batch_size, samples, [])
+    kept = shard.kept
+
+    def embed(batch: Tensor, _: list[int], clips: list[str]) -> Tensor:
+        found = kept.embed(batch, clips)
+        if (shape := tuple(found.shape[1:])) != kept.shape:
+            raise UsageError(f"{clips[0]}: {encoder.name} gave {kept.name} {shape}, for noise {kept.shape}. {ALIKE}")
+        return found
+
+    samples = kept.seconds_at_once * encoder.sample_rate
+    embeddings = _embed(embed, names, waveforms, compute.batch_size, samples, [])
     shard.write(np.stack([embeddings[row] for row in range(len(names))]))
 
 

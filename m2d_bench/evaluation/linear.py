@@ -19,12 +19,11 @@ from m2d_bench.encoders import zoo
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of, wrap
 from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.evaluation import embeddings
-from m2d_bench.evaluation.batched import MIXING_LEARNING_RATE
 from m2d_bench.evaluation.embeddings import Embeddings
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import ProbeResult, Problem
 from m2d_bench.evaluation.representations import Kept, Representation, asked, kept_for
-from m2d_bench.evaluation.settings import LinearSettings, ProbeSettings
+from m2d_bench.evaluation.settings import MIXING_LEARNING_RATE, LinearSettings, ProbeSettings
 from m2d_bench.progress import bar
 from m2d_bench.randomness import generator_of
 from m2d_bench.registry import check_names
@@ -91,7 +90,10 @@ def _load(model: str | os.PathLike[str] | SceneEncoder, settings: LinearSettings
     if isinstance(model, str | os.PathLike):
         return zoo.load(model, compute=settings, storage=settings, **changes)
     if changes:
-        raise UsageError(f"encoding is a setting of models that are loaded by name: load_encoder(name, **{changes}).")
+        raise UsageError(
+            "encoding is a setting of models of the M2D family that are loaded by name: "
+            f"linear(load_encoder(name, encoding={settings.encoding!r}), …)."
+        )
     return model
 
 

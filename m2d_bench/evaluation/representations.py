@@ -19,6 +19,11 @@ from m2d_bench.evaluation.settings import LinearSettings, Pooling
 SECONDS_AT_ONCE = 640
 """Seconds of padded audio in a batch: bounds memory when clips are long; a quarter of it where layers are kept."""
 
+ALIKE = "The number of layers, and the frames and their width, must be the same for clips of one length."
+"""What a clip whose layers or frames are not those of noise is told."""
+
+_GUIDE = "docs/your-encoder.md"
+
 _MEAN, _STD, _MAX = range(3)
 """What is kept of each layer."""
 
@@ -74,9 +79,12 @@ def asked(settings: LinearSettings, encoder: Encoder) -> list[Representation]:
     layers: Sequence[Any] = [settings.layer]
     second = noise(1, encoder.sample_rate)
     if settings.layer is None:
-        encoder.timestamp_embeddings(second)  # an error where there are none
+        _own(encoder, second, ["a second of noise"])  # an error where there are none
     else:
-        count = len(_layers(encoder, second, ["a second of noise"]))
+        found = _layers(encoder, second, ["a second of noise"])
+        count = len(found)
+        if not isinstance(settings.layer, int):
+            _check_widths(encoder, found)
         if settings.layer == "all":
             layers = range(1, count + 1)
         elif isinstance(settings.layer, int) and settings.layer > count:
@@ -109,7 +117,7 @@ def kept_for(encoder: Encoder, representations: Sequence[Representation], sample
         samples: Of a clip.
 
     Raises:
-        UsageError: The encoder's layers are of different widths.
+        UsageError: Layers of different widths, of which more than one is asked for.
     """
     first = representations[0]
     if first.pooling is None:
@@ -117,27 +125,36 @@ def kept_for(encoder: Encoder, representations: Sequence[Representation], sample
     if _needs_frames(first, encoder):
         return _frames(encoder, first, samples)
 
-    def embed(waveforms: Tensor, clips: Sequence[str]) -> Tensor:
-        return _statistics(_layers(encoder, waveforms, clips) if first.layer else _own(encoder, waveforms, clips))
+    numbers = [each.layer if isinstance(each.layer, int) else 1 for each in representations]
+    of_noise = _taken(encoder, first, noise(1, samples), ["noise"], max(numbers))
+    alone = isinstance(first.layer, int) and len(numbers) == 1 and len({layer.shape[-1] for layer in of_noise}) > 1
+
+    def statistics(layers: list[Tensor]) -> Tensor:
+        chosen = [layers[numbers[0] - 1]] if alone else layers
+        _check_widths(encoder, chosen)
+        return _statistics(chosen)
 
     def given(kept: np.ndarray) -> np.ndarray:
         pooled = _pooled(kept, first.pooling, encoder)
         if first.layer == "weighted":
             return pooled[None]
-        return np.stack([pooled[:, int(each.layer or 1) - 1] for each in representations])
+        return np.stack([pooled[:, 0 if alone else number - 1] for number in numbers])
 
-    shape = tuple(embed(noise(1, samples), ["noise"]).shape[1:])
-    name = "pooled layers" if first.layer else "pooled frames"
-    return Kept(name=name, shape=shape, embed=embed, given=given)
+    return Kept(
+        name=f"pooled layer {first.layer}" if alone else "pooled layers" if first.layer else "pooled frames",
+        shape=tuple(statistics(of_noise).shape[1:]),
+        embed=lambda waveforms, clips: statistics(_taken(encoder, first, waveforms, clips, max(numbers))),
+        given=given,
+    )
 
 
 def _frames(encoder: Encoder, representation: Representation, samples: int) -> Kept:
     """The frames of a layer, or the encoder's own."""
     layer = representation.layer
+    number = int(layer or 1)
 
     def embed(waveforms: Tensor, clips: Sequence[str]) -> Tensor:
-        layers = _layers(encoder, waveforms, clips) if layer else _own(encoder, waveforms, clips)
-        return layers[int(layer or 1) - 1].to("cpu", torch.float32)
+        return _taken(encoder, representation, waveforms, clips, number)[number - 1].to("cpu", torch.float32)
 
     def given(kept: np.ndarray) -> np.ndarray:
         return kept[None] if representation.pooling == "attention" else kept.reshape(1, len(kept), -1)
@@ -146,18 +163,43 @@ def _frames(encoder: Encoder, representation: Representation, samples: int) -> K
     return Kept(name=f"frames of {layer or 'the encoder'}", shape=shape, embed=embed, given=given)
 
 
+def _taken(
+    encoder: Encoder, representation: Representation, waveforms: Tensor, clips: Sequence[str], least: int
+) -> list[Tensor]:
+    """All layers, [B, T, D] each, or the encoder's own frames as one; an error where a clip has fewer than `least`."""
+    if not representation.layer:
+        return _own(encoder, waveforms, clips)
+    layers = _layers(encoder, waveforms, clips)
+    if len(layers) < least:
+        raise UsageError(f"hidden_states of {encoder.name} gave {len(layers)} layers for {clips[0]}. {ALIKE}")
+    return layers
+
+
 def _layers(encoder: Encoder, waveforms: Tensor, clips: Sequence[str]) -> list[Tensor]:
-    layers = encoder.hidden_states(waveforms, clips=clips)
+    if not hasattr(encoder.encoder, "hidden_states"):  # for which timestamp embeddings would stand
+        raise UsageError(
+            f"{encoder.name} has no hidden_states, which layer needs. Add hidden_states(self, waveform), which returns "
+            f"a list of layers, each [B, T, D] ({_GUIDE}); or leave out layer."
+        )
+    return encoder.hidden_states(waveforms, clips=clips)
+
+
+def _check_widths(encoder: Encoder, layers: Sequence[Tensor]) -> None:
     if len(widths := dict.fromkeys(layer.shape[-1] for layer in layers)) > 1:
         raise UsageError(
-            f"The layers of {encoder.name} are {', '.join(map(str, widths))} wide; they can be probed where all are of "
-            "one width. Leave out layer to probe what timestamp_embeddings gives."
+            f"The layers of {encoder.name} are {', '.join(map(str, widths))} wide; they can be probed together where "
+            "all are of one width. Name one layer's number, or leave out layer to probe the encoder's own embedding."
         )
-    return layers
 
 
 def _own(encoder: Encoder, waveforms: Tensor, clips: Sequence[str]) -> list[Tensor]:
     """The encoder's own frames, as one layer."""
+    if not encoder.has_frames:
+        raise UsageError(
+            f"{encoder.name} has no timestamp_embeddings, which pooling and probe attentive need. Add "
+            "timestamp_embeddings(self, waveform), which returns frames [B, T, D] and their times in ms [B, T] "
+            f"({_GUIDE}); or leave out these options."
+        )
     return [encoder.timestamp_embeddings(waveforms, clips=clips)[0]]
 
 

@@ -78,7 +78,7 @@ def get_all(
     """Tasks by the names given, in their order, each once.
 
     Args:
-        names: As a list, or separated by commas.
+        names: As a list, or in a text separated by commas; a path in a list may hold commas.
         storage: As of `get`.
         find: Gives the task of a name.
         clip_seconds: Unit duration of all of them; by default each has its own.
@@ -86,8 +86,8 @@ def get_all(
     Raises:
         UsageError, DataError: As of `get`; or no name at all.
     """
-    parts = [names] if isinstance(names, str) else names
-    found = dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip())
+    parts = names.split(",") if isinstance(names, str) else names
+    found = dict.fromkeys(name.strip() for name in parts if name.strip())
     if not found:
         raise UsageError("No task named. See m2d-bench tasks.")
     return {name: find(name, storage).lasting(clip_seconds) for name in found}

@@ -10,7 +10,7 @@ import numpy as np
 
 from m2d_bench.errors import UsageError
 from m2d_bench.results.plots.figures import MEANING, Style, legend, panels, styled, styles
-from m2d_bench.results.plots.plot_data import KEEP, LAYER, axis_title, labels, number, seed_scores, span
+from m2d_bench.results.plots.plot_data import KEEP, LAYER, axis_title, labels, limits, number, seed_scores, span
 from m2d_bench.results.statistics import estimate, scale
 from m2d_bench.runs import Predictions, Run
 
@@ -48,15 +48,17 @@ def curve(records: Sequence[Run], x: str) -> Figure:
         logger.warning("Without a finished seed or the field %s, left out: %s.", x, ", ".join(sorted(left_out)))
     lines = _lines(usable, x)
     look = styles(label for by_label in lines.values() for label in by_label)
+    field = "layer" if x == LAYER else x
     counts = {len(scores) for by_label in lines.values() for line in by_label.values() for scores in line.values()}
     figure, axes = panels(
-        [3.4] * len(lines), columns=2, width=5.5, title=f"Scores over {x}, n = {span(counts)}:\n{MEANING}"
+        [3.4] * len(lines), columns=2, width=5.5, title=f"Scores over {field}, n = {span(counts)}:\n{MEANING}"
     )
     for panel, ((task, metric), by_label) in zip(axes, lines.items(), strict=True):
         for label, line in by_label.items():
             _curve_line(panel, line, label, look[label])
         panel.set_title(task, loc="left")
-        panel.set(xlabel=x, ylabel=axis_title(metric))
+        scores = [score for line in by_label.values() for of_seeds in line.values() for score in of_seeds]
+        panel.set(xlabel=field, ylabel=axis_title(metric), ylim=limits(metric, *panel.get_ylim(), scores))
         if values[0] > 0 and values[-1] / values[0] >= 20 and x != LAYER:
             panel.set_xscale("log")
         panel.set_xticks(values, [f"{value:g}" for value in values])
@@ -130,7 +132,9 @@ def learning(records: Sequence[tuple[Run, Sequence[Predictions]]]) -> Figure:
         for name, _, seed_curves in sorted(members, key=lambda member: member[0]):
             _learning_lines(panel, seed_curves, name, look[name])
         panel.set_title(f"{task}  n = {span(len(seed_curves) for _, _, seed_curves in members)}", loc="left")
-        panel.set(xlabel="epoch", ylabel=f"validation {axis_title(metric)}")
+        scores = [score for _, _, seed_curves in members for seed_curve in seed_curves for score in seed_curve]
+        ylim = limits(metric, *panel.get_ylim(), scores)
+        panel.set(xlabel="epoch", ylabel=f"validation {axis_title(metric)}", ylim=ylim)
     legend(figure, axes)
     return figure
 

@@ -92,6 +92,13 @@ def axis_title(metric: str) -> str:
     return metric + (f" ({unit})" if unit else "") + ("" if higher_is_better(metric) else ", lower is better")
 
 
+def limits(metric: str, low: float, high: float, scores: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis: those that fit what is drawn, of shares not below 0% nor above 100% unless a score is."""
+    if UNITS.get(metric, "%") != "%":
+        return low, high
+    return low if min(scores) < 0 else max(low, 0), high if max(scores) > 100 else min(high, 100)
+
+
 def span(counts: Iterable[int]) -> str:
     """How many: `6`, or `3 to 6` where they differ."""
     low, high = min(counts := set(counts)), max(counts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from m2d_bench.errors import UsageError
 from m2d_bench.results.plots.figures import MEANING, Style, legend, panels, styled, styles
-from m2d_bench.results.plots.plot_data import Result, axis_title, collect, span
+from m2d_bench.results.plots.plot_data import Result, axis_title, collect, limits, span
 from m2d_bench.results.statistics import UNITS, Estimate
 from m2d_bench.runs import Run
 
@@ -48,7 +48,8 @@ def forest(records: Sequence[Run]) -> Figure:
         panel.set_yticks(range(len(ranked)), [f"{result.label}  n = {result.estimate.n}" for result in ranked])
         panel.set_ylim(len(ranked) - 0.4, -0.6)
         panel.set_title(task, loc="left")
-        panel.set_xlabel(axis_title(metric))
+        scores = [score for result in ranked for score in result.scores]
+        panel.set(xlabel=axis_title(metric), xlim=limits(metric, *panel.get_xlim(), scores))
         panel.grid(axis="y", visible=False)
     return figure
 

@@ -271,8 +271,11 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 
 
 def test_settings_of_the_family_are_refused(folders):
-    with pytest.raises(UsageError, match=r"no settings features.*@layer=9"):
-        zoo.load(f"hf:{folders['hubert-base']}", features="flat")
+    for settings in ({"features": "flat"}, {"encoding": "one_pass"}):
+        with pytest.raises(UsageError, match=r"no settings \w+; it is not of the M2D family\.$"):
+            zoo.load(f"hf:{folders['hubert-base']}", **settings)
+    with pytest.raises(UsageError, match=r"no settings layer; .*@layer=9"):
+        zoo.load(f"hf:{folders['hubert-base']}", layer=9)
 
 
 def test_what_needs_a_model_of_the_family_says_so_before_it_loads_anything():

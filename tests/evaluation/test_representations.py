@@ -253,7 +253,7 @@ def test_a_record_is_repeated_by_its_own_command(settings, tmp_path):
         ({"probe": "attentive", "pooling": ("mean",)}, "leave out pooling"),
         ({"probe": "attentive", "layer": "all"}, "frames of one layer, got all"),
         ({"probe": "knn", "layer": "weighted"}, "weighted with probe linear, got knn"),
-        ({"encoding": "one_pass"}, "encoding is a setting of models that are loaded by name"),
+        ({"encoding": "one_pass"}, r"linear\(load_encoder\(name, encoding='one_pass'\), …\)"),
     ],
 )
 def test_what_cannot_be_probed_is_said_before_any_work(settings, changes, message):
@@ -275,14 +275,23 @@ class Widening(Scenes):
         return [waveform.unfold(1, size, size) for size in (10, 20)]
 
 
+class Framed(Scenes):
+    def timestamp_embeddings(self, waveform):
+        return waveform[:, :80].unflatten(1, (10, 8)), torch.arange(10).expand(len(waveform), -1)
+
+
 @pytest.mark.parametrize(
     ("encoder", "changes", "lacks"),
     [
-        (Scenes(), {"layer": 1}, "Scenes has no timestamp_embeddings"),
-        (Scenes(), {"layer": "weighted"}, "Scenes has no timestamp_embeddings"),
-        (Scenes(), {"pooling": ("max",)}, "Scenes has no timestamp_embeddings"),
+        (Scenes(), {"layer": 1}, "Scenes has no hidden_states"),
+        (Framed(), {"layer": 1}, r"Framed has no hidden_states.*\[B, T, D\].*docs/your-encoder.md"),
+        (Framed(), {"layer": "all"}, "Framed has no hidden_states"),
+        (Framed(), {"layer": "weighted"}, "Framed has no hidden_states"),
+        (Framed(), {"layer": 1, "probe": "attentive"}, "Framed has no hidden_states"),
+        (Scenes(), {"pooling": ("max",)}, r"Scenes has no timestamp_embeddings.*\[B, T\] .*docs/your-encoder.md"),
         (Scenes(), {"probe": "attentive"}, "Scenes has no timestamp_embeddings"),
         (Widening(), {"layer": "all"}, "layers of Widening are 10, 20 wide"),
+        (Widening(), {"layer": "weighted"}, "layers of Widening are 10, 20 wide"),
     ],
 )
 def test_an_encoder_that_lacks_layers_or_frames_is_told_so(settings, encoder, changes, lacks):
@@ -290,13 +299,47 @@ def test_an_encoder_that_lacks_layers_or_frames_is_told_so(settings, encoder, ch
         linear(encoder, "esc10", **{**settings, **changes})
 
 
+@pytest.mark.parametrize(("layer", "pooling"), [(1, "mean"), (2, "max"), (2, "mean+std"), (2, "flat")])
+def test_one_layer_needs_no_others_of_its_width(layer, pooling):
+    waveforms = torch.randn(2, 80, generator=torch.Generator().manual_seed(0))
+    wanted = asked(LinearSettings(layer=layer, pooling=(pooling,)), wrap(Widening()))
+    kept = kept_for(wrap(Widening()), wanted, 80)
+    (pooled,) = kept.given(kept.embed(waveforms, "ab").numpy())
+    frames = Widening().hidden_states(waveforms)[layer - 1][1]
+    torch.testing.assert_close(torch.from_numpy(pooled[1]), BY_HAND.get(pooling, torch.flatten)(frames))
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers"),
+    [
+        ({"layer": 3}, lambda layers: layers[:2]),
+        ({"layer": "all"}, lambda layers: layers[:2]),
+        ({"layer": 1}, lambda layers: [*layers, layers[0]]),
+        ({"layer": 1}, lambda layers: [layer[:, :, :4] for layer in layers]),
+        ({"layer": 3, "probe": "attentive"}, lambda layers: layers[:2]),
+        ({"layer": 1, "probe": "attentive"}, lambda layers: [layer[:, :4] for layer in layers]),
+        ({"layer": 1, "pooling": "flat"}, lambda layers: [layer[:, :4] for layer in layers]),
+        ({"pooling": "flat"}, lambda layers: [layer[:, :4] for layer in layers]),
+    ],
+)
+def test_a_clip_with_other_layers_or_frames_than_noise_is_named(settings, changes, layers):
+    class Varying(Layered):
+        def hidden_states(self, waveform):
+            found = super().hidden_states(waveform)
+            return found if waveform.min() < -0.99 else layers(found)  # noise, or a clip
+
+    with pytest.raises(TasksFailed, match=r"audio/0\.wav.*must be the same for clips of one length"):
+        linear(Varying(), "esc10", **{**settings, **changes})
+
+
 def test_a_clip_whose_layer_is_not_finite_is_named(settings, monkeypatch):
     class Broken(Layered):
         def hidden_states(self, waveform):
-            first, *others = super().hidden_states(waveform)
-            return [first.masked_fill((waveform.std(1) > 0)[:, None, None] & (len(waveform) > 1), np.nan), *others]
+            first, second, third = super().hidden_states(waveform)
+            broken = (waveform.std(1) > 0)[:, None, None] & (len(waveform) > 1)
+            return [first, second.masked_fill(broken, np.nan), third]
 
-    with pytest.raises(TasksFailed, match=r"NaN or infinity for .*audio/0\.wav"):
+    with pytest.raises(TasksFailed, match=r"\(layer 2\) of Broken returned NaN or infinity for .*audio/0\.wav"):
         linear(Broken(), "esc10", layer=1, **settings)
 
 
@@ -307,6 +350,30 @@ def test_asked_keeps_the_order_and_drops_what_is_named_twice():
     assert asked(LinearSettings(), wrap(Layered())) == [Representation()]
     assert representations.scenes(wrap(Layered())).name == ""
     assert Representation().facts == {}
+
+
+@pytest.mark.parametrize("layer", [2, "2", 2.0, "2.0", np.int64(2), np.float32(2)])
+def test_a_layer_may_be_given_as_any_number(layer):
+    settings = LinearSettings(layer=layer)
+    assert (type(settings.layer), settings.layer) == (int, 2)
+
+
+@pytest.mark.parametrize("layer", [0, -1, 1.5, "two", "\uff12", "", True, np.nan, (2,), np.array([2, 3])])
+def test_what_names_no_layer_is_refused_in_the_settings_own_words(layer):
+    with pytest.raises(UsageError, match=r"^layer is .*; it is a number from 1, all or weighted\.$"):
+        LinearSettings(layer=layer)
+
+
+@pytest.mark.parametrize("pooling", ["mean,max", "mean, max", ["mean", "max"], ("mean", "max")])
+def test_poolings_may_be_one_text(pooling):
+    assert LinearSettings(pooling=pooling).pooling == ("mean", "max")
+    assert LinearSettings(pooling="flat").pooling == ("flat",)
+
+
+@pytest.mark.parametrize("pooling", ["median", "mean,median", ["mean,median"]])
+def test_an_unknown_pooling_is_named_with_what_is_allowed(pooling):
+    with pytest.raises(UsageError, match=r"Unknown pooling .*median.*mean"):
+        LinearSettings(pooling=pooling)
 
 
 def test_a_record_of_one_layer_stands_beside_the_encoders_own(settings):

@@ -52,6 +52,23 @@ def test_seeds_that_rank_alike_agree_wholly_and_others_do_not():
 
 
 @pytest.mark.parametrize(
+    ("scores", "first"),
+    [
+        (
+            [(0.1, 0.2), (0.5, 0.6), (0.5, 0.6)],
+            "layer 2, mean and layer 3, mean tie as the best on average, one of them",
+        ),
+        ([(0.1, 0.3), (0.3, 0.1)], "layer 1, mean and layer 2, mean tie"),
+        ([(0.5, 0.5)] * 5, "layer 1, mean and layer 2, mean and layer 3, mean and 2 more tie"),
+    ],
+)
+def test_layers_that_tie_for_the_best_are_all_named(scores, first):
+    title = by_layer(layered(scores)).title
+    assert first in title
+    assert "in 2 of 2 seeds" in title
+
+
+@pytest.mark.parametrize(
     ("scores", "title"),
     [
         ([(0.1,), (0.2,)], ""),
@@ -87,8 +104,16 @@ def test_a_table_of_all_runs_tells_layers_and_encodings_apart_and_leaves_the_def
     bare = record("m2d", "esc50", 0.5)
     one_pass = replace(bare, settings={**bare.settings, "encoding": "one_pass"})
     one_pass = replace(one_pass, encoder={**bare.encoder, "digest": "another"})
-    names = [row.model for row in compare([bare, one_pass, *layered(RISING)[:1]]).rows]
-    assert sorted(names) == ["m2d", "m2d (encoding=one_pass)", "m2d (layer=1, pooling=mean)"]
+    mixed = record("m2d", "esc50", 0.5, layer="weighted", pooling="mean", mixing_learning_rate=3e-3)
+    other = record("m2d", "esc50", 0.5, layer="weighted", pooling="max", mixing_learning_rate=1e-2)
+    names = [row.model for row in compare([bare, one_pass, mixed, other, *layered(RISING)[:1]]).rows]
+    assert sorted(names) == [
+        "m2d",
+        "m2d (encoding=one_pass)",
+        "m2d (layer=1, pooling=mean)",
+        "m2d (layer=weighted, pooling=max, mixing_learning_rate=0.01)",
+        "m2d (layer=weighted, pooling=mean)",
+    ]
 
 
 def test_the_curve_over_layers_has_a_line_a_pooling_and_no_logarithmic_axis():
@@ -96,4 +121,5 @@ def test_the_curve_over_layers_has_a_line_a_pooling_and_no_logarithmic_axis():
     figure = curve(layered(many) + layered(many, pooling="max"), "settings.layer")
     (panel,) = figure.axes
     assert panel.get_xscale() == "linear"
+    assert panel.get_xlabel() == "layer"
     assert len(panel.get_legend_handles_labels()[1]) == 2

@@ -208,6 +208,28 @@ def test_curve_draws_a_line_a_model_with_the_interval_at_each_value(caplog):
     assert "left out: without on esc50" in caplog.text
 
 
+WIDE = {"level": 0.9, "seeds": 2, "metric": "accuracy"}
+"""An interval that reaches beyond 100%."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ({}, lambda low, high: low < 90 and high == 100),
+        ({"level": 0.0}, lambda low, high: low == 0 and high < 20),
+        ({"level": 1.7, "metric": "wer"}, lambda low, high: low < 170 < high),
+        ({"level": -9.0, "metric": "si_sdri"}, lambda low, high: low < -9),
+    ],
+)
+def test_axes_of_shares_end_where_shares_do(changes, ends):
+    wide = {**WIDE, **changes}
+    several = [record(**wide, train_fraction=fraction) for fraction in (0.1, 1.0)]
+    (forest,) = scores.forest([record(**wide)]).axes
+    (curve,) = curves.curve(several, "settings.train_fraction").axes
+    for low, high in (forest.get_xlim(), curve.get_ylim()):
+        assert ends(low, high)
+
+
 def test_masking_ratios_and_epochs_are_read_from_names_and_paths():
     name = "m2d_vit_base-80x608p16x16-221006-mr7"
     assert number(record(name), "mask_ratio") == 0.7

@@ -295,6 +295,14 @@ def test_few_clips_and_odd_lengths_are_said_and_other_seconds_are_taken(tmp_path
     assert dataset.load(task, Storage()).waveform(0, 16000).shape == (800,)
 
 
+def test_a_path_in_a_list_may_hold_commas_and_in_a_text_it_ends_there(tmp_path):
+    folder = str(write_folder(tmp_path / "birds,3", files=6))
+    assert list(tasks.get_all([folder, "esc10", folder])) == [folder, "esc10"]
+    assert list(tasks.get_all("esc10, esc50,")) == ["esc10", "esc50"]
+    with pytest.raises(UsageError, match="birds"):
+        tasks.get_all(folder)
+
+
 @pytest.mark.parametrize("spelling", ["folder:{}", "dir:{}", "csv:{}", "file://{}", "{}s", "{}/gone.csv", "my birds"])
 def test_a_misspelt_path_tells_how_ones_own_data_is_named(tmp_path, spelling):
     folder = write_folder(tmp_path / "birds", files=1)
