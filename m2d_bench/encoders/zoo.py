@@ -68,6 +68,8 @@ _OTHERS: dict[str, Callable[..., LoadedEncoder]] = {
 
 _LARGEST = 2 << 30
 """Bytes of a released .pth file; the largest have less than 1 GiB."""
+_SHORT = ("device", "precision", "trust_remote_code")
+"""Settings of `Compute` that `load` takes by themselves."""
 LICENCE = f"NTT's own licence, for evaluation: {REPOSITORY}"
 
 
@@ -125,14 +127,14 @@ def load(
         compute: Device, precision, and whether code of an `hf:` repository may run. `logmel`, `hear:`, `s3prl:` and
             your own code keep their own precision.
         storage: The cache folder released weights are downloaded into.
-        changes: `device` and `precision`, short for `compute`; and settings of an encoder of the family to change:
-            `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
+        changes: `device`, `precision` and `trust_remote_code`, short for `compute`; and settings of an encoder of the
+            family to change: `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
 
     Raises:
         UsageError: Unknown name or setting.
         CheckpointError: The weights cannot be had, or are not what they claim to be.
     """
-    shorthand = {key: changes.pop(key) for key in ("device", "precision") if key in changes}
+    shorthand = {key: changes.pop(key) for key in _SHORT if key in changes}
     compute = replace(compute, **shorthand)
     encoder: LoadedEncoder
     if other := _other(text := os.fspath(name)):
@@ -201,7 +203,9 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     path = Path(os.path.expanduser(name))
     if name and (path.exists() or path.suffix.lower() in tensor_file.SUFFIXES):
         return checkpoint.read(path, **changes)
-    raise unknown("model", name, [DEFAULT, *RELEASED], f"m2d-bench models, or give {', '.join(FORMS)}")
+    raise unknown(
+        "model", name, [DEFAULT, RANDOM, *_OTHERS, *RELEASED], f"m2d-bench models, or give {', '.join(FORMS)}"
+    )
 
 
 def _other(name: str) -> Callable[..., LoadedEncoder] | None:

@@ -78,6 +78,9 @@ def test_other_numbers_of_mel_bins_are_refused():
 def test_misspelt_names_get_a_suggestion():
     with pytest.raises(UsageError, match=r"Unknown model 'm2d_tyni'\. Did you mean m2d_tiny"):
         zoo.load("m2d_tyni")
+    for name, meant in {"Logmel": "logmel", "logmel@layer=2": "logmel", "hf": "hf:", "random": "random:"}.items():
+        with pytest.raises(UsageError, match=rf"Unknown model '{name}'\. Did you mean {meant}[ ?]"):
+            zoo.load(name)
     with pytest.raises(UsageError, match="released form"):
         zoo.load("random:nonsense")
     with pytest.raises(CheckpointError, match="no such file"):
