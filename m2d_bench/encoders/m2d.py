@@ -118,8 +118,8 @@ class M2DEncoder(
             raise CheckpointError(
                 f"{name}: cannot be loaded: {brief(error)}. It must be a folder that save_pretrained wrote, or a "
                 "repository of huggingface.co, which is looked for in the cache of huggingface_hub first. Without "
-                "network, fetch it elsewhere (hf download REPO --local-dir FOLDER). Other names of m2d-bench models are "
-                "loaded by m2d_bench.load_encoder(NAME)."
+                "network, fetch it elsewhere (hf download REPO --local-dir FOLDER). m2d_bench.load_encoder(NAME) loads "
+                "the other names of m2d-bench models."
             ) from error
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> str | None:
@@ -151,8 +151,8 @@ class M2DEncoder(
             raise
         except Exception as error:  # huggingface_hub and what it sends with each raise their own
             raise StorageError(
-                f"{repo_id}: cannot be uploaded: {brief(error)}. It must be USER/NAME at huggingface.co, with the right "
-                "to write there (hf auth login, or token=…). Without network, save_pretrained(FOLDER) writes the same, "
+                f"{repo_id}: cannot be uploaded: {brief(error)}. It must be USER/NAME at huggingface.co, which you may "
+                "write to (hf auth login, or token=…). Without network, save_pretrained(FOLDER) writes the same, "
                 "and hf upload REPO FOLDER uploads it elsewhere."
             ) from error
 

@@ -227,8 +227,7 @@ def damage_extractor(folder):
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load it"),
         (
             lambda folder: (folder / "config.json").unlink(),
-            "config.json, preprocessor_config.json and model.safetensors. One that M2DEncoder.save_pretrained wrote is named "
-            "without hf:.",
+            "and model.safetensors. One that M2DEncoder.save_pretrained wrote is named without hf:.",
         ),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "load feature extractor"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
