@@ -226,7 +226,12 @@ class Own(torch.nn.Module):
     ("lengths", "code", "shown", "failures"),
     [
         ("", 0, "HEAR: sample_rate: HEAR's tools resample to no other rate.", ""),
-        (", lengths=None", 1, "scene_embeddings: padding: Pass lengths on", "ERROR: scene_embeddings: padding: 0."),
+        (
+            ", lengths=None",
+            1,
+            "scene_embeddings: padding: Pass lengths on",
+            "ERROR: mine.py:Own: BROKEN is scene_embeddings: padding.\n",
+        ),
     ],
 )
 def test_check_says_what_to_do_and_fails_where_a_promise_is_broken(
