@@ -63,7 +63,11 @@ def check(
     rows = [(f.verdict, f.rule, f.allowed, f.measured) for f in rules]
     widths = [None, None, _WIDEST, _WIDEST]
     text = tabulate(rows, headers=("", "rule", "allowed", "measured"), tablefmt="simple", maxcolwidths=widths)
-    remedies = [f"{f.rule}: {f.remedy}" for f in rules if f.kept is False and f.remedy]
+    mended = [f for f in rules if f.kept is False and f.remedy]
+    remedies = [
+        f"{', '.join(f.rule for f in mended if f.remedy == remedy)}: {remedy}"
+        for remedy in dict.fromkeys(f.remedy for f in mended)
+    ]
     broken = [f.rule for f in rules if f.verdict == "BROKEN"]
     failures = (f"{model}: BROKEN is {', '.join(broken)}.",) if broken else ()
     return Output("\n".join([text, *([""] if remedies else []), *remedies]), failures)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench.encoders.cost import Cost, free_memory, measure, mebibytes
-from m2d_bench.encoders.findings import Finding, distance, mended, said, same, tensor, tolerance, tried
+from m2d_bench.encoders.findings import POOL, Finding, distance, mended, said, same, tensor, tolerance, tried
 from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder, SceneEncoder, takes_lengths, wrap
 from m2d_bench.encoders.waveform import noise
 from m2d_bench.errors import AudioError, DataError, UsageError
@@ -52,7 +52,6 @@ _LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
 _AGAIN, _COMPARED = "the same again", ("batch mates", "padding", "precision")
 """The rule without which others compare nothing."""
 _COARSE = "One that computes below float32 inside says so: precision = 'bf16'."
-_POOL = "Pool over time: D must not depend on the length. No squeeze() either, which one frame alone would lose."
 _FINITE = "Keep logarithms, roots and divisions away from 0, as with x.clamp(min=1e-6)."
 _WINDOWS = "Encode long clips in windows and average these, weighted by their durations."
 
@@ -77,7 +76,7 @@ def check_encoder(encoder: SceneEncoder, *, long: bool | None = None) -> list[Fi
         method, _, name = rule.rpartition(": ")
         again = f"{method or 'scene_embeddings'}: {_AGAIN}"
         if name in _COMPARED and any(f.rule == again and not f.kept for f in found):
-            found.append(Finding(rule, "the same embeddings", f"not comparable: {_AGAIN} is not the same", None))
+            found.append(Finding(rule, "the same embeddings", f"not comparable while {_AGAIN} is BROKEN", None))
         else:
             found += tried(rule, findings, _FINITE if rule in _LEVELS else "")
     return found
@@ -264,7 +263,7 @@ def _length(encoder: Encoder, length: str) -> tuple[Finding, Cost | None]:
     try:
         cost = measure(lambda: [_sized(encoder, method, clip) for method in _methods(encoder)], _device(encoder))
     except AnswerError as error:
-        return Finding(length, "embeddings", said(error), False, _POOL), None
+        return Finding(length, "embeddings", said(error), False, POOL), None
     except Exception as error:  # of anybody's code
         refused = isinstance(error, AudioError | UsageError) and error.__cause__ is None
         remedy = "Zero-pad short clips inside the encoder, as with torch.nn.functional.pad." if short else _WINDOWS

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_bench.encoders.protocol import TOLERANCE, Encoder
+from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder
+
+POOL = "Pool over time: D must not depend on the length. No squeeze() either, which one frame alone would lose."
+"""What to do where only clips of some lengths get an answer of another form."""
 
 _FORMS = {
     "scene_embeddings": ("embeddings [B, D]", (2,)),
@@ -51,7 +54,7 @@ def tried(rule: str, findings: Iterator[Finding], remedy: str = "") -> Iterator[
     try:
         yield from findings
     except Exception as error:  # of anybody's code
-        yield Finding(rule, "no error", said(error), False, remedy)
+        yield Finding(rule, "no error", said(error), False, POOL if isinstance(error, AnswerError) else remedy)
 
 
 def said(error: Exception) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, digest_of
 from m2d_bench.errors import M2DBenchError, UsageError
-from m2d_bench.registry import unknown
+from m2d_bench.registry import listing, unknown
 
 _SUFFIX = ".py"
 
@@ -72,7 +72,7 @@ def load(name: str) -> ForeignEncoder:
     module = load_module(reference)
     if (encoder := getattr(module, attribute, None)) is None:
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise unknown("class or function", attribute, own, f"{reference}, which defines {', '.join(own) or 'none'}")
+        raise unknown("class or function", attribute, own, f"{reference}, which defines {listing(own) or 'none'}")
     if isinstance(encoder, type) or inspect.isroutine(encoder):
         with explained(f"{name}, called without arguments", module.__file__):
             encoder = encoder()

@@ -32,7 +32,7 @@ from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
-from m2d_bench.registry import unknown
+from m2d_bench.registry import listing, unknown
 from m2d_bench.settings import Compute, Storage, make_folder, writing
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def _unpack(archive: Path, target: Path) -> None:
         with tensor_file.open_zip(archive) as file:
             members = [member for member in file.infolist() if _is_checkpoint(member.filename)]
             if len(members) != 1:
-                names = tensor_file.listing([member.filename for member in members]) or "none"
+                names = listing([member.filename for member in members]) or "none"
                 raise CheckpointError(f"{archive}: holds {len(members)} .pth files ({names}), expected one.")
             size = tensor_file.unpacked_size(archive, members)
             if size > _LARGEST:

@@ -186,6 +186,10 @@ FAULTS = {
         Spoilt(lambda e, w: w.unfold(1, FRAME, FRAME).mean(2)[:, :50], scene_embedding_size=50),
         {"25 ms", "100 ms"},
     ),
+    "D grows without end": (
+        Spoilt(lambda e, w: w.unfold(1, FRAME, FRAME).mean(2), scene_embedding_size=50),
+        {"scene_embeddings: the same again", "25 ms", "100 ms", "10 s", "1 min"},
+    ),
     "frames' D grows with the length": (
         Spoilt(frames=lambda e, t, w: (e[..., : w.shape[1] // 200], t)),
         {"25 ms", "100 ms"},
@@ -278,6 +282,7 @@ def test_a_finding_has_a_number_and_says_what_to_do():
         ("layers", "hidden_states", r"layers \[B, T, D\]"),
         ("frames without timestamps", "timestamp_embeddings", "timestamps"),
         ("D grows with the length", "25 ms", "D must not depend on the length"),
+        ("D grows without end", "scene_embeddings: the same again", "D must not depend on the length"),
         ("squeezed", "25 ms", "No squeeze"),
         ("dropout", "scene_embeddings: the same again", "dropout"),
         ("keeps the last call", "scene_embeddings: the same again", "keep nothing from call to call"),

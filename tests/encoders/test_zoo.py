@@ -15,6 +15,7 @@ import torch
 
 from m2d_bench.encoders import download, variants, zoo
 from m2d_bench.errors import CheckpointError, StorageError, UsageError
+from m2d_bench.registry import unknown
 from m2d_bench.settings import Compute, Storage
 from tests.conftest import random_checkpoint, small_encoder
 
@@ -85,6 +86,10 @@ def test_misspelt_names_get_a_suggestion():
         zoo.load("random:nonsense")
     with pytest.raises(CheckpointError, match="no such file"):
         zoo.load("gone.pth")
+
+
+def test_dozens_of_names_are_not_all_listed():
+    assert str(unknown("task", "?", [f"task{n}" for n in range(50)])).endswith("task18, task19 … and 30 more.")
 
 
 def test_unusable_device_and_precision_get_a_message():
