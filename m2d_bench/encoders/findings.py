@@ -15,7 +15,7 @@ from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder
 POOL = "Pool over time: D must not depend on the length. No squeeze() either, which one frame alone would lose."
 """What to do where only clips of some lengths get an answer of another form."""
 
-_FORMS = {
+_FORMS: dict[str, tuple[str, tuple[int, ...]]] = {
     "scene_embeddings": ("embeddings [B, D]", (2,)),
     "timestamp_embeddings": ("embeddings [B, T, D] and the timestamps [B, T] of their frames in ms", (3, 2)),
     "hidden_states": ("a list of layers [B, T, D]", (3,)),
