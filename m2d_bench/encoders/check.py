@@ -271,11 +271,12 @@ def _length(encoder: Encoder, length: str) -> tuple[Finding, Cost | None]:
     return Finding(length, "embeddings", str(cost), True), cost
 
 
-def _sized(encoder: Encoder, method: str, clip: Tensor) -> None:
-    """Encodes a clip; an AnswerError if the embeddings' size is not that of other clips."""
+def _sized(encoder: Encoder, method: str, clip: Tensor) -> int:
+    """Encodes a clip and gives the embeddings' size; an AnswerError if it is not that of other clips."""
     found = _embed(encoder, method, clip).shape[-1]
     if found != (size := getattr(encoder, method.replace("embeddings", "embedding_size"))):
         raise AnswerError(f"{method} returned embeddings of {found} numbers, {size} for other clips.")
+    return found
 
 
 def _is_affordable(shorter: Cost, minute: Cost, device: torch.device) -> bool:
