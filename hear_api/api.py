@@ -54,6 +54,7 @@ def load_model(
     shift_scenes: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    trust_remote_code: bool = False,
 ) -> HearModel:
     """Loads a model by any name `m2d_bench.encoders.zoo` knows, frozen and in evaluation mode.
 
@@ -63,12 +64,13 @@ def load_model(
         shift_scenes: As for HearModel.
         device: auto (a GPU if there is one), cpu, cuda, …; `.to()` moves the model later.
         precision: auto, fp32 or bf16; embeddings are float32 in any case.
+        trust_remote_code: Run the code that the repository of an hf: model holds. Read it first.
 
     Raises:
         UsageError: Unknown name or setting.
         CheckpointError: The weights cannot be had, or are not what they claim to be.
     """
-    compute = Compute(device=device, precision=precision)  # type: ignore[arg-type]
+    compute = Compute(device=device, precision=precision, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
     encoder = zoo.load(model_file_path or zoo.DEFAULT, compute=compute)
     return HearModel(encoder, hop_ms, shift_scenes).eval()
 

@@ -63,9 +63,14 @@ def check(
     rows = [(f.verdict, f.rule, f.allowed, f.measured) for f in rules]
     widths = [None, None, _WIDEST, _WIDEST]
     text = tabulate(rows, headers=("", "rule", "allowed", "measured"), tablefmt="simple", maxcolwidths=widths)
-    remedies = [f"{f.rule}: {f.remedy}" for f in rules if f.kept is False and f.remedy]
-    broken = tuple(f"{f.rule}: {f.measured}; allowed is {f.allowed}" for f in rules if f.verdict == "BROKEN")
-    return Output("\n".join([text, *([""] if remedies else []), *remedies]), broken)
+    mended = [f for f in rules if f.kept is False and f.remedy]
+    remedies = [
+        f"{', '.join(f.rule for f in mended if f.remedy == remedy)}: {remedy}"
+        for remedy in dict.fromkeys(f.remedy for f in mended)
+    ]
+    broken = [f.rule for f in rules if f.verdict == "BROKEN"]
+    failures = (f"{model}: BROKEN is {', '.join(broken)}.",) if broken else ()
+    return Output("\n".join([text, *([""] if remedies else []), *remedies]), failures)
 
 
 def _hear(encoder: LoadedEncoder, rules: list[Finding], hop_ms: float | None, long: bool | None) -> list[Finding]:
@@ -138,4 +143,4 @@ def _batch_mates(model: HearModel) -> Iterator[Finding]:
     audio = noise(3, int(LENGTHS[1] * model.sample_rate))
     together, alone = (get_timestamp_embeddings(clips, model)[0] for clips in (audio, audio[:1]))
     rule = "timestamp embeddings whatever the batch"
-    yield same(rule, together[:1], alone, tolerance(model.encoder.precision))
+    yield same(rule, together[:1], alone, tolerance(wrap(model.encoder), together.dtype))

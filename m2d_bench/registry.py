@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -22,7 +22,13 @@ def unknown(kind: str, name: str, names: Collection[str], see: str | None = None
     lower = {allowed.lower(): allowed for allowed in names}
     close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return UsageError(f"Unknown {kind} {name!r}.{hint} See {see or 'these: ' + ', '.join(names)}.")
+    return UsageError(f"Unknown {kind} {name!r}.{hint} See {see or 'these: ' + listing(list(names))}.")
+
+
+def listing(keys: Sequence[str], limit: int = 20) -> str:
+    """Keys as part of a message: not too many, not too long, and nothing that a terminal would obey."""
+    shown = [key[:100] if key.isprintable() else ascii(key[:100]) for key in keys[:limit]]
+    return ", ".join(shown) + (f" … and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
 def check_names(kind: str, names: Iterable[str], allowed: Collection[str], see: str | None = None) -> None:

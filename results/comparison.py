@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,6 @@ def _baseline(rows: Sequence[Row], model: str) -> Row:
     if not matches:
         raise UsageError(f"Baseline {model!r}: there are no rows to choose from.")
     if len(matches) != 1:
-        names = ", ".join(dict.fromkeys(f"{row.model} [{row.source}]" for row in matches))
-        raise UsageError(f"Baseline {model!r} fits {len(matches)} rows: {names}. Choose one, with --models if need be.")
+        names = " or ".join(dict.fromkeys(f"--baseline {shlex.quote(row.model)}" for row in matches))
+        raise UsageError(f"Baseline {model!r} fits {len(matches)} rows. Name one: {names}.")
     return matches[0]

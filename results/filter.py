@@ -58,7 +58,7 @@ def chosen(kind: str, patterns: Sequence[str], items: Sequence[T], names: Callab
     known = sorted({name for item in items for name in names(item)})
     for pattern in patterns:
         if items and not any(_fits(of_item, pattern.lower()) for of_item in lowered):
-            raise unknown(kind, pattern, known, f"these: {', '.join(known)}")
+            raise unknown(kind, pattern, known)
     wanted = [pattern.lower() for pattern in patterns]
     return [
         item

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2d_bench.encoders.cost import Cost, free_memory, measure, mebibytes
-from m2d_bench.encoders.findings import Finding, distance, said, same, tensor, tolerance, tried
-from m2d_bench.encoders.protocol import TOLERANCE, Encoder, SceneEncoder, takes_lengths, wrap
+from m2d_bench.encoders.findings import POOL, Finding, distance, mended, said, same, tensor, tolerance, tried
+from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder, SceneEncoder, takes_lengths, wrap
 from m2d_bench.encoders.waveform import noise
-from m2d_bench.errors import AudioError, UsageError
+from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.progress import track
 
 LENGTHS = {"25 ms": 0.025, "100 ms": 0.1, "1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0}
@@ -33,6 +32,7 @@ LARGE_MEMORY = 2**30
 
 _LEAST_COSINE = 0.99
 """Between embeddings in bf16 and in fp32."""
+_ALIKE = f"cosine of bf16 and fp32 at least {_LEAST_COSINE:g}"
 
 _PATIENCE = 30.0
 """Seconds that ten minutes of audio may take unasked."""
@@ -49,6 +49,9 @@ _LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
     "constant offset": partial(torch.full_like, fill_value=0.5),
     "one impulse": lambda clip: torch.zeros_like(clip).index_fill(1, torch.tensor([clip.shape[1] // 2]), 1.0),
 }
+_AGAIN, _COMPARED = "the same again", ("batch mates", "padding", "precision")
+"""The rule without which others compare nothing."""
+_COARSE = "One that computes below float32 inside says so: precision = 'bf16'."
 _FINITE = "Keep logarithms, roots and divisions away from 0, as with x.clamp(min=1e-6)."
 _WINDOWS = "Encode long clips in windows and average these, weighted by their durations."
 
@@ -68,11 +71,15 @@ def check_encoder(encoder: SceneEncoder, *, long: bool | None = None) -> list[Fi
     if any(finding.kept is False for finding in shapes):
         return [*shapes, Finding("all other rules", "the right shapes", "not tried", None)]
     rules = _rules(wrapped, long)
-    return shapes + [
-        finding
-        for rule, findings in track(rules.items(), "Checking", len(rules), "rules")
-        for finding in tried(rule, findings, _FINITE if rule in _LEVELS else "")
-    ]
+    found = shapes
+    for rule, findings in track(rules.items(), "Checking", len(rules), "rules"):
+        method, _, name = rule.rpartition(": ")
+        again = f"{method or 'scene_embeddings'}: {_AGAIN}"
+        if name in _COMPARED and any(f.rule == again and not f.kept for f in found):
+            found.append(Finding(rule, "the same embeddings", f"not comparable while {_AGAIN} is BROKEN", None))
+        else:
+            found += tried(rule, findings, _FINITE if rule in _LEVELS else "")
+    return found
 
 
 def _rules(encoder: Encoder, long: bool | None) -> dict[str, Iterator[Finding]]:
@@ -111,6 +118,15 @@ def _embeddings(method: str, answer: Any) -> Tensor:
     return answer[0] if method == "timestamp_embeddings" else answer  # type: ignore[no-any-return]
 
 
+def _by_hand(encoder: Encoder, method: str, rows: int = 1) -> Any:
+    """What a method of the encoder itself returns for noise, as other tools call it."""
+    return getattr(encoder.encoder, method)(_noise(encoder, 1.0, rows).to(_device(encoder)))
+
+
+def _tolerance(encoder: Encoder, method: str) -> float:
+    return tolerance(encoder, torch.as_tensor(_embeddings(method, _by_hand(encoder, method))).dtype)
+
+
 def _device(encoder: Encoder) -> torch.device:
     return next(chain(encoder.parameters(), encoder.buffers()), torch.empty(0)).device
 
@@ -119,7 +135,12 @@ def _shape(encoder: Encoder, method: str) -> Iterator[Finding]:
     if not hasattr(encoder.encoder, method):
         yield Finding(method, _USES[method], "none", None)
         return
-    answer = getattr(encoder, method)(_noise(encoder, 1.0, rows=2))
+    try:
+        answer = getattr(encoder, method)(_noise(encoder, 1.0, rows=2))
+    except (AnswerError, DataError) as error:
+        remedy = _FINITE if isinstance(error, DataError) else mended(method, _by_hand(encoder, method, rows=2), rows=2)
+        yield Finding(method, _USES[method], said(error), False, remedy)
+        return
     if method == "hidden_states":
         yield Finding(method, _USES[method], f"{len(answer)} of {list(answer[-1].shape)}", True)
         return
@@ -151,7 +172,10 @@ def _again(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(1)
         second = _embed(encoder, method, clip)
-    remedy = "Turn off dropout, noise and random crops where self.training is False."
+    remedy = (
+        "Turn off dropout, noise and random crops where self.training is False, and keep nothing from call to call "
+        "(counters, caches, running statistics)."
+    )
     yield same(rule, second, first, 0.0, remedy)
 
 
@@ -161,13 +185,12 @@ def _mates(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
     together = _embed(encoder, method, clips)
     alone = torch.cat([_embed(encoder, method, clip[None]) for clip in clips])
     remedy = "Normalise each clip by itself, with no statistics of the batch; call .eval()."
-    yield same(rule, together, alone, tolerance(encoder.precision), remedy)
+    yield same(rule, together, alone, _tolerance(encoder, method), f"{remedy} {_COARSE}")
 
 
 def _padding(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
     """A short clip beside a long one, zero-padded, and alone."""
-    takes = takes_lengths(getattr(encoder.encoder, method))
-    if not takes and method == "timestamp_embeddings":
+    if not takes_lengths(getattr(encoder.encoder, method)):
         yield Finding(rule, "padding changes nothing", "takes no lengths: one length at a time", None)
         return
     clips, short = _noise(encoder, _LONG, rows=2), round(_SHORT * encoder.sample_rate)
@@ -178,23 +201,21 @@ def _padding(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
         together = together[:, : alone.shape[1]]
     remedy = (
         "Pass lengths on to the attention mask and leave padding out of means and norms; or take no lengths: clips "
-        "then go in one length at a time."
+        f"then go in one length at a time. {_COARSE}"
     )
-    finding = same(rule, together, alone, tolerance(encoder.precision), remedy)
-    yield finding if takes else replace(finding, measured=f"{finding.measured}; one length at a time")
+    yield same(rule, together, alone, _tolerance(encoder, method), remedy)
 
 
 def _plain(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
     """What tools get that call the encoder by hand; m2d-bench itself converts and turns gradients off."""
-    answer = getattr(encoder.encoder, method)(_noise(encoder, 1.0).to(_device(encoder)))
-    embeddings = _embeddings(method, answer)
+    embeddings = _embeddings(method, _by_hand(encoder, method))
     if isinstance(embeddings, Tensor):
         remedy = "Other tools may fail: return embeddings.detach().float(), or call .requires_grad_(False)."
         yield tensor(rule, embeddings, embeddings.shape, remedy, advice=True)
 
 
 _OF_A_METHOD: dict[str, Callable[[Encoder, str, str], Iterator[Finding]]] = {
-    "the same again": _again,
+    _AGAIN: _again,
     "batch mates": _mates,
     "padding": _padding,
     "called by hand": _plain,
@@ -240,12 +261,22 @@ def _length(encoder: Encoder, length: str) -> tuple[Finding, Cost | None]:
     """Whether clips of this length are encoded, and what it took."""
     clip, short = _noise(encoder, LENGTHS[length]), LENGTHS[length] < 1
     try:
-        cost = measure(lambda: [_embed(encoder, method, clip) for method in _methods(encoder)], _device(encoder))
+        cost = measure(lambda: [_sized(encoder, method, clip) for method in _methods(encoder)], _device(encoder))
+    except AnswerError as error:
+        return Finding(length, "embeddings", said(error), False, POOL), None
     except Exception as error:  # of anybody's code
         refused = isinstance(error, AudioError | UsageError) and error.__cause__ is None
         remedy = "Zero-pad short clips inside the encoder, as with torch.nn.functional.pad." if short else _WINDOWS
         return Finding(length, "embeddings", said(error), False, remedy, advice=short and refused), None
     return Finding(length, "embeddings", str(cost), True), cost
+
+
+def _sized(encoder: Encoder, method: str, clip: Tensor) -> int:
+    """Encodes a clip and gives the embeddings' size; an AnswerError if it is not that of other clips."""
+    found = _embed(encoder, method, clip).shape[-1]
+    if found != (size := getattr(encoder, method.replace("embeddings", "embedding_size"))):
+        raise AnswerError(f"{method} returned embeddings of {found} numbers, {size} for other clips.")
+    return found
 
 
 def _is_affordable(shorter: Cost, minute: Cost, device: torch.device) -> bool:
@@ -279,7 +310,7 @@ def _precision(encoder: Encoder) -> Iterator[Finding]:
     module: Any = encoder.encoder
     clip, before = _noise(encoder, 1.0), getattr(module, "__dict__", {}).get("precision")
     if before not in TOLERANCE:
-        yield Finding("precision", "bf16 agrees with fp32", "its own, which --precision does not change", None)
+        yield _autocast(encoder, clip)
         return
     scenes = {}
     try:
@@ -289,6 +320,21 @@ def _precision(encoder: Encoder) -> Iterator[Finding]:
     finally:
         module.precision = before
     difference, cosine = distance(scenes["bf16"], scenes["fp32"])
-    allowed = f"cosine of bf16 and fp32 at least {_LEAST_COSINE:g}"
     measured = f"{cosine:.4f}, difference {difference:.2g}; {before} in force"
-    yield Finding("precision", allowed, measured, cosine >= _LEAST_COSINE, "Pass --precision fp32.", advice=True)
+    yield Finding("precision", _ALIKE, measured, cosine >= _LEAST_COSINE, "Pass --precision fp32.", advice=True)
+
+
+def _autocast(encoder: Encoder, clip: Tensor) -> Finding:
+    """Whether autocast to bf16 leaves an encoder as it is that keeps its own precision."""
+    if not isinstance(encoder.encoder, nn.Module):
+        reason = "its own, which --precision does not change; as a torch.nn.Module it is tried under autocast"
+        return Finding("precision", _ALIKE, reason, None)
+    remedy = "It keeps its own precision, whatever --precision says; call it under no torch.autocast."
+    try:
+        with torch.autocast(_device(encoder).type, dtype=torch.bfloat16):
+            rounded = encoder.scene_embeddings(clip)
+    except Exception as error:  # of anybody's code
+        return Finding("precision", _ALIKE, f"under autocast {said(error)}", False, remedy, advice=True)
+    difference, cosine = distance(rounded, encoder.scene_embeddings(clip))
+    measured = f"{cosine:.4f}, difference {difference:.2g} under autocast; its own in force"
+    return Finding("precision", _ALIKE, measured, cosine >= _LEAST_COSINE, remedy, advice=True)

@@ -25,10 +25,10 @@ from m2d_bench.encoders.config import EncoderConfig
 from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS
 from m2d_bench.encoders.protocol import digest_of
 from m2d_bench.encoders.state_dict import ANCHOR, HEAD, State, rename_keys_of_2022, sort_keys, unwrap
-from m2d_bench.encoders.tensor_file import SUFFIXES, listing
+from m2d_bench.encoders.tensor_file import SUFFIXES
 from m2d_bench.encoders.vit import SIZES, ViT, ViTConfig
 from m2d_bench.errors import CheckpointError, UsageError
-from m2d_bench.registry import unknown
+from m2d_bench.registry import listing, unknown
 from m2d_bench.settings import replacing
 from m2d_bench.values import Checked, explain
 

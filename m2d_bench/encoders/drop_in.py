@@ -175,8 +175,10 @@ class RuntimeM2D(PortableM2D):
                 "RuntimeM2D takes no dur_frames here; m2d_bench.load_encoder(NAME, encoding='one_pass', dur_frames=N) "
                 "encodes in one pass."
             )
+        if not (weight_file := weight_file or getattr(cfg, "weight_file", None)):
+            raise UsageError("RuntimeM2D: which weights? Pass weight_file, or a cfg that has one: a path or a name.")
         super().__init__(
-            weight_file or str(getattr(cfg, "weight_file", "")),
+            weight_file,
             num_classes,
             bool(getattr(cfg, "freeze_embed", False) if freeze_embed is None else freeze_embed),
             getattr(cfg, "flat_features", None) if flat_features is None else flat_features,

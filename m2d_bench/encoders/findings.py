@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_bench.encoders.protocol import TOLERANCE
+from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder
+
+POOL = "Pool over time: D must not depend on the length. No squeeze() either, which one frame alone would lose."
+"""What to do where only clips of some lengths get an answer of another form."""
+
+_FORMS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "scene_embeddings": ("embeddings [B, D]", (2,)),
+    "timestamp_embeddings": ("embeddings [B, T, D] and the timestamps [B, T] of their frames in ms", (3, 2)),
+    "hidden_states": ("a list of layers [B, T, D]", (3,)),
+}
+"""What each method returns, and the number of axes of each tensor in it."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,29 @@ def tried(rule: str, findings: Iterator[Finding], remedy: str = "") -> Iterator[
     try:
         yield from findings
     except Exception as error:  # of anybody's code
-        yield Finding(rule, "no error", said(error), False, remedy)
+        yield Finding(rule, "no error", said(error), False, POOL if isinstance(error, AnswerError) else remedy)
 
 
 def said(error: Exception) -> str:
     """An error in one line, as a finding's measured."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def mended(method: str, answer: Any, rows: int) -> str:
+    """What to do where a method's answer for so many clips has not the form that the contract says."""
+    form, axes = _FORMS[method]
+    parts = [answer] if method == "scene_embeddings" else answer
+    if not isinstance(parts, list | tuple) or not parts or len(parts) % len(axes):
+        return f"Return {form}."
+    for part, n_axes in zip(parts, axes * len(parts), strict=False):
+        if not isinstance(part, Tensor | np.ndarray):
+            holder = type(part).__name__
+            return f"Return {form}: the tensor in the {holder}, such as output[0] or output.last_hidden_state.mean(1)."
+        if part.dtype == object or not torch.as_tensor(part).is_floating_point():
+            return f"Return {form}, all as floats: x.float()."
+        if part.ndim != n_axes:
+            return f"Return {form}: keep the axis of clips (no squeeze, no mean over all axes); pool over time alone."
+    return f"Return {form}, a row a clip in their order: {rows} for {rows} clips, whatever they hold."
 
 
 def same(rule: str, first: Tensor, second: Tensor, allowed: float, remedy: str = "") -> Finding:
@@ -67,16 +96,24 @@ def same(rule: str, first: Tensor, second: Tensor, allowed: float, remedy: str =
     return Finding(rule, expected, f"{difference:.2g}, cosine {cosine:.4f}", difference <= allowed, remedy)
 
 
-def tolerance(precision: str) -> float:
-    """Allowed difference of what is encoded in another batch, by precision; the largest for those not known."""
-    return TOLERANCE.get(precision, max(TOLERANCE.values()))
+def tolerance(encoder: Encoder, returned: torch.dtype = torch.float32) -> float:
+    """Allowed difference of what is encoded in another batch: that of its precision, or of its coarsest type if larger.
+
+    Args:
+        encoder: Has a precision (of those not known the largest counts) and weights of any types.
+        returned: Type of its embeddings.
+    """
+    types = {returned, *(weight.dtype for weight in encoder.parameters() if weight.is_floating_point())}
+    coarsest = 2 * max(torch.finfo(each).eps for each in types)  # four units in the last place, as in TOLERANCE
+    return max(coarsest, TOLERANCE.get(encoder.precision, max(TOLERANCE.values())))
 
 
 def distance(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Largest difference relative to the largest value of the second one's row, and the smallest cosine of a row."""
     first, second = (embeddings.detach().flatten(1).cpu().double() for embeddings in (first, second))
     scale = second.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((first - second).abs() / scale).max().item(), torch.cosine_similarity(first, second).min().item()
+    cosines = torch.cosine_similarity(first, second).where((first != second).any(1), 1.0)  # of zeros, too
+    return ((first - second).abs() / scale).max().item(), cosines.min().item()
 
 
 def tensor(rule: str, tensor: Tensor, shape: Sequence[int], remedy: str = "", *, advice: bool = False) -> Finding:

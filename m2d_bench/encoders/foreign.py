@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, digest_of
 from m2d_bench.errors import M2DBenchError, UsageError
-from m2d_bench.registry import unknown
+from m2d_bench.registry import listing, unknown
 
 _SUFFIX = ".py"
 

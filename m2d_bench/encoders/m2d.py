@@ -22,7 +22,8 @@ from m2d_bench.encoders.protocol import autocast, digest_of
 from m2d_bench.encoders.tensor_file import brief
 from m2d_bench.encoders.vit import ViT
 from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform
-from m2d_bench.errors import AudioError, CheckpointError
+from m2d_bench.errors import AudioError, CheckpointError, StorageError
+from m2d_bench.settings import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,42 @@ class M2DEncoder(
             raise CheckpointError(
                 f"{name}: cannot be loaded: {brief(error)}. It must be a folder that save_pretrained wrote, or a "
                 "repository of huggingface.co, which is looked for in the cache of huggingface_hub first. Without "
-                "network, fetch it elsewhere (hf download REPO --local-dir FOLDER)."
+                "network, fetch it elsewhere (hf download REPO --local-dir FOLDER). m2d_bench.load_encoder(NAME) loads "
+                "the other names of m2d-bench models."
+            ) from error
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> str | None:
+        """Writes the encoder and a model card.
+
+        Args:
+            save_directory: A folder; made where there is none.
+            settings: Of huggingface_hub, such as `model_card_kwargs`.
+
+        Raises:
+            UsageError: The folder cannot be made or written to.
+        """
+        make_folder(Path(save_directory))
+        return super().save_pretrained(save_directory, **settings)
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:
+        """Uploads what `save_pretrained` writes; the address of the commit.
+
+        Args:
+            repo_id: A repository of huggingface.co, made where there is none.
+            settings: Of huggingface_hub, such as `token`, `private` and `model_card_kwargs`.
+
+        Raises:
+            StorageError: It cannot be uploaded.
+        """
+        try:
+            return super().push_to_hub(repo_id, **settings)
+        except TypeError:  # no such setting
+            raise
+        except Exception as error:  # huggingface_hub and what it sends with each raise their own
+            raise StorageError(
+                f"{repo_id}: cannot be uploaded: {brief(error)}. It must be USER/NAME at huggingface.co, which you may "
+                "write to (hf auth login, or token=…). Without network, save_pretrained(FOLDER) writes the same, "
+                "and hf upload REPO FOLDER uploads it elsewhere."
             ) from error
 
     @classmethod

@@ -35,6 +35,10 @@ _SECONDS_OF_NOISE = 10
 """What the hop is measured on where an encoder does not declare it."""
 
 
+class AnswerError(UsageError):
+    """What an encoder returned is not what its contract says."""
+
+
 class SceneEncoder(Protocol):
     """What is demanded of anybody's encoder; `wrap` derives the rest.
 
@@ -298,14 +302,16 @@ class Encoder(nn.Module):
     def _layers(self, answer: Any, clips: Sequence[str]) -> list[Tensor]:
         """Layers, checked."""
         if not isinstance(answer, list | tuple) or not answer:
-            raise UsageError(f"hidden_states of {self.name} must return a list of layers; it returned {_said(answer)}.")
+            raise AnswerError(
+                f"hidden_states of {self.name} must return a list of layers; it returned {_said(answer)}."
+            )
         shape = (len(clips), "T", "D")
         return [self._checked(f"hidden_states (layer {n})", layer, shape, clips) for n, layer in enumerate(answer, 1)]
 
     def _stamped(self, answer: Any, clips: Sequence[str]) -> list[Tensor]:
         """Timestamp embeddings and timestamps, checked."""
         if not isinstance(answer, list | tuple) or len(answer) != 2:
-            raise UsageError(
+            raise AnswerError(
                 f"timestamp_embeddings of {self.name} must return embeddings and timestamps; it returned "
                 f"{_said(answer)}."
             )
@@ -316,7 +322,7 @@ class Encoder(nn.Module):
         """Scene embeddings, checked, if they are as long as those of other clips."""
         scenes = self._scenes(answer, clips)
         if scenes.shape[1] != self.scene_embedding_size:
-            raise UsageError(
+            raise AnswerError(
                 f"{self.name} returned embeddings of {scenes.shape[1]} numbers for {clips[0]}, "
                 f"{self.scene_embedding_size} before or as scene_embedding_size says; every clip's must be as long."
             )
@@ -338,7 +344,7 @@ class Encoder(nn.Module):
             or any(isinstance(n, int) and n != size for n, size in zip(expected, embeddings.shape, strict=True))
         ):
             shape = ", ".join(map(str, expected))
-            raise UsageError(
+            raise AnswerError(
                 f"{method} of {self.name} must return a tensor or an array of floats [{shape}], one row a clip; "
                 f"it returned {_said(output)} for {clips[0]}{' …' if len(clips) > 1 else ''}."
             )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2d_bench.encoders.tensor_file import listing
 from m2d_bench.errors import CheckpointError
+from m2d_bench.registry import listing
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from m2d_bench.errors import CheckpointError
+from m2d_bench.registry import listing
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _ZIP = b"PK\x03\x04"
@@ -167,12 +168,6 @@ def check_shapes(path: Path, state: Mapping[str, Tensor], expected: Mapping[str,
             ],
         },
     )
-
-
-def listing(keys: Sequence[str], limit: int = 20) -> str:
-    """Keys as part of a message: not too many, not too long, and nothing that a terminal would obey."""
-    shown = [key[:100] if key.isprintable() else ascii(key[:100]) for key in keys[:limit]]
-    return ", ".join(shown) + (f" … and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
 def brief(message: object) -> str:

@@ -32,7 +32,7 @@ from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
-from m2d_bench.registry import unknown
+from m2d_bench.registry import listing, unknown
 from m2d_bench.settings import Compute, Storage, make_folder, writing
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ _OTHERS: dict[str, Callable[..., LoadedEncoder]] = {
 
 _LARGEST = 2 << 30
 """Bytes of a released .pth file; the largest have less than 1 GiB."""
+_SHORT = ("device", "precision", "trust_remote_code")
+"""Settings of `Compute` that `load` takes by themselves."""
 LICENCE = f"NTT's own licence, for evaluation: {REPOSITORY}"
 
 
@@ -125,14 +127,14 @@ def load(
         compute: Device, precision, and whether code of an `hf:` repository may run. `logmel`, `hear:`, `s3prl:` and
             your own code keep their own precision.
         storage: The cache folder released weights are downloaded into.
-        changes: `device` and `precision`, short for `compute`; and settings of an encoder of the family to change:
-            `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
+        changes: `device`, `precision` and `trust_remote_code`, short for `compute`; and settings of an encoder of the
+            family to change: `features`, `encoding`, `dur_frames`, `norm_stats`, `sample_rate`.
 
     Raises:
         UsageError: Unknown name or setting.
         CheckpointError: The weights cannot be had, or are not what they claim to be.
     """
-    shorthand = {key: changes.pop(key) for key in ("device", "precision") if key in changes}
+    shorthand = {key: changes.pop(key) for key in _SHORT if key in changes}
     compute = replace(compute, **shorthand)
     encoder: LoadedEncoder
     if other := _other(text := os.fspath(name)):
@@ -202,7 +204,9 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     path = Path(os.path.expanduser(name))
     if name and (path.exists() or path.suffix.lower() in tensor_file.SUFFIXES):
         return checkpoint.read(path, **changes)
-    raise unknown("model", name, [DEFAULT, *RELEASED], f"m2d-bench models, or give {', '.join(FORMS)}")
+    raise unknown(
+        "model", name, [DEFAULT, RANDOM, *_OTHERS, *RELEASED], f"m2d-bench models, or give {', '.join(FORMS)}"
+    )
 
 
 def _other(name: str) -> Callable[..., LoadedEncoder] | None:
@@ -268,7 +272,7 @@ def _unpack(archive: Path, target: Path) -> None:
         with tensor_file.open_zip(archive) as file:
             members = [member for member in file.infolist() if _is_checkpoint(member.filename)]
             if len(members) != 1:
-                names = tensor_file.listing([member.filename for member in members]) or "none"
+                names = listing([member.filename for member in members]) or "none"
                 raise CheckpointError(f"{archive}: holds {len(members)} .pth files ({names}), expected one.")
             size = tensor_file.unpacked_size(archive, members)
             if size > _LARGEST:

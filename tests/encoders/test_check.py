@@ -1,6 +1,8 @@
 """The certificate of an encoder: each planted fault is found by its rule, and encoders without a fault have none."""
 
+import copy
 import math
+import re
 
 import pytest
 import torch
@@ -89,6 +91,38 @@ class RoughInBf16(Energy):
         return super().scene_embeddings(waveform, lengths).roll(1 if self.precision == "bf16" else 0, dims=1)
 
 
+class KeepsState(Energy):
+    last = 0
+
+    def scene_embeddings(self, waveform, lengths=None):
+        self.last = 0.5 * self.last + super().scene_embeddings(waveform, lengths).mean().item()
+        return super().scene_embeddings(waveform, lengths) + self.last
+
+
+class Half(torch.nn.Module):
+    """Two layers in a type of fewer bits, which rounds otherwise for another batch size.
+
+    Args:
+        dtype: Of the weights.
+        pooled: What becomes of the embeddings.
+    """
+
+    sample_rate = 8000
+
+    def __init__(self, dtype, pooled=lambda e: e, weights=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(FRAME, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
+        self.to(weights or dtype).eval().requires_grad_(False)
+        self.dtype, self.pooled = dtype, pooled
+
+    def scene_embeddings(self, waveform):
+        frames = pad(waveform, (0, -waveform.shape[1] % FRAME)).unfold(1, FRAME, FRAME).to(self.dtype)
+        layers = copy.deepcopy(self.layers).to(self.dtype)
+        rounding = 1 + torch.finfo(self.dtype).eps * (len(waveform) > 1)
+        return self.pooled(layers(frames).mean(1) * rounding)
+
+
 class NoModule:
     sample_rate = 8000
 
@@ -142,7 +176,25 @@ FAULTS = {
     "training": (Spoilt(training=True), {"mode"}),
     "no digest": (NoModule(), {"digest"}),
     "counts calls": (Counting(), {"digest"}),
-    "dropout": (Spoilt(lambda e, w: dropout(e)), SCENES),
+    "dropout": (Spoilt(lambda e, w: dropout(e)), {"scene_embeddings: the same again"}),
+    "keeps the last call": (KeepsState(), {"scene_embeddings: the same again"}),
+    "half precision and batch mean": (
+        Half(torch.float16, lambda e: (e - e.mean(0)).float()),
+        {"scene_embeddings: batch mates"},
+    ),
+    "D grows with the length": (
+        Spoilt(lambda e, w: w.unfold(1, FRAME, FRAME).mean(2)[:, :50], scene_embedding_size=50),
+        {"25 ms", "100 ms"},
+    ),
+    "D grows without end": (
+        Spoilt(lambda e, w: w.unfold(1, FRAME, FRAME).mean(2), scene_embedding_size=50),
+        {"scene_embeddings: the same again", "25 ms", "100 ms", "10 s", "1 min"},
+    ),
+    "frames' D grows with the length": (
+        Spoilt(frames=lambda e, t, w: (e[..., : w.shape[1] // 200], t)),
+        {"25 ms", "100 ms"},
+    ),
+    "squeezed": (Spoilt(lambda e, w: e if w.shape[1] > 80 * FRAME // 10 else e.squeeze()), {"25 ms", "100 ms"}),
     "random crops": (Spoilt(crop_at_random), {"scene_embeddings: the same again"}),
     "batch mean": (Spoilt(lambda e, w: e - e.mean(0)), {"scene_embeddings: batch mates"}),
     "batch peak": (Spoilt(lambda e, w: e / (1 + w.abs().max())), {"scene_embeddings: batch mates"}),
@@ -170,6 +222,11 @@ FAULTS = {
     "rate declared": (Spoilt(frames=lambda e, t, w: (e, 2 * t), hop_ms=40.0), {"timestamps: last"}),
 }
 ADVICE = {
+    "half precision": (Half(torch.float16), {BY_HAND}),
+    "bfloat16": (Half(torch.bfloat16), {BY_HAND}),
+    "half precision of float32 weights": (Half(torch.float16, weights=torch.float32), {BY_HAND}),
+    "rough under autocast": (Spoilt(lambda e, w: e.roll(int(torch.is_autocast_enabled("cpu")), dims=1)), {"precision"}),
+    "fails under autocast": (Spoilt(lambda e, w: e / (not torch.is_autocast_enabled("cpu"))), {"precision"}),
     "float64": (Spoilt(lambda e, w: e.double()), {BY_HAND}),
     "gradient": (Energy().requires_grad_(True), {BY_HAND, BY_HAND.replace("scene", "timestamp")}),
     "refuses what is too short": (Spoilt(refuse(AudioError("too short"), shorter=0.05)), {"25 ms"}),
@@ -214,8 +271,67 @@ def test_a_finding_has_a_number_and_says_what_to_do():
     (finding,) = [f for f in check_encoder(HearsPadding(), long=False) if f.kept is False]
     assert "cosine 0." in finding.measured
     assert "Pass lengths on to the attention mask" in finding.remedy
-    (alone,) = [f for f in check_encoder(Spoilt(), long=False) if f.rule == "scene_embeddings: padding"]
-    assert alone.measured.endswith("one length at a time")
+
+
+@pytest.mark.parametrize(
+    ("fault", "rule", "remedy"),
+    [
+        ("one row", "scene_embeddings", "a row a clip"),
+        ("no batch", "scene_embeddings", "keep the axis of clips"),
+        ("NaN", "scene_embeddings", "clamp"),
+        ("layers", "hidden_states", r"layers \[B, T, D\]"),
+        ("frames without timestamps", "timestamp_embeddings", "timestamps"),
+        ("D grows with the length", "25 ms", "D must not depend on the length"),
+        ("D grows without end", "scene_embeddings: the same again", "D must not depend on the length"),
+        ("squeezed", "25 ms", "No squeeze"),
+        ("dropout", "scene_embeddings: the same again", "dropout"),
+        ("keeps the last call", "scene_embeddings: the same again", "keep nothing from call to call"),
+    ],
+)
+def test_the_remedy_is_the_faults(fault, rule, remedy):
+    (finding,) = [f for f in check_encoder(FAULTS[fault][0], long=False) if f.rule == rule]
+    assert re.search(remedy, finding.remedy)
+
+
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        (lambda e: e.mean(1), "keep the axis of clips"),
+        (lambda e: e[None], "keep the axis of clips"),
+        (lambda e: e.long(), "as floats"),
+        (lambda e: e > 0, "as floats"),
+        (lambda e: e.numpy().astype(object), "as floats"),
+        (lambda e: (e, e), "tensor in the tuple"),
+        (lambda e: {"embeddings": e}, "tensor in the dict"),
+        (lambda e: None, "tensor in the NoneType"),
+    ],
+)
+def test_an_answer_of_another_form_gets_a_remedy(answer, remedy):
+    finding = check_encoder(Spoilt(lambda e, w: answer(e)))[0]
+    assert (finding.verdict, remedy in finding.remedy) == ("BROKEN", True), finding
+
+
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        (lambda e, t: (e, t.long()), "as floats"),
+        (lambda e, t: (e, t[0]), "keep the axis of clips"),
+        (lambda e, t: (e, t, t), "timestamps"),
+        (lambda e, t: (e[:1], t), "a row a clip"),
+        (lambda e, t: (e, t.tolist()), "tensor in the list"),
+    ],
+)
+def test_frames_of_another_form_get_a_remedy(answer, remedy):
+    finding = check_encoder(Spoilt(frames=lambda e, t, w: answer(e, t)))[1]
+    assert (finding.verdict, remedy in finding.remedy) == ("BROKEN", True), finding
+
+
+def test_what_cannot_be_compared_is_not_tried(caplog):
+    found = {f.rule: f for f in check_encoder(FAULTS["dropout"][0], long=False)}
+    assert [found[rule].verdict for rule in sorted(SCENES)] == ["–", "–", "BROKEN"]
+    assert "not comparable" in found["scene_embeddings: batch mates"].measured
+    assert "one length at a time" in found["timestamp_embeddings: padding"].measured
+    assert "takes no lengths" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,9 @@ def test_what_is_not_here_says_what_to_do(small_model, setting):
     ):
         with pytest.raises(UsageError, match=f"takes no {next(iter(setting))} here; m2d"):
             RuntimeM2D(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"cfg": SimpleNamespace()}, {"cfg": SimpleNamespace(weight_file="")}])
+def test_without_weights_it_says_how_to_name_them(arguments):
+    with pytest.raises(UsageError, match="Pass weight_file, or a cfg"):
+        RuntimeM2D(**arguments)

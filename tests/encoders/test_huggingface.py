@@ -227,7 +227,7 @@ def damage_extractor(folder):
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load it"),
         (
             lambda folder: (folder / "config.json").unlink(),
-            "config.json, preprocessor_config.json and model.safetensors",
+            "and model.safetensors. One that M2DEncoder.save_pretrained wrote is named without hf:.",
         ),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "load feature extractor"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
@@ -241,7 +241,7 @@ def test_a_folder_that_is_no_whole_model_is_refused_and_runs_no_code(tmp_path, d
     assert "code of a file ran" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("layer", ["99", "4", "0", "-1", "last", "1.5", ""])
+@pytest.mark.parametrize("layer", ["99", "4", "0", "-1", "last", "1.5", "", "01", "２"])
 def test_a_layer_that_is_not_there_is_refused_with_the_range(folders, layer):
     with pytest.raises(UsageError, match=f"layer is '{layer}'; it is a whole number from 1 to 3"):
         zoo.load(f"hf:{folders['hubert-base']}@layer={layer}", compute=CPU)

@@ -1,6 +1,7 @@
 """Models of transformers behind a feature extractor: the library's own numbers, for clips of any length."""
 
 import json
+import re
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from m2d_bench.encoders import zoo
 from m2d_bench.encoders.huggingface import import_transformers
 from m2d_bench.encoders.protocol import TOLERANCE, AudioEncoder, facts_of
 from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.hear_api import load_model
 from m2d_bench.pretrain.run import RunSettings, _compute
 from m2d_bench.settings import Compute
 from tests.encoders import transformers_models
@@ -235,6 +237,20 @@ def test_code_of_a_repository_runs_only_where_it_is_trusted(tmp_path, capfd):
     close(encoder.timestamp_embeddings(clip)[0], frames)
     close(encoder.scene_embeddings(clip), frames.mean(1))
     assert encoder.hop_ms == 25
+
+
+def test_code_is_trusted_in_python_and_where_a_tool_takes_a_name_alone(tmp_path):
+    name = f"hf:{save_with_code(tmp_path / 'mine')}"
+    encoder = zoo.load(name, trust_remote_code=True, device="cpu")
+    assert load_model(name, trust_remote_code=True, device="cpu").encoder.digest == encoder.digest
+    call = f"m2d_bench.load_encoder({name!r}, trust_remote_code=True)"
+    with pytest.raises(UsageError, match=re.escape(call)):
+        zoo.load(name)
+    (tmp_path / "trusting.py").write_text(f"import m2d_bench\n\n\ndef make():\n    return {call}\n")
+    clip = noise(9000)[0]
+    by_file = zoo.load(f"{tmp_path / 'trusting.py'}:make", device="cpu")
+    close(by_file.scene_embeddings(clip), encoder.scene_embeddings(clip))
+    assert by_file.hop_ms == encoder.hop_ms
 
 
 def test_the_digest_tells_code_apart_but_not_folders(tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from m2d_bench.encoders import checkpoint, m2d, tensor_file, zoo
 from m2d_bench.encoders.m2d import M2DEncoder
-from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.errors import CheckpointError, StorageError, UsageError
 from tests.conftest import GOLDEN, small_encoder
 from tests.encoders.test_m2d import noise
 
@@ -128,12 +128,28 @@ def test_damaged_folders_are_refused(saved, damage, message):
         M2DEncoder.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("name", ["nobody/has-this", "no:name", "/no/such/folder", "a/b/c"])
+@pytest.mark.parametrize("name", ["nobody/has-this", "random:m2d_tiny", "no:name", "/no/such/folder", "a/b/c"])
 def test_a_repository_that_cannot_be_had_says_what_to_do(name, tmp_path):
-    with pytest.raises(CheckpointError, match=rf"{name}: cannot be loaded: .*hf download"):
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be loaded: .*hf download.*load_encoder"):
         M2DEncoder.from_pretrained(name, local_files_only=True, cache_dir=tmp_path)
 
 
 def test_without_config_json_the_weights_tell(saved):
     (saved / "config.json").unlink()
     assert M2DEncoder.from_pretrained(saved).digest == small_encoder().digest
+
+
+@pytest.mark.parametrize("name", ["me/mine", "no:name"])
+def test_what_cannot_be_uploaded_says_what_to_do(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StorageError, match=rf"{name}: cannot be uploaded: .*save_pretrained\(FOLDER\)"):
+        small_encoder().push_to_hub(name)
+    with pytest.raises(TypeError, match="privat"):
+        small_encoder().push_to_hub("me/mine", privat=True)
+
+
+@pytest.mark.parametrize("folder", ["a file", "a file/below"])
+def test_a_folder_that_cannot_be_made_is_named(folder, tmp_path):
+    (tmp_path / "a file").touch()
+    with pytest.raises(UsageError, match=f"{folder}: cannot be made"):
+        small_encoder().save_pretrained(tmp_path / folder)

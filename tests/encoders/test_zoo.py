@@ -15,6 +15,7 @@ import torch
 
 from m2d_bench.encoders import download, variants, zoo
 from m2d_bench.errors import CheckpointError, StorageError, UsageError
+from m2d_bench.registry import unknown
 from m2d_bench.settings import Compute, Storage
 from tests.conftest import random_checkpoint, small_encoder
 
@@ -78,10 +79,17 @@ def test_other_numbers_of_mel_bins_are_refused():
 def test_misspelt_names_get_a_suggestion():
     with pytest.raises(UsageError, match=r"Unknown model 'm2d_tyni'\. Did you mean m2d_tiny"):
         zoo.load("m2d_tyni")
+    for name, meant in {"Logmel": "logmel", "logmel@layer=2": "logmel", "hf": "hf:", "random": "random:"}.items():
+        with pytest.raises(UsageError, match=rf"Unknown model '{name}'\. Did you mean {meant}[ ?]"):
+            zoo.load(name)
     with pytest.raises(UsageError, match="released form"):
         zoo.load("random:nonsense")
     with pytest.raises(CheckpointError, match="no such file"):
         zoo.load("gone.pth")
+
+
+def test_dozens_of_names_are_not_all_listed():
+    assert str(unknown("task", "?", [f"task{n}" for n in range(50)])).endswith("task18, task19 … and 30 more.")
 
 
 def test_unusable_device_and_precision_get_a_message():

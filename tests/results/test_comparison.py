@@ -1,6 +1,7 @@
 """Runs beside each other and beside the papers: the right rows, the right averages, the right marks."""
 
 import logging
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -260,3 +261,13 @@ def test_mus_and_env_are_the_papers_groups():
 def test_a_row_with_its_settings_in_its_name_can_be_chosen():
     runs = [record("a", "us8k", 0.9), record("a", "us8k", 0.3, epochs=10)]
     assert {model for model, _ in found(runs, models=("a (epochs=10)",))} == {"a (epochs=10)"}
+
+
+@pytest.mark.parametrize("others", [{"digest": "1" * 16}, {"epochs": 10}, {"epochs": 10, "digest": "1" * 16}])
+def test_a_baseline_of_several_rows_is_told_how_to_name_one(others):
+    runs = [record("own.py:Own", "us8k", 0.8), record("own.py:Own", "us8k", 0.7, **others)]
+    with pytest.raises(UsageError, match=r"fits 2 rows\. Name one: --baseline") as error:
+        found(runs, baseline="own.py:Own*")
+    for words in str(error.value).removesuffix(".").partition("Name one: ")[2].split(" or "):
+        _, name = shlex.split(words)
+        assert compare(runs, Selection(baseline=name)).baseline == name

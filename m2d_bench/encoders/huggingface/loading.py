@@ -20,9 +20,9 @@ from m2d_bench.encoders.huggingface.measured import MeasuredEncoder, measure
 from m2d_bench.encoders.huggingface.speech import TYPES, SpeechConfig, SpeechEncoder
 from m2d_bench.encoders.huggingface.windows import KINDS, WindowEncoder
 from m2d_bench.encoders.protocol import Encoder
-from m2d_bench.encoders.tensor_file import brief, listing
+from m2d_bench.encoders.tensor_file import brief
 from m2d_bench.errors import CheckpointError, UsageError
-from m2d_bench.registry import resolve
+from m2d_bench.registry import listing, resolve
 
 PREFIX = "hf:"
 
@@ -74,7 +74,7 @@ class _Repository(NamedTuple):
             UsageError: No such layer.
         """
         layer = self.layer
-        if layer is not None and not (layer.isdecimal() and 1 <= int(layer) <= depth):
+        if layer is not None and layer not in map(str, range(1, depth + 1)):
             raise UsageError(
                 f"{self.name}: layer is {layer!r}; it is a whole number from 1 to {depth}, the last block."
             )
@@ -224,12 +224,15 @@ def _explained(name: str, source: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise UsageError(
                 f"{name}: comes with code of its own, which is not run unasked. Read the .py files of {source}; to run "
-                "them add --trust-remote-code."
+                "them add --trust-remote-code, in Python trust_remote_code=True. Tools that take a name alone (superb, "
+                "evar, xares) take FILE.py:FUNCTION, a function of yours that returns "
+                f"m2d_bench.load_encoder({name!r}, trust_remote_code=True)."
             ) from error
         if os.path.isdir(source):
             where = (
                 "The folder must hold what save_pretrained of model and feature extractor writes: config.json, "
-                "preprocessor_config.json and model.safetensors."
+                "preprocessor_config.json and model.safetensors. One that M2DEncoder.save_pretrained wrote is named "
+                f"without {PREFIX}."
             )
         else:
             where = (
