@@ -90,7 +90,7 @@ def look_up(name: str, what: str, kind: str) -> tuple[Any, ModuleType]:
     module = load_module(reference)
     if (found := getattr(module, attribute, None)) is None:
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise unknown(kind, attribute, own, f"{reference}, which defines {', '.join(own) or 'none'}")
+        raise unknown(kind, attribute, own, f"{reference}, which defines {listing(own) or 'none'}")
     return found, module
 
 
