@@ -127,16 +127,21 @@ class Encoder(nn.Module):
         super().__init__()
         kind = type(encoder).__name__
         rate: Any = getattr(encoder, "sample_rate", None)
-        if not _is_positive(rate, Integral):
-            raise UsageError(
-                f"{kind} is no encoder: sample_rate is {rate!r}. Add an attribute sample_rate, the Hz of the "
-                "waveforms it takes, such as sample_rate = 16000."
+        lacks = []
+        if rate is None:
+            lacks.append(
+                "it has no sample_rate. Add an attribute sample_rate, the Hz of the waveforms it takes, such as "
+                "sample_rate = 16000."
             )
+        elif not _is_positive(rate, Integral):
+            lacks.append(f"sample_rate is {rate!r}; it must be a whole number above 0, such as sample_rate = 16000.")
         if not callable(getattr(encoder, "scene_embeddings", None)):
-            raise UsageError(
-                f"{kind} is no encoder: it has no method scene_embeddings. Add scene_embeddings(self, waveform), which "
-                f"takes a float32 tensor [B, samples] in [-1, 1] at {rate} Hz and returns embeddings [B, D]."
+            lacks.append(
+                "it has no method scene_embeddings. Add scene_embeddings(self, waveform), which takes a float32 tensor "
+                f"[B, samples] in [-1, 1] at {rate or 'sample_rate'} Hz and returns embeddings [B, D]."
             )
+        if lacks:
+            raise UsageError(f"{kind} is no encoder: {' And '.join(lacks)}")
         if isinstance(encoder, nn.Module) and encoder.training and next(encoder.parameters(), None) is not None:
             logger.warning("%s is in training mode; call .eval() unless it is meant to be.", kind)
         self.encoder = encoder
@@ -291,6 +296,8 @@ class Encoder(nn.Module):
 
     def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
         """What a method of the encoder returns for waveforms, on its own device if it is a module."""
+        if not lengths and takes_lengths(self._own(method), always=True):
+            lengths = {"lengths": [batch.shape[1]] * len(batch)}
         weights = next(chain(self.parameters(), self.buffers()), batch)
         with torch.inference_mode():
             return self._own(method)(batch.to(weights.device), **lengths)
@@ -366,12 +373,13 @@ class Encoder(nn.Module):
             raise UsageError(f"{self.name} has no {name}, which this needs; see AudioEncoder.") from None
 
 
-def takes_lengths(method: Callable[..., Any]) -> bool:
-    """Whether a method of an encoder takes `lengths`."""
+def takes_lengths(method: Callable[..., Any], *, always: bool = False) -> bool:
+    """Whether a method of an encoder takes `lengths`, or cannot be called without."""
     try:
-        return "lengths" in inspect.signature(method).parameters
+        parameter = inspect.signature(method).parameters.get("lengths")
     except ValueError:  # compiled code has no signature
         return False
+    return parameter is not None and not (always and parameter.default is not parameter.empty)
 
 
 def parts_of(module: nn.Module) -> list[Any]:
@@ -386,7 +394,11 @@ def parts_of(module: nn.Module) -> list[Any]:
     return [
         sorted(_code(kind) for kind in classes),
         [
-            [name, _named(type(part)), [[key, _plain(value)] for key, value in vars(part).items() if key not in private]]
+            [
+                name,
+                _named(type(part)),
+                [[key, _plain(value)] for key, value in vars(part).items() if key not in private],
+            ]
             for name, part in module.named_modules()
         ],
         [[name, _plain(buffer)] for name, buffer in module.named_buffers() if name not in state],

@@ -54,7 +54,10 @@ def test_a_module_with_rate_and_scene_embeddings_is_evaluated(tones, tmp_path):
     ("attributes", "says"),
     [
         ({}, "Add an attribute sample_rate"),
+        ({}, r"And it has no method scene_embeddings\."),
         ({"sample_rate": 16000.5}, "sample_rate is 16000.5"),
+        ({"sample_rate": 16000.0}, r"sample_rate is 16000\.0; it must be a whole number"),
+        ({"sample_rate": "16000"}, "sample_rate is '16000'; it must be a whole number"),
         ({"sample_rate": 16000}, r"Add scene_embeddings\(self, waveform\).* at 16000 Hz"),
     ],
 )
@@ -153,6 +156,26 @@ def test_lengths_are_given_to_whom_takes_them_and_only_where_rows_are_padded():
     encoder.scene_embeddings(torch.rand(2, 8000), [8000, 8000])
     encoder.scene_embeddings(torch.rand(2, 8000), [8000, 500])
     assert given == [None, None, [8000, 500]]
+
+
+def test_lengths_are_always_given_to_whom_needs_them():
+    given = []
+
+    class Needing(Frames):
+        def scene_embeddings(self, waveform, lengths):
+            given.append(lengths)
+            return super().scene_embeddings(waveform)
+
+        def timestamp_embeddings(self, waveform, *, lengths):
+            given.append(lengths)
+            return super().timestamp_embeddings(waveform)
+
+    encoder = wrap(Needing())
+    assert encoder.scene_embedding_size == 2
+    encoder.scene_embeddings(torch.rand(2, 800))
+    encoder.timestamp_embeddings(torch.rand(2, 800), [800, 500])
+    assert encoder.timestamp_embedding_size == 1
+    assert given == [[8000], [800, 800], [800, 500], [80000]]
 
 
 def test_a_wrapped_encoder_fulfils_the_contract_and_names_what_is_absent():
@@ -255,7 +278,9 @@ def test_the_digest_tells_buffers_apart_that_are_not_saved():
     assert buffered(1.0) == buffered(1.0) != buffered(2.0)
 
 
-CODE = "from tests.encoders.test_protocol import Statistics\n\n\nclass {}:\n    def of(self, x):\n        return x + 1\n"
+CODE = (
+    "from tests.encoders.test_protocol import Statistics\n\n\nclass {}:\n    def of(self, x):\n        return x + 1\n"
+)
 
 
 @pytest.mark.parametrize("edited", ["whole", "base", "part"])
