@@ -29,6 +29,8 @@ class HearEncoder(nn.Module):
         model: What its `load_model` returned.
     """
 
+    sample_rate: int
+
     def __init__(self, module: ModuleType, model: nn.Module) -> None:
         super().__init__()
         self._module, self.model = module, model
