@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from m2d_bench.encoders.frontend import HOP_MS, N_MELS, LogMel
-from m2d_bench.encoders.protocol import Encoder
+from m2d_bench.encoders.protocol import Encoder, digest_of
 
 NAME = "logmel"
 
@@ -39,6 +39,12 @@ class LogMelEncoder(nn.Module):
         self.hop_ms = HOP_MS
         self.timestamp_embedding_size = N_MELS
         self.scene_embedding_size = 2 * N_MELS
+
+    @property
+    def digest(self) -> str:
+        """Identity of the configuration and the front end's constants; `version` stands for the code."""
+        settings = [f"{__name__}.LogMelEncoder", self.sample_rate, asdict(self.config)]
+        return digest_of(settings, self.state_dict())
 
     def timestamp_embeddings(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S] → log-mel frames [B, T, 80], and the centres of their windows [B, T] in ms."""

@@ -53,11 +53,11 @@ def tried(rule: str, findings: Iterator[Finding], remedy: str = "") -> Iterator[
     """The findings; an error while they are made becomes one too."""
     try:
         yield from findings
-    except Exception as error:  # of anybody's code
+    except (Exception, SystemExit) as error:  # of anybody's code
         yield Finding(rule, "no error", said(error), False, POOL if isinstance(error, AnswerError) else remedy)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """An error in one line, as a finding's measured."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, digest_of
 from m2d_bench.errors import M2DBenchError, UsageError
+from m2d_bench.files import sha256
 from m2d_bench.registry import listing, unknown
 
 _SUFFIX = ".py"
@@ -36,7 +38,7 @@ class ForeignEncoder(Encoder):
     Args:
         encoder: As for `Encoder`.
         name: Its name in records and messages.
-        code: What its code is: the file that holds it, or a version.
+        code: What its code is: the text that holds it, or a version; and weights that it reads.
         file: Where its code lies.
     """
 
@@ -68,9 +70,31 @@ def load(name: str) -> ForeignEncoder:
     """
     encoder, module = look_up(name, "encoder", "class or function")
     if isinstance(encoder, type) or inspect.isroutine(encoder):
+        _check_arguments(name, encoder)
         with explained(f"{name}, called without arguments", module.__file__):
             encoder = encoder()
-    return ForeignEncoder(encoder, Path(name).name, code_of(module), module.__file__)
+    if encoder is None:
+        raise UsageError(f"{name} gives None, no encoder; end the function with return and the encoder.")
+    try:
+        return ForeignEncoder(encoder, Path(name).name, code_of(module), module.__file__)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+    """Refuses a class or function that cannot be called without arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled code has no signature
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        reference, _, attribute = name.rpartition(":")
+        raise UsageError(
+            f"{name} is called without arguments: {error}. Give its arguments in a function, "
+            f"def make(): return {attribute}(…), and name {reference}:make."
+        ) from None
 
 
 def look_up(name: str, what: str, kind: str) -> tuple[Any, ModuleType]:
@@ -132,8 +156,43 @@ def load_module(reference: str) -> ModuleType:
 
 
 def code_of(module: ModuleType) -> bytes:
-    """Content of a module's file, or its name where it has none."""
-    return Path(module.__file__).read_bytes() if module.__file__ else module.__name__.encode()
+    """Text of a module's file, and of loaded modules beside it that it imports, directly or not; else its name.
+
+    An installed module stands alone, and what is imported by a name that the text does not show is not found.
+    """
+    if not module.__file__:
+        return module.__name__.encode()
+    file = Path(module.__file__).resolve()
+    folder, texts, waiting = file.parents[module.__name__.count(".")], {file: file.read_bytes()}, [module]
+    while waiting and "site-packages" not in file.parts and file.suffix == _SUFFIX:
+        for imported in _imported(waiting.pop()):
+            path = Path(getattr(imported, "__file__", None) or "").resolve()
+            inside = folder in path.parents and "site-packages" not in path.parts
+            if inside and path.suffix == _SUFFIX and path not in texts:
+                texts[path] = path.read_bytes()
+                waiting.append(imported)
+    return b"".join(texts[path] for path in [file, *sorted(texts.keys() - {file})])
+
+
+def _imported(module: ModuleType) -> list[ModuleType]:
+    """Loaded modules that a module's text imports."""
+    assert module.__file__ is not None
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(Path(module.__file__).read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = (module.__package__ or "").rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(filter(None, (package, node.module)))
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    parents = {name[:at] for name in names for at, letter in enumerate(name) if letter == "."}
+    return [sys.modules[name] for name in names | parents if name in sys.modules]
+
+
+def content_of(path: str) -> bytes:
+    """SHA-256 over a file, or over the files of a folder and their names; nothing where there is none."""
+    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
+    return "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files).encode()
 
 
 @contextmanager
@@ -148,7 +207,7 @@ def explained(what: str, file: str | None) -> Iterator[None]:
         yield
     except (M2DBenchError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         calls = [(call.filename, call.lineno) for call in traceback.extract_tb(error.__traceback__)]
         inside = [call for call in calls if file and os.path.realpath(call[0]) == os.path.realpath(file)]
         where = "" if isinstance(error, SyntaxError) else "{}, line {}: ".format(*(inside or calls)[-1])

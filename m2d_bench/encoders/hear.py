@@ -10,14 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from m2d_bench.encoders.foreign import ForeignEncoder, code_of, explained, load_module
+from m2d_bench.encoders.foreign import ForeignEncoder, code_of, content_of, explained, load_module
 from m2d_bench.errors import UsageError
 
 PREFIX = "hear:"
-_FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
-_ATTRIBUTES = ("sample_rate", "scene_embedding_size", "timestamp_embedding_size")
+_FUNCTIONS = ("load_model", "get_scene_embeddings")
+_ATTRIBUTES = ("sample_rate",)
 
 
 class HearEncoder(nn.Module):
@@ -28,20 +29,29 @@ class HearEncoder(nn.Module):
         model: What its `load_model` returned.
     """
 
+    sample_rate: int
+
     def __init__(self, module: ModuleType, model: nn.Module) -> None:
         super().__init__()
         self._module, self.model = module, model
-        self.sample_rate, self.scene_embedding_size, self.timestamp_embedding_size = (
-            int(getattr(model, name)) for name in _ATTRIBUTES
-        )
+        for name in ("sample_rate", "scene_embedding_size", "timestamp_embedding_size"):
+            if hasattr(model, name):
+                setattr(self, name, int(getattr(model, name)))
 
     def scene_embeddings(self, waveform: Tensor) -> Any:
         """[B, S] → [B, D]."""
         return self._module.get_scene_embeddings(waveform, self.model)
 
+
+class HearFrameEncoder(HearEncoder):
+    """The same with timestamp embeddings."""
+
     def timestamp_embeddings(self, waveform: Tensor) -> Any:
-        """[B, S] → [B, T, D], and [B, T] in ms."""
-        return self._module.get_timestamp_embeddings(waveform, self.model)
+        """[B, S] → [B, T, D], and [B, T] in ms; times [T] stand for every clip."""
+        answer = self._module.get_timestamp_embeddings(waveform, self.model)
+        if isinstance(answer, list | tuple) and len(answer) == 2 and getattr(answer[1], "ndim", 2) == 1:
+            return answer[0], torch.as_tensor(answer[1]).expand(len(waveform), -1)
+        return answer
 
 
 def load(name: str) -> ForeignEncoder:
@@ -56,15 +66,22 @@ def load(name: str) -> ForeignEncoder:
     reference, _, weights = name.removeprefix(PREFIX).partition("@")
     module = load_module(reference)
     _check(name, module, _FUNCTIONS, "functions")
+    weights = os.path.expanduser(weights)
     with explained(f"load_model of {name}", module.__file__):
-        model = module.load_model(os.path.expanduser(weights)) if weights else module.load_model()
+        model = module.load_model(weights) if weights else module.load_model()
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name}: load_model gave a {type(model).__name__}; a torch.nn.Module is needed.")
     _check(name, model, _ATTRIBUTES, "attributes of the model")
+    framed = hasattr(module, "get_timestamp_embeddings") and hasattr(model, "timestamp_embedding_size")
+    with explained(f"{name}, numbers of the model", module.__file__):
+        encoder = (HearFrameEncoder if framed else HearEncoder)(module, model)
     shown = f"{PREFIX}{Path(reference).name}" + (f"@{Path(weights).name}" if weights else "")
-    return ForeignEncoder(HearEncoder(module, model), shown, code_of(module), module.__file__)
+    code = code_of(module) + (content_of(weights) if weights else b"")
+    return ForeignEncoder(encoder, shown, code, module.__file__)
 
 
 def _check(name: str, holder: object, names: tuple[str, ...], kind: str) -> None:
     if missing := [each for each in names if not hasattr(holder, each)]:
-        raise UsageError(f"{name}: lacks {', '.join(missing)}; the {kind} of HEAR's common API are {', '.join(names)}.")
+        raise UsageError(
+            f"{name}: lacks {', '.join(missing)}; needed {kind} of HEAR's common API are {', '.join(names)}."
+        )

@@ -8,10 +8,12 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from functools import cached_property
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
+from functools import cached_property, lru_cache
 from itertools import chain
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -129,19 +131,26 @@ class Encoder(nn.Module):
         super().__init__()
         kind = type(encoder).__name__
         rate: Any = getattr(encoder, "sample_rate", None)
-        if not _is_positive(rate, Integral):
-            raise UsageError(
-                f"{kind} is no encoder: sample_rate is {rate!r}. Add an attribute sample_rate, the Hz of the "
-                "waveforms it takes, such as sample_rate = 16000."
+        lacks = []
+        if rate is None:
+            lacks.append(
+                "it has no sample_rate. Add an attribute sample_rate, the Hz of the waveforms it takes, such as "
+                "sample_rate = 16000."
             )
+        elif not _is_positive(rate, Integral):
+            lacks.append(f"sample_rate is {rate!r}; it must be a whole number above 0, such as sample_rate = 16000.")
         if not callable(getattr(encoder, "scene_embeddings", None)):
-            raise UsageError(
-                f"{kind} is no encoder: it has no method scene_embeddings. Add scene_embeddings(self, waveform), which "
-                f"takes a float32 tensor [B, samples] in [-1, 1] at {rate} Hz and returns embeddings [B, D]."
+            lacks.append(
+                "it has no method scene_embeddings. Add scene_embeddings(self, waveform), which takes a float32 tensor "
+                f"[B, samples] in [-1, 1] at {rate or 'sample_rate'} Hz and returns embeddings [B, D]."
             )
+        if lacks:
+            raise UsageError(f"{kind} is no encoder: {' And '.join(lacks)}")
         if isinstance(encoder, nn.Module) and encoder.training and next(encoder.parameters(), None) is not None:
             logger.warning("%s is in training mode; call .eval() unless it is meant to be.", kind)
         self.encoder = encoder
+        says = isinstance(inspect.getattr_static(encoder, "digest", None), str | property | cached_property)
+        self._parts = parts_of(encoder) if isinstance(encoder, nn.Module) and not says else []
         self.sample_rate = int(rate)
         self.config = getattr(encoder, "config", None)
         name = getattr(self.config, "name", None)
@@ -151,7 +160,7 @@ class Encoder(nn.Module):
 
     @cached_property
     def digest(self) -> str:
-        """Its own digest; else SHA-256 over weights, class, configuration and rate, 16 hexadecimal digits.
+        """Its own digest; else SHA-256 over weights, `parts_of`, configuration and rate, 16 hexadecimal digits.
 
         Raises:
             UsageError: No module and no digest, so that nothing tells whether its weights have changed.
@@ -165,7 +174,7 @@ class Encoder(nn.Module):
             )
         kind = type(self.encoder)
         settings = [f"{kind.__module__}.{kind.__qualname__}", self.sample_rate, _settings(self.config)]
-        return digest_of(settings, self.encoder.state_dict())
+        return digest_of([*settings, self._parts], self.encoder.state_dict())
 
     @cached_property
     def scene_embedding_size(self) -> int:
@@ -291,6 +300,8 @@ class Encoder(nn.Module):
 
     def _call(self, method: str, batch: Tensor, **lengths: list[int]) -> Any:
         """What a method of the encoder returns for waveforms, on its own device if it is a module."""
+        if not lengths and takes_lengths(self._own(method), always=True):
+            lengths = {"lengths": [batch.shape[1]] * len(batch)}
         weights = next(chain(self.parameters(), self.buffers()), batch)
         with torch.inference_mode():
             return self._own(method)(batch.to(weights.device), **lengths)
@@ -369,12 +380,75 @@ class Encoder(nn.Module):
             raise UsageError(f"{self.name} has no {name}, which this needs; see AudioEncoder.") from None
 
 
-def takes_lengths(method: Callable[..., Any]) -> bool:
-    """Whether a method of an encoder takes `lengths`."""
+def takes_lengths(method: Callable[..., Any], *, always: bool = False) -> bool:
+    """Whether a method of an encoder takes `lengths`, or cannot be called without."""
     try:
-        return "lengths" in inspect.signature(method).parameters
+        parameter = inspect.signature(method).parameters.get("lengths")
     except ValueError:  # compiled code has no signature
         return False
+    return parameter is not None and not (always and parameter.default is not parameter.empty)
+
+
+def parts_of(module: nn.Module) -> list[Any]:
+    """What tells a module from others of the same weights, in lists of strings.
+
+    Returns:
+        Source of the classes in its tree that are neither torch's nor m2d-bench's, where Python has it; of every module
+        in the tree, class, plain attributes, and buffers that state_dict leaves out.
+    """
+    classes = {kind for part in module.modules() for kind in type(part).__mro__}
+    state, private = module.state_dict().keys(), vars(nn.Module()).keys()
+    return [
+        sorted(_code(kind) for kind in classes),
+        [
+            [
+                name,
+                _named(type(part)),
+                [[key, _plain(value)] for key, value in vars(part).items() if key not in private],
+            ]
+            for name, part in module.named_modules()
+        ],
+        [[name, _plain(buffer)] for name, buffer in module.named_buffers() if name not in state],
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A value in lists of strings; of what is no number, string, array, function or collection of them, the class."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return [[_plain(key), _plain(item)] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(_plain(item)) for item in value)
+    if isinstance(value, Tensor) and not value.is_meta:
+        flat = value.detach().cpu().to_dense().contiguous().reshape(-1)
+        content = flat.view(torch.uint8).numpy().tobytes()
+        return [f"{value.dtype} {list(value.shape)}", hashlib.sha256(content).hexdigest()]
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.hasobject:
+            return _plain(value.tolist())
+        return [f"{value.dtype} {list(value.shape)}", hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, type) or inspect.isroutine(value):
+        return _code(getattr(value, "__func__", value))
+    if value is None or isinstance(value, str | bytes | bool | int | float | complex | torch.dtype | Path | Enum):
+        return repr(value)
+    return _named(type(value))
+
+
+@lru_cache(maxsize=256)
+def _code(value: Any) -> list[str]:
+    """Name of a class or function, and its source unless it is torch's or m2d-bench's."""
+    try:
+        library = str(value.__module__).partition(".")[0] in ("torch", "m2d_bench")
+        return [_named(value), "" if library else inspect.getsource(value)]
+    except (OSError, TypeError):  # compiled, or typed into a prompt
+        return [_named(value), ""]
+
+
+def _named(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 
 def digest_of(settings: Any, weights: Mapping[str, Tensor]) -> str:

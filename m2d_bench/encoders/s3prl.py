@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench import compat
-from m2d_bench.encoders.foreign import ForeignEncoder, explained
+from m2d_bench.encoders.foreign import ForeignEncoder, content_of, explained
 from m2d_bench.errors import UsageError
 from m2d_bench.registry import unknown
 
@@ -76,11 +76,24 @@ def load(name: str) -> ForeignEncoder:
     upstream, _, weights = name.removeprefix(PREFIX).partition("@")
     if upstream not in hub.options():
         raise unknown("upstream of s3prl", upstream, hub.options())
+    weights = os.path.expanduser(weights)
+    _check_weights(name, weights, upstream not in hub.options(only_registered_ckpt=True))
     with explained(name, None), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some hold random numbers that nothing uses, and a digest would tell
-        model = _upstream(upstream, os.path.expanduser(weights) or None)
+        model = _upstream(upstream, weights or None)
     shown = f"{PREFIX}{upstream}" + (f"@{Path(weights).name}" if weights else "")
-    return ForeignEncoder(S3prlEncoder(model), shown, version("s3prl").encode(), None)
+    code = version("s3prl").encode() + (content_of(weights) if weights else b"")
+    return ForeignEncoder(S3prlEncoder(model), shown, code, None)
+
+
+def _check_weights(name: str, weights: str, takes_any: bool) -> None:
+    """Refuses what s3prl would ignore or not find after @; upstreams named hf_… take a name of Hugging Face's."""
+    if weights.startswith("layer="):
+        raise UsageError(f"{name}: upstreams of s3prl have no {weights}; linear takes one as --layer.")
+    if weights and not takes_any:
+        raise UsageError(f"{name}: takes no weights; upstreams whose names end in _local, _url or _custom do.")
+    if weights and "://" not in weights and not name.startswith(f"{PREFIX}hf_") and not os.path.exists(weights):
+        raise UsageError(f"{name}: {weights} is neither a file that exists nor an address with ://.")
 
 
 def _upstream(name: str, weights: str | None) -> nn.Module:

@@ -137,6 +137,11 @@ def load(
     shorthand = {key: changes.pop(key) for key in _SHORT if key in changes}
     compute = replace(compute, **shorthand)
     encoder: LoadedEncoder
+    if not isinstance(name, str | os.PathLike):
+        raise UsageError(
+            f"An encoder is loaded by name, got {type(name).__name__}. An encoder itself goes where a name does: "
+            "m2d_bench.linear(encoder, …), m2d_bench.encoders.check.check_encoder(encoder)."
+        )
     if other := _other(text := os.fspath(name)):
         if changes:
             hint = " A layer of hf: is in its name, @layer=9." if "layer" in changes else ""
@@ -213,7 +218,11 @@ def _other(name: str) -> Callable[..., LoadedEncoder] | None:
     """What loads an encoder that is not of the family; None for all other names."""
     if name.startswith(RANDOM):  # also a module's name
         return None
-    prefix, colon, _ = name.partition(":")
+    prefix, colon, rest = name.partition(":")
+    if prefix + colon in _OTHERS and colon and not rest.partition("@")[0]:
+        raise UsageError(
+            f"{name} names no model. Write {next(form for form in FORMS if form.startswith(prefix + colon))}."
+        )
     return _OTHERS.get(prefix + colon) or (foreign.load if foreign.is_reference(name) else None)
 
 

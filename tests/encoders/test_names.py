@@ -1,5 +1,6 @@
 """Encoders of others by any form of name: the numbers of calling them by hand, wherever a model is asked for."""
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -10,7 +11,7 @@ import torch
 
 from m2d_bench import linear
 from m2d_bench.cli import main
-from m2d_bench.encoders import foreign, zoo
+from m2d_bench.encoders import foreign, s3prl, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.protocol import AudioEncoder, wrap
 from m2d_bench.encoders.vit import ViTConfig
@@ -18,6 +19,7 @@ from m2d_bench.errors import UsageError
 from m2d_bench.pretrain.data.teachers import SpeechTeacher
 from m2d_bench.pretrain.weights import encoder_of
 from m2d_bench.settings import Compute
+from tests.conftest import small_encoder
 from tests.encoders import own_encoders
 
 CPU = Compute(device="cpu", precision="fp32")
@@ -183,6 +185,9 @@ def test_weights_code_and_name_tell_digests_apart(folder):
 CLASS = "class Mine(__import__('torch').nn.Module):\n    sample_rate = 16000\n"
 
 
+SCENES = f"{CLASS}\n    def scene_embeddings(self, waveform):\n        return waveform[:, :2]\n"
+
+
 @pytest.mark.parametrize(
     ("code", "name", "says"),
     [
@@ -191,9 +196,31 @@ CLASS = "class Mine(__import__('torch').nn.Module):\n    sample_rate = 16000\n"
         (CLASS, "mine.py:Mina", r"'Mina'\. Did you mean Mine\? See mine\.py, which defines Mine"),
         ("x = 1\nimport no_such_package", "mine.py:Mine", r"mine\.py, line 2: ModuleNotFoundError.*no_such_package"),
         ("def Mine(:", "mine.py:Mine", r"SyntaxError: .*mine\.py, line 1"),
-        ("def Mine(depth):\n    pass", "mine.py:Mine", r"called without arguments: .*TypeError.*'depth'"),
+        (
+            "def Mine(depth):\n    pass",
+            "mine.py:Mine",
+            r"called without arguments: .*'depth'.*return Mine\(…\), and name mine\.py:make",
+        ),
+        (
+            f"{CLASS}\n    def __init__(self, width):\n        ...",
+            "mine.py:Mine",
+            r"mine\.py:Mine is called without.*'width'",
+        ),
+        ("def Mine():\n    pass", "./mine.py:Mine", r"^\./mine\.py:Mine gives None, no encoder; .*return"),
+        (
+            "Mine = 3",
+            "mine.py:Mine",
+            r"mine\.py:Mine: int is no encoder: it has no sample_rate\..* And it has no method scene_emb",
+        ),
+        ("def Mine():\n    return 'x'", "mine.py:Mine", r"mine\.py:Mine: str is no encoder"),
+        ("x = 1\nexit()", "mine.py:Mine", r"mine\.py, line 2: SystemExit"),
+        (
+            "import argparse\ndef Mine():\n    argparse.ArgumentParser().parse_args(['-x'])",
+            "mine.py:Mine",
+            "line 3: SystemExit: 2",
+        ),
         ("import json\ndef Mine():\n    return json.loads('{')", "mine.py:Mine", r"mine\.py, line 3: JSONDecodeError"),
-        ("class Mine:\n    pass", "mine.py:Mine", "Mine is no encoder.*Add an attribute sample_rate"),
+        ("class Mine:\n    pass", "mine.py:Mine", "Mine is no encoder.*Add an attribute sample_rate.*no method scene"),
         (CLASS, "mine.py:Mine", r"no method scene_embeddings\. Add scene_embeddings\(self, waveform\)"),
     ],
 )
@@ -220,8 +247,9 @@ def test_an_error_while_embedding_names_the_line_and_keeps_its_traceback(folder,
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        (own_encoders.HEAR.replace("def get_scene", "def got_scene"), "lacks get_scene_embeddings; the functions"),
-        (own_encoders.HEAR.replace("scene_embedding_size = ", ""), "lacks scene_embedding_size; the attributes"),
+        (own_encoders.HEAR.replace("def get_scene", "def got_scene"), "lacks get_scene_embeddings; needed functions"),
+        (own_encoders.HEAR.replace("sample_rate = ", "rate = "), "lacks sample_rate; needed attributes"),
+        (own_encoders.HEAR.replace("= 16000", "= None"), "numbers of the model: .*TypeError"),
         (own_encoders.HEAR.replace("return model\n", "return 1\n"), "load_model gave a int"),
         (own_encoders.HEAR.replace("Model()\n", "Model(1)\n"), r"load_model of hear:mine\.py: .*mine\.py, line 16"),
     ],
@@ -241,6 +269,123 @@ def test_a_hear_module_gets_its_weights(folder):
     assert plain.digest != twice.digest
 
 
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("def get_timestamp", "def got_timestamp"),
+        ("scene_embedding_size = timestamp_embedding_size", "scene_embedding_size"),
+        ("scene_embedding_size = timestamp_embedding_size", "size"),
+    ],
+)
+def test_a_hear_module_needs_no_timestamps_and_no_sizes(folder, text, instead):
+    code = own_encoders.HEAR.replace(
+        "get_timestamp_embeddings(audio, model)[0].mean(1)", "model.linear(audio[:, :320])"
+    )
+    (folder / "mine.py").write_text(code.replace(text, instead))
+    encoder = zoo.load("hear:mine.py", compute=CPU)
+    assert encoder.scene_embeddings(noise(16000)[0]).shape == (1, encoder.scene_embedding_size) == (1, 3)
+    assert not encoder.has_frames
+
+
+@pytest.mark.parametrize("times", ["times", "times.numpy()"])
+def test_timestamps_of_a_hear_module_may_be_shared_by_the_batch(folder, times):
+    (folder / "mine.py").write_text(own_encoders.HEAR.replace("times.expand(len(audio), -1)", times))
+    found, expected = (zoo.load(f"hear:{name}.py", compute=CPU) for name in ("mine", "hear_own"))
+    torch.testing.assert_close(*(encoder.timestamp_embeddings(noise(4000, 4000)[0]) for encoder in (found, expected)))
+
+
+BESIDE = """
+import torch
+
+
+class Model(torch.nn.Module):
+    sample_rate = 16000
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = open(file) if file.endswith('.bin') else None  # whose content no digest of the module sees
+
+
+def load_model(file=""):
+    return Model(file)
+
+
+def get_scene_embeddings(audio, model):
+    return audio[:, :2]
+"""
+
+
+def test_content_of_a_hear_models_weights_tells_digests_apart(folder):
+    (folder / "mine.py").write_text(BESIDE)
+    for name, content in {"a/w.bin": "1", "b/w.bin": "2", "c/w.bin": "1", "d/e/w.bin": "1"}.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(content)
+
+    def digest(weights):
+        return zoo.load(f"hear:mine.py@{weights}", compute=CPU).digest
+
+    assert digest("a/w.bin") == digest("c/w.bin") != digest("b/w.bin")
+    folders = [digest(name) for name in ("a", "b", "d", "repository/name")]
+    assert len({*folders, digest("a/w.bin")}) == 5
+    (folder / "a" / "w.bin").write_text("3")
+    assert digest("a") != folders[0]
+
+
+def test_settings_in_a_familys_file_tell_digests_of_its_hear_model_apart(folder):
+    paths = [folder / name / "model.safetensors" for name in ("a", "b")]
+    for path, mean in zip(paths, (-7.0, -6.0), strict=True):
+        small_encoder(norm_stats=(mean, 4.0)).save_pretrained(path.parent)
+    assert len({zoo.load(f"hear:m2d_bench.hear_api@{path}", compute=CPU).digest for path in paths}) == 2
+
+
+def test_modules_beside_a_file_that_it_imports_tell_digests_apart(folder, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path, str(folder)])
+    (folder / "parts" / "deep").mkdir(parents=True)
+    files = {"parts/__init__.py": "", "parts/deep/net.py": "from ..other import A", "parts/other.py": "A = 1"}
+    files |= {"unused.py": "", "mine.py": f"import json, numpy\nfrom parts.deep.net import A\n{SCENES}"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    digests = [zoo.load("mine.py:Mine", compute=CPU).digest]
+    import_module("unused")
+    for name in ("unused.py", *list(files)[:3]):
+        (folder / name).write_text(f"{files[name]}\nB = 2")
+        digests.append(zoo.load("mine.py:Mine", compute=CPU).digest)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+    for name in [name for name in sys.modules if name.split(".")[0] in ("parts", "unused")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("form", ["hear:", "s3prl:", "hf:", "hear:@weights.pt"])
+def test_a_prefix_alone_is_told_its_form(form):
+    for function in (zoo.load, zoo.read):
+        with pytest.raises(UsageError, match=rf"{form} names no model\. Write {form.partition('@')[0]}[A-Z_]+\[@"):
+            function(form)
+
+
+@pytest.mark.parametrize("encoder", [None, 3, torch.nn.Linear(2, 2), b"logmel"])
+def test_an_object_is_no_name_and_is_told_where_it_goes(encoder):
+    with pytest.raises(UsageError, match=rf"got {type(encoder).__name__}\..*linear\(encoder"):
+        zoo.load(encoder)
+
+
+@pytest.mark.parametrize(
+    ("weights", "takes_any", "says"),
+    [
+        ("layer=1", False, "linear takes one as --layer"),
+        ("layer=1", True, "linear takes one as --layer"),
+        ("own.py", False, "takes no weights"),
+        ("https://host/w.pt", False, "takes no weights"),
+        ("nofile", True, "nofile is neither a file that exists nor an address"),
+    ],
+)
+def test_what_s3prl_would_ignore_is_refused(weights, takes_any, says):
+    with pytest.raises(UsageError, match=f"s3prl:x@{weights}: .*{says}"):
+        s3prl._check_weights(f"s3prl:x@{weights}", weights, takes_any)
+    for name, given in (("s3prl:x", ""), ("s3prl:x", "own.py"), ("s3prl:x", "s3://w"), ("s3prl:hf_x", "owner/name")):
+        s3prl._check_weights(f"{name}@{given}", given, True)
+
+
 @pytest.mark.slow
 @NEEDS_S3PRL[1]
 def test_s3prl_gives_layers_tells_upstreams_apart_and_suggests_names():
@@ -253,6 +398,8 @@ def test_s3prl_gives_layers_tells_upstreams_apart_and_suggests_names():
     assert layer.shape == (1, 100, 240)
     with pytest.raises(UsageError, match=r"Unknown upstream of s3prl 'fbanc'\. Did you mean fbank"):
         zoo.load("s3prl:fbanc")
+    with pytest.raises(UsageError, match=r"s3prl:fbank@own\.py: takes no weights"):
+        zoo.load("s3prl:fbank@own.py")
     with pytest.raises(UsageError, match=r"s3prl:baseline_local@no\.yaml: "):
         zoo.load("s3prl:baseline_local@no.yaml")
 
