@@ -146,8 +146,8 @@ def assert_same(first, second):
 
 
 def assert_alike(first, second):
-    """The same but for rounding: every loss, and all but 1 in 10 000 weights (where a gradient is near zero, as of keys'
-    biases, Adam's steps go by its sign alone)."""
+    """The same but for rounding: every loss, and all but 1 in 10 000 weights (where a gradient is near zero, as of
+    keys' biases, Adam's steps go by its sign alone)."""
     losses, others = ([record["loss"] for record in read(folder / "metrics.jsonl")] for folder in (first, second))
     assert losses == pytest.approx(others, rel=1e-4)
     states = [
