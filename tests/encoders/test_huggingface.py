@@ -18,21 +18,13 @@ from m2d_bench.encoders.huggingface import import_transformers
 from m2d_bench.encoders.protocol import TOLERANCE, AudioEncoder, wrap
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.settings import Compute
+from tests.encoders.transformers_models import SPEECH as SMALL
 
 pytestmark = pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is not installed: pip install 'm2d-bench[hf]'"
 )
 
 CPU = Compute(device="cpu", precision="fp32")
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": (16,) * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
-}
 BASE = {"feat_extract_norm": "group"}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 KINDS = {
