@@ -156,12 +156,12 @@ def _mode(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _digest(encoder: Encoder) -> Iterator[Finding]:
-    """Whether encoding changes weights or buffers; wrapped anew, for a digest is computed once."""
+    """Whether encoding changes weights, buffers or attributes; wrapped anew, for a digest is computed once."""
     before = Encoder(encoder.encoder).digest
     for method in _methods(encoder):
         _embed(encoder, method, _noise(encoder, 1.0))
     after = Encoder(encoder.encoder).digest
-    remedy = "Change no weights and no running statistics while encoding; call .eval()."
+    remedy = "Change no weights, statistics or attributes while encoding: call .eval(), and make in __init__ what is kept."
     yield Finding("digest", f"{before} after encoding too", after, before == after, remedy)
 
 
