@@ -161,7 +161,7 @@ def _digest(encoder: Encoder) -> Iterator[Finding]:
     for method in _methods(encoder):
         _embed(encoder, method, _noise(encoder, 1.0))
     after = Encoder(encoder.encoder).digest
-    remedy = "Change no weights, statistics or attributes while encoding: call .eval(), and make in __init__ what is kept."
+    remedy = "Change no weights, statistics or attributes while encoding: call .eval(), make in __init__ what is kept."
     yield Finding("digest", f"{before} after encoding too", after, before == after, remedy)
 
 

@@ -144,7 +144,7 @@ class Encoder(nn.Module):
                 "it has no method scene_embeddings. Add scene_embeddings(self, waveform), which takes a float32 tensor "
                 f"[B, samples] in [-1, 1] at {rate or 'sample_rate'} Hz and returns embeddings [B, D]."
             )
-        if lacks:
+        if lacks or rate is None:
             raise UsageError(f"{kind} is no encoder: {' And '.join(lacks)}")
         if isinstance(encoder, nn.Module) and encoder.training and next(encoder.parameters(), None) is not None:
             logger.warning("%s is in training mode; call .eval() unless it is meant to be.", kind)

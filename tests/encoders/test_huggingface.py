@@ -246,7 +246,7 @@ def test_code_of_a_folder_does_not_run_unasked(tmp_path, capfd):
     assert "code of a file ran" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("source", ["facebook/no-such-model", "/no/such/folder", ""])
+@pytest.mark.parametrize("source", ["facebook/no-such-model", "/no/such/folder"])
 def test_without_network_it_says_what_was_looked_for(source, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError) as error:
