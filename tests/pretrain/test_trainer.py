@@ -277,6 +277,8 @@ def test_mean_and_std_of_clips_and_noise_are_measured_once(clips, tmp_path, monk
     train("supervised", clips, tmp_path, limit_steps=2)
     monkeypatch.setattr(run, "measure_norm_stats", None)
     train("supervised", clips, tmp_path, limit_steps=3, resume=True)
+    (log,) = tmp_path.rglob("metrics.jsonl")
+    assert [record["step"] for record in read(log)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["further", "distillation"])
