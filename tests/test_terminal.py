@@ -79,6 +79,7 @@ def test_any_width_of_terminal_will_do(columns, monkeypatch, capsys):
     assert main(["table", "--bogus"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["1", "60"])
 def test_help_ends_on_narrow_terminals(columns):
     command = [sys.executable, "-m", "m2d_bench.cli", "linear", "--help"]

@@ -39,7 +39,7 @@ def run(*words, **environment):
     "model",
     [
         "",
-        "random:m2d_vit_small-80x608p16x16",
+        "random:m2d_vit_tiny-80x608p16x16",
         "random:m2d_vit_tiny-80x200p16x4",
         "random:m2d_s_vit_tiny-80x400p80x2",
         "random:m2d_as_vit_tiny-80x608p16x16p32k",
@@ -72,7 +72,7 @@ def test_without_hearvalidator_its_entry_says_what_to_install(monkeypatch):
         entry.main()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [
