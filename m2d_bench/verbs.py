@@ -24,7 +24,7 @@ from m2d_bench.evaluation.embeddings import check_output, embed_files, write_emb
 from m2d_bench.evaluation.settings import LinearSettings
 from m2d_bench.output import Flat, Names, Output
 from m2d_bench.registry import resolve
-from m2d_bench.runs import TasksFailed
+from m2d_bench.runs import Run, TasksFailed
 from m2d_bench.settings import Compute, Storage
 
 
@@ -44,12 +44,17 @@ def linear(
         style: text, md, csv, json, latex or html.
         settings: How to evaluate.
     """
-    render = resolve(f"m2d_bench.results:{'layer_report' if settings.layer == 'all' else 'report'}")
+    by_layer = settings.layer == "all"
+    render = resolve(f"m2d_bench.results:{'layer_report' if by_layer else 'report'}")
     resolve("m2d_bench.results:check_format")(style)
+    failures: tuple[str, ...] = ()
     try:
-        return Output(render(evaluation.linear(model, task_names, settings), style))
+        runs: Sequence[Run] = evaluation.linear(model, task_names, settings)
     except TasksFailed as error:
-        return Output(render(error.runs, style) if error.runs else "", error.messages)
+        runs, failures = error.runs, error.messages
+    if by_layer:
+        resolve("m2d_bench.results.plots.curves:draw_layers")(runs, settings.runs_root)
+    return Output(render(runs, style) if runs else "", failures)
 
 
 def embed(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m2d_bench.errors import UsageError
-from m2d_bench.results.plots.figures import MEANING, Style, legend, panels, styled, styles
+from m2d_bench.errors import UsageError, note
+from m2d_bench.results.plots.figures import MEANING, Style, check_output, legend, panels, save, styled, styles
 from m2d_bench.results.plots.plot_data import KEEP, LAYER, axis_title, labels, limits, number, seed_scores, span
 from m2d_bench.results.statistics import estimate, scale
 from m2d_bench.runs import Predictions, Run
+from m2d_bench.settings import file_name
+from m2d_bench.terminal import say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,6 +93,27 @@ def _curve_line(panel: Axes, line: Mapping[float, tuple[float, ...]], label: str
     width = np.array([np.nan if estimated.half_width is None else estimated.half_width for estimated in estimates])
     panel.errorbar(values, mean, yerr=width, color=look.color, marker=look.marker, markersize=5, capsize=2, label=label)
     panel.fill_between(values, mean - width, mean + width, color=look.color, alpha=0.2, linewidth=0)
+
+
+def draw_layers(runs: Sequence[Run], folder: Path) -> None:
+    """Writes the curve over the layers of one encoder as `layers-MODEL.png` and says so; one layer alone is not drawn.
+
+    A figure that cannot be written is a warning, for the scores are there without it.
+
+    Args:
+        runs: Their settings differ in layer and pooling alone.
+        folder: Root of their records.
+    """
+    if len({run.settings["layer"] for run in runs if seed_scores(run)}) < 2:
+        return
+    path = folder / f"layers-{file_name(runs[0].encoder['name'])}.png"
+    try:
+        check_output(path)
+        save(curve(runs, LAYER), path)
+    except (UsageError, OSError) as error:
+        logger.warning("Scores over layers are not drawn: %s", note(error))
+    else:
+        say(f"{path}: scores over layers")
 
 
 @styled()

@@ -40,6 +40,7 @@ _SETTINGS = {
     "pdf.fonttype": 42,
     "savefig.dpi": 150,
     "svg.hashsalt": "m2d-bench",
+    "text.parse_math": False,  # names may hold dollar signs
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }

@@ -1,15 +1,20 @@
-"""The table of layers × poolings, and how far the seeds agree on it."""
+"""The table and the curve of layers × poolings, and how far the seeds agree on it."""
 
 import csv
 import io
+import re
 from dataclasses import replace
 
 import pytest
 
+from m2d_bench import verbs
+from m2d_bench.cli import main
+from m2d_bench.errors import UsageError
 from m2d_bench.results import compare, layer_report, render
 from m2d_bench.results.layers import by_layer
-from m2d_bench.results.plots.curves import curve
-from m2d_bench.runs import Score
+from m2d_bench.results.plots import curves, figures
+from m2d_bench.results.plots.curves import curve, draw_layers
+from m2d_bench.runs import Score, TasksFailed
 from tests.results.result_records import record
 
 
@@ -123,3 +128,64 @@ def test_the_curve_over_layers_has_a_line_a_pooling_and_no_logarithmic_axis():
     assert panel.get_xscale() == "linear"
     assert panel.get_xlabel() == "layer"
     assert len(panel.get_legend_handles_labels()[1]) == 2
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_the_verb_draws_what_it_tabulates_and_says_where(tmp_path, monkeypatch, capsys, failed):
+    found = layered(RISING) + layered(RISING, pooling="max")
+
+    def linear(model, task_names, settings):
+        if failed:
+            raise TasksFailed({"us8k": UsageError("no data")}, found)
+        return found
+
+    monkeypatch.setattr(verbs.evaluation, "linear", linear)
+    words = ["linear", "--layer", "all", "--pooling", "mean,max", "--runs", str(tmp_path), "--format", "csv"]
+    for _ in range(2):
+        assert main(words) == int(failed)
+        out, err = capsys.readouterr()
+        assert out == layer_report(found, "csv") + "\n"
+        assert err.splitlines()[0] == f"{tmp_path / 'layers-m2d.png'}: scores over layers"
+        assert [path.name for path in tmp_path.iterdir()] == ["layers-m2d.png"]
+
+
+def test_each_task_has_a_panel_in_its_metric_and_each_pooling_a_line(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append((figure, path.name)))
+    errors = layered(RISING, "wer", "superb:pr")
+    draw_layers([replace(run, encoder={**run.encoder, "name": "hf:a/b"}) for run in layered(RISING) + errors], tmp_path)
+    draw_layers(layered(RISING) + layered(RISING, pooling="max") + errors, tmp_path)
+    (one, name), (two, _) = drawn
+    assert name == "layers-hf_a_b.png"
+    assert [panel.get_title(loc="left") for panel in two.axes] == ["esc50", "superb:pr"]
+    assert [panel.get_ylabel() for panel in two.axes] == ["accuracy (%)", "wer (%), lower is better"]
+    assert [len(panel.containers) for panel in (*one.axes, *two.axes)] == [1, 1, 2, 1]
+    assert two.axes[1].lines[0].get_ydata() == pytest.approx([11, 51, 91])
+
+
+def test_one_layer_is_not_drawn(tmp_path, capsys):
+    unfinished = layered(RISING, n_folds=2)[1:]
+    for runs in ([], layered(RISING[:1]) + layered(RISING[:1], pooling="max"), [*layered(RISING[:1]), *unfinished]):
+        draw_layers(runs, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fault", ["no matplotlib", "read-only", "a folder", "too long"])
+def test_a_figure_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caplog, fault):
+    runs = layered(RISING)
+    if fault == "no matplotlib":
+        monkeypatch.setattr(figures, "find_spec", lambda name: None)
+        reason = r"pip install 'm2d-bench\[plots\]'"
+    elif fault == "read-only":
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+        reason = "cannot be written to"
+    elif fault == "a folder":
+        (tmp_path / "layers-m2d.png").mkdir()
+        reason = "Is a directory"
+    else:
+        runs = [replace(run, encoder={**run.encoder, "name": 300 * "x"}) for run in runs]
+        reason = "File name too long"
+    draw_layers(runs, tmp_path)
+    (message,) = caplog.messages
+    assert re.search(f"^Scores over layers are not drawn: .*{reason}", message)

@@ -401,6 +401,28 @@ def test_other_formats_and_a_missing_matplotlib_are_refused_before_any_work(tmp_
         verbs.curve((tmp_path / "nowhere",), x="epoch", output=tmp_path / "f.png")
 
 
+DOLLARS = "a$x^{$"
+OF_DOLLARS = [record(DOLLARS, task, train_fraction=share) for task in ("a", "b", "c") for share in (0.5, 1.0)]
+CLASSES = [replace(predictions(0, fold), classes=np.array([DOLLARS, "b", "c"])) for fold in "12"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: scores.forest(OF_DOLLARS[::2]),
+        lambda: scores.heatmap(OF_DOLLARS[::2]),
+        lambda: scores.radar(OF_DOLLARS[::2]),
+        lambda: scores.forest([record(task=DOLLARS)]),
+        lambda: curves.curve(OF_DOLLARS, "settings.train_fraction"),
+        lambda: curves.learning([(record(DOLLARS), CLASSES)]),
+        lambda: clips.confusion(record(), CLASSES),
+        lambda: clips.embedding_map(np.eye(3), [DOLLARS, "b", "c"]),
+    ],
+)
+def test_names_with_dollar_signs_are_no_formulas(tmp_path, draw):
+    figures.save(draw(), tmp_path / "figure.svg")
+
+
 def test_drawing_leaves_matplotlib_s_settings_alone():
     import matplotlib
 
