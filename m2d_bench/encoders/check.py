@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from m2d_bench.encoders.cost import Cost, free_memory, measure, mebibytes
 from m2d_bench.encoders.findings import POOL, Finding, distance, mended, said, same, tensor, tolerance, tried
-from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder, SceneEncoder, takes_lengths, wrap
+from m2d_bench.encoders.precision import TOLERANCE
+from m2d_bench.encoders.protocol import AnswerError, Encoder, SceneEncoder, takes_lengths, wrap
 from m2d_bench.encoders.waveform import noise
 from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.progress import track

@@ -11,7 +11,8 @@ import torch
 
 from m2d_bench import linear
 from m2d_bench.encoders import zoo
-from m2d_bench.encoders.protocol import AudioEncoder, digest_of, facts_of, wrap
+from m2d_bench.encoders.digest import digest_of
+from m2d_bench.encoders.protocol import AudioEncoder, facts_of, wrap
 from m2d_bench.errors import AudioError, DataError, UsageError
 from tests.conftest import small_encoder
 
