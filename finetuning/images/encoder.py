@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from m2d_bench.encoders import checkpoint
 from m2d_bench.encoders.checkpoint import Labels
 from m2d_bench.encoders.classifier import Classifier, Head
-from m2d_bench.encoders.protocol import digest_of
+from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.state_dict import ANCHOR, State, sort_keys
 from m2d_bench.encoders.tensor_file import SUFFIXES, brief, check_shapes
 from m2d_bench.encoders.vit import ViT, ViTConfig

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.frontend import HOP_MS, N_MELS, LogMel
-from m2d_bench.encoders.protocol import Encoder, digest_of
+from m2d_bench.encoders.protocol import Encoder
 
 NAME = "logmel"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from m2d_bench.encoders.cost import Cost, free_memory, measure, mebibytes
 from m2d_bench.encoders.findings import POOL, Finding, distance, mended, said, same, tensor, tolerance, tried
-from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder, SceneEncoder, takes_lengths, wrap
+from m2d_bench.encoders.precision import TOLERANCE
+from m2d_bench.encoders.protocol import AnswerError, Encoder, SceneEncoder, takes_lengths, wrap
 from m2d_bench.encoders.waveform import noise
 from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.progress import track
@@ -67,10 +69,13 @@ def check_encoder(encoder: SceneEncoder, *, long: bool | None = None) -> list[Fi
         wrapped = wrap(encoder)
     except UsageError as error:
         return [Finding("encoder", "sample_rate and scene_embeddings", str(error), False)]
+    untouched = Encoder(wrapped.encoder)
+    with suppress(Exception):  # which the digest's rule tells
+        _ = untouched.digest  # kept, as it is before the first call
     shapes = [finding for method in _USES for finding in tried(method, _shape(wrapped, method))]
     if any(finding.kept is False for finding in shapes):
         return [*shapes, Finding("all other rules", "the right shapes", "not tried", None)]
-    rules = _rules(wrapped, long)
+    rules = _rules(wrapped, untouched, long)
     found = shapes
     for rule, findings in track(rules.items(), "Checking", len(rules), "rules"):
         method, _, name = rule.rpartition(": ")
@@ -82,11 +87,11 @@ def check_encoder(encoder: SceneEncoder, *, long: bool | None = None) -> list[Fi
     return found
 
 
-def _rules(encoder: Encoder, long: bool | None) -> dict[str, Iterator[Finding]]:
+def _rules(encoder: Encoder, untouched: Encoder, long: bool | None) -> dict[str, Iterator[Finding]]:
     """The rules by name, of an encoder that gives embeddings."""
     return {
         "mode": _mode(encoder),
-        "digest": _digest(encoder),
+        "digest": _digest(encoder, untouched),
         **{
             f"{method}: {name}": rule(encoder, method, f"{method}: {name}")
             for method in _methods(encoder)
@@ -155,20 +160,23 @@ def _mode(encoder: Encoder) -> Iterator[Finding]:
     yield Finding("mode", "evaluation", "training" if training else "evaluation", not training, "Call .eval().")
 
 
-def _digest(encoder: Encoder) -> Iterator[Finding]:
-    """Whether encoding changes weights, buffers or attributes; wrapped anew, for a digest is computed once."""
-    before = Encoder(encoder.encoder).digest
+def _digest(encoder: Encoder, untouched: Encoder) -> Iterator[Finding]:
+    """Whether encoding leaves the digest; whether it leaves embeddings, "the same again" finds."""
     for method in _methods(encoder):
         _embed(encoder, method, _noise(encoder, 1.0))
-    after = Encoder(encoder.encoder).digest
-    remedy = "Change no weights, statistics or attributes while encoding: call .eval(), make in __init__ what is kept."
-    yield Finding("digest", f"{before} after encoding too", after, before == after, remedy)
+    before, after = untouched.digest, Encoder(encoder.encoder).digest
+    remedy = (
+        "Used again, it counts as another encoder: its embeddings are computed anew, its results stand under two "
+        "names. Make in __init__ what is kept, as a setting, not from the audio; or add digest, a str that stays."
+    )
+    yield Finding("digest", f"{before} after encoding too", after, before == after, remedy, advice=True)
 
 
 def _again(encoder: Encoder, method: str, rule: str) -> Iterator[Finding]:
-    """A clip twice, with another random seed."""
+    """A clip twice, the second time after a louder one and with another random seed."""
     clip, device = _noise(encoder, _CROPPED), _device(encoder)
     first = _embed(encoder, method, clip)
+    _embed(encoder, method, _noise(encoder, 1.0).sign())
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(1)
         second = _embed(encoder, method, clip)

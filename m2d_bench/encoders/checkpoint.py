@@ -22,8 +22,8 @@ from torch import Tensor
 
 from m2d_bench.encoders import tensor_file
 from m2d_bench.encoders.config import EncoderConfig
+from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS
-from m2d_bench.encoders.protocol import digest_of
 from m2d_bench.encoders.state_dict import ANCHOR, HEAD, State, rename_keys_of_2022, sort_keys, unwrap
 from m2d_bench.encoders.tensor_file import SUFFIXES
 from m2d_bench.encoders.vit import SIZES, ViT, ViTConfig

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_bench.encoders.protocol import TOLERANCE, AnswerError, Encoder
+from m2d_bench.encoders.precision import TOLERANCE
+from m2d_bench.encoders.protocol import AnswerError, Encoder
 
 POOL = "Pool over time: D must not depend on the length. No squeeze() either, which one frame alone would lose."
 """What to do where only clips of some lengths get an answer of another form."""

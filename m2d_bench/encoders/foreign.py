@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2d_bench.encoders.protocol import Encoder, SceneEncoder, digest_of
+from m2d_bench.encoders.digest import digest_of
+from m2d_bench.encoders.protocol import Encoder, SceneEncoder
 from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.files import sha256
 from m2d_bench.registry import listing, unknown

@@ -17,8 +17,9 @@ from typing_extensions import Self
 from m2d_bench.encoders import checkpoint
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.config import EncoderConfig
+from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.frontend import HOP_MS, LogMel
-from m2d_bench.encoders.protocol import autocast, digest_of
+from m2d_bench.encoders.precision import autocast
 from m2d_bench.encoders.tensor_file import brief
 from m2d_bench.encoders.vit import ViT
 from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform

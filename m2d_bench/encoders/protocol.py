@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
-from enum import Enum
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import cached_property
 from itertools import chain
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,17 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from m2d_bench.encoders.digest import digest_of, parts_of
 from m2d_bench.encoders.waveform import Lengths, Waveform, as_native, check_waveform, noise
 from m2d_bench.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
-
-TOLERANCE = {"fp32": 1e-5, "bf16": 2**-6}
-"""How far an embedding may move with its batch mates, relative to its largest value, by precision.
-
-In float32 it is rounding. bfloat16 has 8 significant bits, and kernels that sum in another order for another batch size
-round differently in each layer: four units in the last place (4 × 2⁻⁸).
-"""
 
 _SECONDS_OF_NOISE = 10
 """What the hop is measured on where an encoder does not declare it."""
@@ -64,8 +54,8 @@ class AudioEncoder(Protocol):
     """The whole contract, which the encoders of the M2D family and every wrapped encoder fulfil.
 
     An embedding depends on its own clip alone, not on batch mates or padding: exactly but for rounding in fp32, within
-    `TOLERANCE` in bf16. Waveforms are mono float32 in [-1, 1] at `sample_rate` Hz; `lengths` are the real samples of
-    each row of a padded batch.
+    `precision.TOLERANCE` in bf16. Waveforms are mono float32 in [-1, 1] at `sample_rate` Hz; `lengths` are the real
+    samples of each row of a padded batch.
     """
 
     @property
@@ -387,84 +377,6 @@ def takes_lengths(method: Callable[..., Any], *, always: bool = False) -> bool:
     except ValueError:  # compiled code has no signature
         return False
     return parameter is not None and not (always and parameter.default is not parameter.empty)
-
-
-def parts_of(module: nn.Module) -> list[Any]:
-    """What tells a module from others of the same weights, in lists of strings.
-
-    Returns:
-        Source of the classes in its tree that are neither torch's nor m2d-bench's, where Python has it; of every module
-        in the tree, class, plain attributes, and buffers that state_dict leaves out.
-    """
-    classes = {kind for part in module.modules() for kind in type(part).__mro__}
-    state, private = module.state_dict().keys(), vars(nn.Module()).keys()
-    return [
-        sorted(_code(kind) for kind in classes),
-        [
-            [
-                name,
-                _named(type(part)),
-                [[key, _plain(value)] for key, value in vars(part).items() if key not in private],
-            ]
-            for name, part in module.named_modules()
-        ],
-        [[name, _plain(buffer)] for name, buffer in module.named_buffers() if name not in state],
-    ]
-
-
-def _plain(value: Any) -> Any:
-    """A value in lists of strings; of what is no number, string, array, function or collection of them, the class."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return [[_plain(key), _plain(item)] for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(json.dumps(_plain(item)) for item in value)
-    if isinstance(value, Tensor) and not value.is_meta:
-        flat = value.detach().cpu().to_dense().contiguous().reshape(-1)
-        content = flat.view(torch.uint8).numpy().tobytes()
-        return [f"{value.dtype} {list(value.shape)}", hashlib.sha256(content).hexdigest()]
-    if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.hasobject:
-            return _plain(value.tolist())
-        return [f"{value.dtype} {list(value.shape)}", hashlib.sha256(value.tobytes()).hexdigest()]
-    if isinstance(value, type) or inspect.isroutine(value):
-        return _code(getattr(value, "__func__", value))
-    if value is None or isinstance(value, str | bytes | bool | int | float | complex | torch.dtype | Path | Enum):
-        return repr(value)
-    return _named(type(value))
-
-
-@lru_cache(maxsize=256)
-def _code(value: Any) -> list[str]:
-    """Name of a class or function, and its source unless it is torch's or m2d-bench's."""
-    try:
-        library = str(value.__module__).partition(".")[0] in ("torch", "m2d_bench")
-        return [_named(value), "" if library else inspect.getsource(value)]
-    except (OSError, TypeError):  # compiled, or typed into a prompt
-        return [_named(value), ""]
-
-
-def _named(value: Any) -> str:
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-
-
-def digest_of(settings: Any, weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over settings that JSON can hold and weights as float32, 16 hexadecimal digits."""
-    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for key, tensor in sorted(weights.items()):
-        sha.update(key.encode())
-        sha.update(tensor.detach().float().cpu().contiguous().numpy().data)
-    return sha.hexdigest()[:16]
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast in force around an encoder's blocks: its precision, else what the caller set."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type))
 
 
 def facts_of(encoder: SceneEncoder) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 
 from m2d_bench import audio
 from m2d_bench.encoders import zoo
+from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.frontend import HOP_MS
-from m2d_bench.encoders.protocol import digest_of, wrap
+from m2d_bench.encoders.protocol import wrap
 from m2d_bench.encoders.vit import ViT
 from m2d_bench.errors import AudioError, DataError, UsageError, naming_option
 from m2d_bench.pretrain.batch import Batch

@@ -72,13 +72,20 @@ class HearsPaddingInFrames(Energy):
         return frames - frames.mean(1, keepdim=True), times
 
 
-class Counting(Energy):
-    def __init__(self):
+class Keeping(Energy):
+    """Keeps something when it is called that changes no embedding.
+
+    Args:
+        keep: Keeps it in the encoder that it is given.
+    """
+
+    def __init__(self, keep):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
+        self.keep, self.cache = keep, {}
 
     def scene_embeddings(self, waveform, lengths=None):
-        self.calls += 1
+        self.keep(self, waveform)
         return super().scene_embeddings(waveform, lengths)
 
 
@@ -97,6 +104,14 @@ class KeepsState(Energy):
     def scene_embeddings(self, waveform, lengths=None):
         self.last = 0.5 * self.last + super().scene_embeddings(waveform, lengths).mean().item()
         return super().scene_embeddings(waveform, lengths) + self.last
+
+
+class LoudestSoFar(Energy):
+    peak = 0.0
+
+    def scene_embeddings(self, waveform, lengths=None):
+        self.peak = max(self.peak, waveform.abs().max().item())
+        return super().scene_embeddings(waveform, lengths) / self.peak
 
 
 class Half(torch.nn.Module):
@@ -175,9 +190,7 @@ FAULTS = {
     "NaN": (Spoilt(lambda e, w: e / 0 * 0), {"scene_embeddings"}),
     "training": (Spoilt(training=True), {"mode"}),
     "no digest": (NoModule(), {"digest"}),
-    "counts calls": (Counting(), {"digest"}),
     "dropout": (Spoilt(lambda e, w: dropout(e)), {"scene_embeddings: the same again"}),
-    "keeps the last call": (KeepsState(), {"digest", "scene_embeddings: the same again"}),
     "half precision and batch mean": (
         Half(torch.float16, lambda e: (e - e.mean(0)).float()),
         {"scene_embeddings: batch mates"},
@@ -222,6 +235,11 @@ FAULTS = {
     "rate declared": (Spoilt(frames=lambda e, t, w: (e, 2 * t), hop_ms=40.0), {"timestamps: last"}),
 }
 ADVICE = {
+    "counts calls": (Keeping(lambda e, w: e.calls.add_(1)), {"digest"}),
+    "attribute of the first call": (Keeping(lambda e, w: setattr(e, "cache", torch.ones(8))), {"digest"}),
+    "module of the first call": (Keeping(lambda e, w: e.add_module("part", torch.nn.Identity())), {"digest"}),
+    "buffer of the first call": (Keeping(lambda e, w: e.register_buffer("window", torch.ones(8))), {"digest"}),
+    "a mask for each length": (Keeping(lambda e, w: e.cache.update({w.shape[1]: torch.ones(8)})), {"digest"}),
     "half precision": (Half(torch.float16), {BY_HAND}),
     "bfloat16": (Half(torch.bfloat16), {BY_HAND}),
     "half precision of float32 weights": (Half(torch.float16, weights=torch.float32), {BY_HAND}),
@@ -250,6 +268,14 @@ def test_what_makes_no_score_wrong_is_advice(fault, monkeypatch):
     monkeypatch.setattr("m2d_bench.encoders.check.LARGE_MEMORY", 64 * 2**20)
     encoder, rules = ADVICE[fault]
     assert not_kept(encoder) == {(rule, "advice") for rule in rules}
+
+
+@pytest.mark.parametrize("kind", [KeepsState, LoudestSoFar])
+def test_what_is_kept_from_call_to_call_is_broken_where_it_changes_embeddings(kind):
+    found = {f.rule: f for f in check_encoder(kind(), long=False) if f.kept is False}
+    again = found.pop("scene_embeddings: the same again")
+    assert (again.verdict, "keep nothing from call to call" in again.remedy) == ("BROKEN", True)
+    assert {rule: f.verdict for rule, f in found.items()} == {"digest": "advice"}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +311,6 @@ def test_a_finding_has_a_number_and_says_what_to_do():
         ("D grows without end", "scene_embeddings: the same again", "D must not depend on the length"),
         ("squeezed", "25 ms", "No squeeze"),
         ("dropout", "scene_embeddings: the same again", "dropout"),
-        ("keeps the last call", "scene_embeddings: the same again", "keep nothing from call to call"),
     ],
 )
 def test_the_remedy_is_the_faults(fault, rule, remedy):

@@ -15,7 +15,8 @@ from m2d_bench.cli import main
 from m2d_bench.encoders import zoo
 from m2d_bench.encoders.check import check_encoder
 from m2d_bench.encoders.huggingface import import_transformers
-from m2d_bench.encoders.protocol import TOLERANCE, AudioEncoder, wrap
+from m2d_bench.encoders.precision import TOLERANCE
+from m2d_bench.encoders.protocol import AudioEncoder, wrap
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.settings import Compute
 from tests.encoders.transformers_models import SPEECH as SMALL

@@ -15,7 +15,8 @@ from m2d_bench import linear
 from m2d_bench.cli import main
 from m2d_bench.encoders import zoo
 from m2d_bench.encoders.huggingface import import_transformers
-from m2d_bench.encoders.protocol import TOLERANCE, AudioEncoder, facts_of
+from m2d_bench.encoders.precision import TOLERANCE
+from m2d_bench.encoders.protocol import AudioEncoder, facts_of
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.hear_api import load_model
 from m2d_bench.pretrain.run import RunSettings, _compute

@@ -6,7 +6,8 @@ import torch
 
 from m2d_bench.encoders import checkpoint
 from m2d_bench.encoders.m2d import M2DEncoder
-from m2d_bench.encoders.protocol import TOLERANCE, AudioEncoder
+from m2d_bench.encoders.precision import TOLERANCE
+from m2d_bench.encoders.protocol import AudioEncoder
 from m2d_bench.encoders.vit import ViT, ViTConfig
 from m2d_bench.errors import AudioError, UsageError
 from tests.conftest import GOLDEN, golden_waveform, small_encoder

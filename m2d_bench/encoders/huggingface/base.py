@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from m2d_bench.encoders.protocol import digest_of
+from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform
 
 EMBEDDING_VERSION = 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_bench.encoders.huggingface.base import HuggingFaceConfig, HuggingFaceEncoder
-from m2d_bench.encoders.protocol import autocast
+from m2d_bench.encoders.precision import autocast
 
 TYPES = ("data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm")
 """Their `model_type`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from m2d_bench.encoders.foreign import explained
 from m2d_bench.encoders.huggingface.base import ExtractorConfig, HuggingFaceEncoder
-from m2d_bench.encoders.protocol import autocast
+from m2d_bench.encoders.precision import autocast
 
 _LEAST_SECONDS = 0.025
 """Shorter clips are zero-padded to it: a window of the spectrogram."""
