@@ -44,9 +44,6 @@ class StandIn:
     def broadcast(self, value):
         return self._meeting.exchange(self.global_rank, value)[0]
 
-    def barrier(self):
-        self._meeting.exchange(self.global_rank, None)
-
 
 def in_two(function):
     """What a function of Fabric returns in either process, or the error it raises."""
@@ -60,7 +57,7 @@ def under_torchrun(module, *words):
     """Starts a module's `__main__` in two processes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([*torchrun, "-m", module, *map(str, words)], check=True, env=environment, timeout=300)
+    subprocess.run([*torchrun, "-m", module, *map(str, words)], check=True, env=environment, timeout=600)
 
 
 def fail_everywhere(train, failures, root):

@@ -4,17 +4,23 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("lightning_fabric")
 
+from m2d_bench.encoders.vit import SIZES
 from m2d_bench.errors import DataError, OtherProcessError
+from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain import run, weights
 from m2d_bench.pretrain.held_out import HeldOutMonitor
 from m2d_bench.pretrain.inputs import Inputs
+from m2d_bench.pretrain.method import MaskedModel
+from m2d_bench.pretrain.run import RunSettings
 from m2d_bench.training import loop
 from m2d_bench.training.log import Log
-from tests.pretrain.test_trainer import clips, train  # noqa: F401  # a fixture
+from tests.pretrain.conftest import SMALLER
+from tests.pretrain.test_trainer import METHODS, QUIET, SMALL
 from tests.processes import assert_failed_together, fail_everywhere, in_two, under_torchrun
 
 FAILURES = {
@@ -52,15 +58,22 @@ def test_what_the_first_process_cannot_measure_ends_all(failing, monkeypatch):
 
 
 @pytest.mark.slow
-def test_whatever_fails_in_one_process_ends_both(clips, tmp_path):  # noqa: F811
-    under_torchrun("tests.pretrain.test_processes", clips, tmp_path)
+def test_whatever_fails_in_one_process_ends_both(tmp_path):
+    for number in range(20):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).standard_normal((1, 80, 50), np.float32))
+    (tmp_path / "clips.csv").write_text("\n".join(["file_name", *(f"{number}.npy" for number in range(20))]))
+    under_torchrun("tests.pretrain.test_processes", tmp_path)
     assert_failed_together(FAILURES, tmp_path)
 
 
-def _train(data, out, name):
-    train("m2d", data, out / name, {"epochs": 1}, watch_epochs=1, held_out=4)
+def _train(root, name):
+    """One step, and a look at held-out clips where that fails."""
+    recipe = recipes.resolve({**SMALL, **METHODS["m2d"], "effective_batch": 18, "epochs": 1})
+    watch = {"held_out": 2, "watch_epochs": int(name in ("monitor", "evaluate"))}
+    run.pretrain(recipe, Inputs(data=str(root / "clips.csv")), root / name, RunSettings(**{**QUIET, **watch}))
 
 
 if __name__ == "__main__":
-    data, out = map(Path, sys.argv[1:])
-    fail_everywhere(partial(_train, data, out), FAILURES, out)
+    SIZES["tiny"], MaskedModel.flops = SMALLER, lambda _: 0
+    root = Path(sys.argv[1])
+    fail_everywhere(partial(_train, root), FAILURES, root)
