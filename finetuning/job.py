@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from m2d_bench.tasks import dataset as datasets
 from m2d_bench.tasks.dataset import Dataset
 from m2d_bench.tasks.splits import VALIDATION_FRACTION, Split, draws_validation, folds, splits
 from m2d_bench.tasks.task import Task
+from m2d_bench.training.launch import failing_together, from_first_process
 from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
 from m2d_bench.training.loop import RESUME, Step, read_resume
 
@@ -72,8 +73,9 @@ class Job:
         command: str,
     ) -> None:
         self.fabric, self.pretrained, self.recipe, self.settings = fabric, pretrained, recipe, settings
-        dataset = datasets.load(task, settings, self.sample_rate, settings.jobs)
-        self.dataset = dataset.readable(settings.on_bad_file)
+        with failing_together(fabric):
+            dataset = datasets.load(task, settings, self.sample_rate, settings.jobs)
+            self.dataset = dataset.readable(settings.on_bad_file)
         self.best_by = _best_by(self.dataset, settings)
         self.record = replace(self._blank_run(), command=command)
 
@@ -116,7 +118,7 @@ class Job:
         settings = self.settings
         seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
         wanted = [(seed, fold) for seed in seeds for fold in _folds(self.dataset, settings.folds)]
-        finished = self.fabric.broadcast(self._finished() if self.fabric.is_global_zero else set())
+        finished = from_first_process(self.fabric, self._finished)
         missing = [key for key in wanted if key not in finished]
         clips = self.cache()
         for number, (seed, fold) in enumerate(missing, 1):
@@ -124,25 +126,25 @@ class Job:
             split = next(split for split in drawn if split.fold == fold)
             counter = f" ({number}/{len(missing)})" if len(missing) > 1 else ""
             self._train(seed, split, clips, f"{self.dataset.task.name} · seed {seed} · {_named(fold)}{counter}")
-        done = runs.load_as(self.record, settings.runs_root) if self.fabric.is_global_zero else self.record
-        scores = tuple(score for score in done.scores if (score.seed, score.fold) in wanted)
-        return self.fabric.broadcast(replace(done, scores=scores))
+        done = from_first_process(self.fabric, lambda: runs.load_as(self.record, settings.runs_root))
+        return replace(done, scores=tuple(score for score in done.scores if (score.seed, score.fold) in wanted))
 
     def _train(self, seed: int, split: Split, clips: ClipCache, title: str) -> None:
         """One training, from its first step or its last state, to its score in the record."""
         settings, fabric, folder = self.settings, self.fabric, self._folder(seed, split.fold)
-        with _locked(folder) if fabric.is_global_zero else nullcontext():
-            state = fabric.broadcast(_state(folder, settings) if fabric.is_global_zero else None)
+        with ExitStack() as stack:
+            from_first_process(fabric, lambda: stack.enter_context(_locked(folder)))
+            state = from_first_process(fabric, lambda: _state(folder, settings))
             trainer = self._trainer(seed, split, clips, folder)
             if state:
                 trainer.resume(state)
-            with Log(folder, resumed_at=trainer.step if state else None, rank=fabric.global_rank) as log:
+            with failing_together(fabric):
+                log = Log(folder, resumed_at=trainer.step if state else None, rank=fabric.global_rank)
+            with log:
                 best = self._run(trainer, log, title)
             if settings.checkpoints == "all":
                 trainer.save(LAST)
-            if fabric.is_global_zero:
-                self._finish(seed, split, best, trainer)
-            fabric.barrier()
+            from_first_process(fabric, lambda: self._finish(seed, split, best, trainer))
 
     def _finish(self, seed: int, split: Split, best: Epoch, trainer: Trainer) -> None:
         """Writes the record, and removes the files that are no longer needed."""
@@ -209,12 +211,15 @@ class Job:
 
         def on_epoch(step: int, score: float | None) -> None:
             if score is not None:
-                log.scalars(step, {f"{self.best_by}/{metric}": score})
+                with failing_together(self.fabric):
+                    log.scalars(step, {f"{self.best_by}/{metric}": score})
             meter.skip()
 
-        every, last = settings.log_steps, trainer.total
-        with bar(title, last, "steps", done=trainer.step, shown=self.fabric.is_global_zero) as advance:
-            report = StepReporter(log=log, meter=meter, advance=advance, every=every, last=last, describe=progress)
+        fabric, every, last = self.fabric, settings.log_steps, trainer.total
+        with bar(title, last, "steps", done=trainer.step, shown=fabric.is_global_zero) as advance:
+            report = StepReporter(
+                fabric=fabric, log=log, meter=meter, advance=advance, every=every, last=last, describe=progress
+            )
             return trainer.run(
                 resume_minutes=settings.resume_minutes,
                 check_steps=every,

@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, CycloptsPanel, ValidationError
 from rich.console import Console
 
 from m2d_bench import __version__
-from m2d_bench.errors import UsageError, describe
+from m2d_bench.errors import OtherProcessError, UsageError, describe
 from m2d_bench.registry import resolve, unknown
 from m2d_bench.settings import naming
 from m2d_bench.terminal import close_streams, open_streams, say
@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last to see it
         if verbose:
             say("".join(traceback.format_exception(error)))
-        say(f"ERROR: {describe(error)}")
+        if not isinstance(error, OtherProcessError):
+            say(f"ERROR: {describe(error)}")
         code = BAD_USAGE if isinstance(error, UsageError) else FAILED
     return code if close_streams() else code or FAILED
 

@@ -42,6 +42,10 @@ class TrainingError(M2DBenchError):
     """A training cannot go on."""
 
 
+class OtherProcessError(M2DBenchError):
+    """Another process of a training failed; it reports the error."""
+
+
 @contextmanager
 def naming_option(option: str, value: object) -> Iterator[None]:
     """Names the option whose value an error of this package is about, in front of its message."""

@@ -28,7 +28,7 @@ from m2d_bench.progress import bar
 from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Compute, OnBadFile, Storage, file_name, make_folder, replacing
 from m2d_bench.tasks import dataset
-from m2d_bench.training.launch import Precision, launch
+from m2d_bench.training.launch import Precision, failing_together, from_first_process, launch
 from m2d_bench.training.log import Log, StepReporter, ThroughputMeter
 from m2d_bench.training.loop import RESUME, Step, read_resume
 from m2d_bench.values import Checked
@@ -112,12 +112,13 @@ def pretrain(
     for name in settings.tasks:  # before the hours, not after them
         dataset.load(tasks.get(name, storage), storage, recipe.sample_rate)
     fabric = launch(settings.device, settings.precision)
-    source = open_clips(inputs, recipe, storage, settings.on_bad_file)
-    noise = open_noise(inputs, recipe, storage, settings.on_bad_file)
-    recipe, taught = offline_task(inputs, recipe, source, _compute(fabric, settings), storage)
-    folder = out / name_of(recipe, settings.tag)
-    make_folder(folder)
-    state = _state(folder, settings.resume)
+    with failing_together(fabric):
+        source = open_clips(inputs, recipe, storage, settings.on_bad_file)
+        noise = open_noise(inputs, recipe, storage, settings.on_bad_file)
+        recipe, taught = offline_task(inputs, recipe, source, _compute(fabric, settings), storage)
+        folder = out / name_of(recipe, settings.tag)
+        make_folder(folder)
+        state = _state(folder, settings.resume)
     held_out, source = split(source, settings.held_out, recipe.seed)
     workers = _workers(settings, fabric.world_size)
     _measure(fabric, inputs, source, noise, state or {}, workers)
@@ -136,14 +137,16 @@ def pretrain(
     trainer.prepare(compile=settings.compile, checkpoint_activations=settings.checkpoint_activations)
     if state:
         trainer.resume(state)
-    _write_down(fabric, folder, recipe, inputs, settings, source)
-    with Log(
-        folder,
-        resumed_at=trainer.step if state else None,
-        rank=fabric.global_rank,
-        wandb=settings.wandb,
-        config=recipe.values(),
-    ) as log:
+    with failing_together(fabric):
+        _write_down(fabric, folder, recipe, inputs, settings, source)
+        log = Log(
+            folder,
+            resumed_at=trainer.step if state else None,
+            rank=fabric.global_rank,
+            wandb=settings.wandb,
+            config=recipe.values(),
+        )
+    with log:
         return _run(trainer, monitored, log, settings, storage)
 
 
@@ -167,23 +170,29 @@ def _run(trainer: Trainer, held_out: Source | None, log: Log, settings: RunSetti
         peak=peak and peak * fabric.world_size,
     )
     monitor = None
-    if held_out and settings.watch_epochs and fabric.is_global_zero:
-        monitor = HeldOutMonitor(trainer.method, held_out, fabric.device, log, recipe.seed)
+    with failing_together(fabric):
+        if held_out and settings.watch_epochs and fabric.is_global_zero:
+            monitor = HeldOutMonitor(trainer.method, held_out, fabric.device, log, recipe.seed)
     with bar("Pre-training", last, "steps", done=trainer.step, shown=fabric.is_global_zero) as advance:
         every = settings.log_steps
-        report = StepReporter(log=log, meter=meter, advance=advance, every=every, last=last, describe=_progress)
+        report = StepReporter(
+            fabric=fabric, log=log, meter=meter, advance=advance, every=every, last=last, describe=_progress
+        )
 
         def on_step(step: Step) -> None:
             report(step)
             epoch, rest = divmod(step.number, trainer.steps_per_epoch)
-            if monitor and not rest and (epoch % settings.watch_epochs == 0 or step.number == trainer.total):
-                monitor.evaluate(step.number)
+            watches = settings.watch_epochs and not rest
+            if watches and (epoch % settings.watch_epochs == 0 or step.number == trainer.total):
+                with failing_together(fabric):
+                    if monitor:
+                        monitor.evaluate(step.number)
                 meter.skip()
 
         def on_saved(path: Path) -> None:
-            if settings.tasks and fabric.is_global_zero:
-                _evaluate(path, trainer, log, settings, storage)
-            fabric.barrier()
+            with failing_together(fabric):
+                if settings.tasks and fabric.is_global_zero:
+                    _evaluate(path, trainer, log, settings, storage)
             meter.skip()
 
         return trainer.run(
@@ -262,11 +271,8 @@ def _measure(
 def _norm_stats(fabric: "Fabric", source: Source, stored: Sequence[float] | None, workers: int) -> tuple[float, float]:
     """What is stored, else known, else measured by the first process for all."""
     known = stored or source.norm_stats
-    if known is None and fabric.is_global_zero:
-        known = measure_norm_stats(source, workers=workers)
-    known = fabric.broadcast(known)
-    assert known is not None
-    return float(known[0]), float(known[1])
+    mean, std = from_first_process(fabric, lambda: known or measure_norm_stats(source, workers=workers))
+    return float(mean), float(std)
 
 
 def _compute(fabric: "Fabric", settings: RunSettings) -> Compute:

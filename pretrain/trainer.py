@@ -22,6 +22,7 @@ from m2d_bench.pretrain.masking import Mask
 from m2d_bench.pretrain.method import MaskedModel
 from m2d_bench.pretrain.recipe import Recipe
 from m2d_bench.randomness import generator_of
+from m2d_bench.training.launch import failing_together
 from m2d_bench.training.loop import RESUME, Step, TrainingLoop
 from m2d_bench.training.schedules import scaled_rate
 
@@ -235,10 +236,10 @@ class Trainer(TrainingLoop):
 
     def save_checkpoint(self) -> None:
         """Writes a checkpoint in the released format."""
-        if self.fabric.is_global_zero:
-            norm_stats = self.source.norm_stats or (0.0, 1.0)
-            weights.save(self.method, self.checkpoint_path, self.recipe.sample_rate, norm_stats)
-        self.fabric.barrier()
+        with failing_together(self.fabric):
+            if self.fabric.is_global_zero:
+                norm_stats = self.source.norm_stats or (0.0, 1.0)
+                weights.save(self.method, self.checkpoint_path, self.recipe.sample_rate, norm_stats)
 
     def save_progress(self, at_checkpoint: bool) -> None:
         """Writes a checkpoint where one is due, then the file to resume from."""

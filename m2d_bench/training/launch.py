@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from m2d_bench.errors import UsageError
+import torch
+
+from m2d_bench.errors import OtherProcessError, UsageError
 from m2d_bench.settings import Compute
 
 if TYPE_CHECKING:  # an extra
     from lightning_fabric import Fabric
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+Result = TypeVar("Result")
 
 
 def launch(device: str, precision: Precision) -> Fabric:
@@ -50,6 +56,44 @@ def launch(device: str, precision: Precision) -> Fabric:
     except (RuntimeError, ValueError) as error:  # of its reading of torchrun's or Slurm's variables
         raise UsageError(f"The devices cannot be set up as the environment says: {error}") from error
     return fabric
+
+
+@contextmanager
+def failing_together(fabric: Fabric) -> Iterator[None]:
+    """Context at whose end the processes wait for each other; an error in one of them ends it in all.
+
+    Nothing inside may wait for another process: one that failed would not come.
+
+    Args:
+        fabric: Launched.
+
+    Raises:
+        OtherProcessError: Another process failed. Of several that did, the one of the lowest rank raises its own error.
+    """
+    if fabric.world_size == 1:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    rank = torch.tensor(fabric.world_size if failure is None else fabric.global_rank, device=fabric.device)
+    fabric.all_reduce(rank, reduce_op="min")  # in place
+    if failure and rank == fabric.global_rank:
+        raise failure
+    if rank < fabric.world_size:
+        raise OtherProcessError(f"The process of rank {int(rank)} failed; it reports the error.") from failure
+
+
+def from_first_process(fabric: Fabric, function: Callable[[], Result]) -> Result:
+    """Result of a function that the first process alone runs, for all; its error is raised as in `failing_together`."""
+    result: Any = None
+    with failing_together(fabric):
+        if fabric.is_global_zero:
+            result = function()
+    shared: Result = fabric.broadcast(result)
+    return shared
 
 
 def is_first_process() -> bool:

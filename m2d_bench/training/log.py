@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from m2d_bench.errors import RunError, UsageError
 from m2d_bench.settings import naming, replacing
+from m2d_bench.training.launch import failing_together
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch import Tensor
 
     from m2d_bench.progress import Advance
@@ -276,6 +278,7 @@ class StepReporter:
     """Logs every so many steps, and moves the progress bar on.
 
     Args:
+        fabric: Launched.
         log: Where records go.
         meter: Throughput.
         advance: The progress bar.
@@ -284,6 +287,7 @@ class StepReporter:
         describe: The progress line of a step, without its throughput.
     """
 
+    fabric: Fabric
     log: Log
     meter: ThroughputMeter
     advance: Advance
@@ -296,6 +300,7 @@ class StepReporter:
         self.meter.update(step.clips)
         if step.number % self.every == 0 or step.number == self.last:
             measured = self.meter.measure()
-            self.log.scalars(step.number, {"loss": step.loss, **step.scalars, **measured})
+            with failing_together(self.fabric):
+                self.log.scalars(step.number, {"loss": step.loss, **step.scalars, **measured})
             self.advance.describe(f"{self.describe(step)} · {self.meter.describe(measured)}")
         self.advance(1)

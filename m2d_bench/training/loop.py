@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m2d_bench.errors import AudioError, DataError, TrainingError
 from m2d_bench.settings import replacing
+from m2d_bench.training.launch import failing_together
 from m2d_bench.training.schedules import learning_rate
 from m2d_bench.training.signals import StopSignal
 
@@ -202,10 +203,10 @@ class TrainingLoop(ABC):
             "precision": self.fabric.strategy.precision.state_dict(),  # of fp16, the loss scale
             **self.state(),
         }
-        if self.fabric.is_global_zero:
-            with replacing(self.folder / RESUME) as file:
-                torch.save(state, file)
-        self.fabric.barrier()
+        with failing_together(self.fabric):
+            if self.fabric.is_global_zero:
+                with replacing(self.folder / RESUME) as file:
+                    torch.save(state, file)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Restores what `save_resume` wrote."""

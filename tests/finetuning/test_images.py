@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +34,7 @@ from m2d_bench.training import recipes as files_of
 from m2d_bench.training.log import read
 from tests.conftest import small_encoder
 from tests.finetuning.image_data import COLOURS, SMALL, write_encoder, write_images
+from tests.processes import under_torchrun
 
 QUIET = {"device": "cpu", "precision": "fp32", "seeds": 1, "log_steps": 1}
 MAE = {  # FINETUNE.md of MAE's official code, ViT-Base; its rate is that of a batch of 256
@@ -453,12 +451,10 @@ def test_accumulated_parts_are_one_large_batch(place, values):
 def test_two_processes_are_one(place):
     values = {**SMALL, "batch_size": 7, "epochs": 3, "optimizer": "sgd", "learning_rate": 0.05, "drop_path": 0.5}
     train(place, values, out="one")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*torchrun, "-m", "m2d_bench.cli", "finetune", "--model", place["model"], "--tasks", place["task"]]
+    words = ["finetune", "--model", place["model"], "--tasks", place["task"]]
     words += ["--out", "two", "--runs", "two_runs", "--seeds", "1", "--best-by", "last", "--device", "cpu"]
     words += ["--precision", "fp32", "--set", *(f"{key}={value}" for key, value in values.items())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(list(map(str, words)), check=True, env=environment)
+    under_torchrun("m2d_bench.cli", *words)
     first, second = trained("one"), trained("two")
     for key, value in first.items():
         torch.testing.assert_close(value, second[key], atol=1e-5, rtol=1e-5, msg=key)

@@ -46,6 +46,7 @@ from tests.finetuning.finetuning_data import (
     write_clips,
     write_model,
 )
+from tests.processes import under_torchrun
 
 QUIET = {"device": "cpu", "precision": "fp32", "seeds": 1, "log_steps": 1}
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -368,10 +369,7 @@ def test_accumulated_parts_are_one_large_batch(place, task, values):
 def test_two_processes_are_one(place, task):
     values = {"batch_size": 13, "optimizer": "sgd", "learning_rate": 0.05}  # 13: the two do not have as many rows
     one = train(place, task, values, out="one")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*torchrun, "-m", "tests.finetuning.test_trainer", place["model"], place[task], "two", json.dumps(values)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(list(map(str, words)), check=True, env=environment)
+    under_torchrun("tests.finetuning.test_trainer", place["model"], place[task], "two", json.dumps(values))
     assert_alike(trained("one"), trained("two"))
     (path,) = Path("two_runs").rglob("*.json")
     assert runs.load(path).scores[0].score == pytest.approx(one.scores[0].score)

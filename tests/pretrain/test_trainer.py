@@ -38,6 +38,7 @@ from m2d_bench.training.launch import launch
 from m2d_bench.training.log import read
 from m2d_bench.training.loop import RESUME
 from tests.pretrain.conftest import SMALLER
+from tests.processes import under_torchrun
 
 pytestmark = pytest.mark.usefixtures("tiny_is_smaller")
 
@@ -190,9 +191,7 @@ def test_how_it_runs_changes_nothing_but_rounding(changes, clips, tmp_path):
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "m2d"])  # which M2D-X trains, too
 def test_two_processes_are_one_with_twice_the_batch(name, clips, tmp_path):
     train(name, clips, tmp_path / "one", tag="x")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*torchrun, "-m", "tests.pretrain.test_trainer", name, str(clips), str(tmp_path / "two")]
-    subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    under_torchrun("tests.pretrain.test_trainer", name, clips, tmp_path / "two")
     assert_alike(next((tmp_path / "one").iterdir()), next((tmp_path / "two").iterdir()))
 
 
