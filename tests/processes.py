@@ -1,9 +1,10 @@
-"""Two processes of a training: stand-ins in two threads, or real ones under torchrun."""
+"""Processes of a training: two stand-ins in threads, real ones under torchrun, and waiting for one's step."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -11,7 +12,7 @@ from threading import Barrier
 import pytest
 import torch
 
-TIMEOUT = 10  # seconds, after which a process that waits in vain fails
+TIMEOUT = 60  # seconds, after which a process that waits in vain fails
 
 
 class Meeting:
@@ -90,3 +91,15 @@ def assert_failed_together(failures, root):
     ends = [json.loads((root / f"{rank}.json").read_text()) for rank in (0, 1)]
     for name, (failing, *_) in failures.items():
         assert [ends[failing][name], ends[1 - failing][name]] == ["OSError", "OtherProcessError"], name
+
+
+def wait_for_step(folder, step):
+    """Until the log of the training under a folder has come to a step."""
+    deadline = time.time() + 600
+    while time.time() < deadline:
+        for path in Path(folder).rglob("metrics.jsonl"):
+            lines = path.read_bytes().split(b"\n")[:-1]
+            if lines and json.loads(lines[-1])["step"] >= step:
+                return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")

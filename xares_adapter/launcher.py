@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from m2d_bench.runs import Run, Score, environment
 from m2d_bench.values import Checked
 from m2d_bench.xares_adapter.encoder import MODEL_VARIABLE, TRUST_VARIABLE, XaresEncoder
 
+_TASKS = "tasks"  # the package it puts its tasks into
 _SUFFIX = "_task.py"
 
 
@@ -58,11 +60,16 @@ def task_names() -> list[str]:
     Raises:
         UsageError: X-ARES is not installed.
     """
+    return sorted(file.name.removesuffix(_SUFFIX) for file in _task_files())
+
+
+def _task_files() -> list[Path]:
+    """Files of the tasks that come with X-ARES."""
     try:
         found = files("xares") or ()
     except PackageNotFoundError:
         raise UsageError("X-ARES is not installed. Run pip install 'm2d-bench[xares]'.") from None
-    return sorted(file.name.removesuffix(_SUFFIX) for file in found if file.match(f"tasks/*{_SUFFIX}"))
+    return [Path(str(file.locate())) for file in found if file.match(f"{_TASKS}/*{_SUFFIX}")]
 
 
 def evaluate(
@@ -114,7 +121,7 @@ def _run(names: Sequence[str], encoder: XaresEncoder, settings: RunnerSettings) 
     """Runs X-ARES; returns each task's settings, and the error that stopped it if one did."""
     from xares import run, utils
 
-    paths = [f"tasks/{name}{_SUFFIX}" for name in names]
+    paths = [f"{_TASKS}/{name}{_SUFFIX}" for name in names]
     with _state_put_back(), redirect_stdout(sys.stderr):
         with explained("X-ARES", None):
             configs = [utils.attr_from_py_path(path, endswith="_config")(encoder) for path in paths]
@@ -214,11 +221,20 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _state_put_back() -> Iterator[None]:
-    """Lets X-ARES set multiprocessing's start method, which can be set once, and torch's threads."""
+    """Lets X-ARES set multiprocessing's start method, which can be set once, and torch's threads.
+
+    And lets it import its own `tasks`, whatever `tasks.py` lies beside an encoder of one's own.
+    """
     method, threads = multiprocessing.get_start_method(allow_none=True), torch.get_num_threads()
     multiprocessing.set_start_method(None, force=True)
+    others = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == _TASKS}
+    sys.modules[_TASKS] = package = ModuleType(_TASKS)
+    package.__path__ = list({str(file.parent) for file in _task_files()})
     try:
         yield
     finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == _TASKS]:
+            del sys.modules[name]
+        sys.modules.update(others)
         multiprocessing.set_start_method(method, force=True)
         torch.set_num_threads(threads)

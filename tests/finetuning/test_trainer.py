@@ -46,7 +46,7 @@ from tests.finetuning.finetuning_data import (
     write_clips,
     write_model,
 )
-from tests.processes import under_torchrun
+from tests.processes import under_torchrun, wait_for_step
 
 QUIET = {"device": "cpu", "precision": "fp32", "seeds": 1, "log_steps": 1}
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -406,18 +406,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_model(place, extra):
     records = read(next(Path("killed").rglob("metrics.jsonl")))
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 101))
     assert [record["step"] for record in records if "valid/accuracy" in record] == list(range(5, 101, 5))
-
-
-def wait_for_step(folder, step):
-    """Until the log of the training under a folder has come to a step."""
-    deadline = time.time() + 120
-    while time.time() < deadline:
-        for path in Path(folder).rglob("metrics.jsonl"):
-            lines = path.read_bytes().split(b"\n")[:-1]
-            if lines and json.loads(lines[-1])["step"] >= step:
-                return
-        time.sleep(0.005)
-    raise AssertionError(f"step {step} was not reached")
 
 
 def test_rates_rise_from_nothing_and_fall_to_the_end(place):

@@ -38,7 +38,7 @@ from m2d_bench.training.launch import launch
 from m2d_bench.training.log import read
 from m2d_bench.training.loop import RESUME
 from tests.pretrain.conftest import SMALLER
-from tests.processes import under_torchrun
+from tests.processes import under_torchrun, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("tiny_is_smaller")
 
@@ -214,18 +214,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(name, clips, tmp_pa
     assert_same(whole, torch.load(path, weights_only=True)["model"])
     steps = [record["step"] for record in read(path.parent / "metrics.jsonl")]
     assert steps == list(range(1, 121))
-
-
-def wait_for_step(folder, step):
-    """Until the log of the training under a folder has come to a step."""
-    deadline = time.time() + 120
-    while time.time() < deadline:
-        for path in folder.rglob("metrics.jsonl"):
-            lines = path.read_bytes().split(b"\n")[:-1]
-            if lines and json.loads(lines[-1])["step"] >= step:
-                return
-        time.sleep(0.005)
-    raise AssertionError(f"step {step} was not reached")
 
 
 @pytest.mark.slow

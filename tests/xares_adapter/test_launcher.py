@@ -1,8 +1,10 @@
 """X-ARES' checker and runner over encoders of ours: what they accept, the scores they give, and what goes wrong."""
 
+import importlib
 import importlib.util
 import os
 import re
+import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -173,11 +175,15 @@ def test_an_encoder_that_is_no_name_is_taken_as_it_is(small_model, tmp_path):
 
 
 @needs_xares
-def test_stages_can_be_run_one_by_one(env, capsys):
+def test_stages_can_be_run_one_by_one_beside_tasks_of_ones_own(env, capsys, monkeypatch):
+    (env / "tasks.py").write_text("MINE = True")
+    monkeypatch.syspath_prepend(env)
+    mine = importlib.import_module("tasks")
     for stage, lines in enumerate((0, 0, 4)):
         stages = ("--from-stage", stage, "--to-stage", stage)
         code, out, _ = run(capsys, "--model", "logmel", "--tasks", "vocalsound", *stages)
         assert (code, len(out.splitlines())) == (0, lines)
+    assert sys.modules.pop("tasks") is mine
 
 
 @needs_xares
