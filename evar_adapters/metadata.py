@@ -11,10 +11,12 @@ from m2d_bench import audio, tasks
 from m2d_bench.progress import track
 from m2d_bench.settings import Storage
 from m2d_bench.tasks import dataset as datasets
+from m2d_bench.tasks import evar
 
 
 def export(task: str, folder: Path, storage: Storage = Storage(), sample_rate: int = 16000) -> Path:
-    """Writes a task in EVAR's layout: `evar/metadata/TASK.csv`, and its clips under `work/16k/TASK/`.
+    """Writes a task in EVAR's layout: `evar/metadata/TASK.csv`, and its clips under `work/16k/TASK/`, or under the
+    data folder that the clone names.
 
     Args:
         task: A name of `m2d_bench.tasks`.
@@ -31,8 +33,8 @@ def export(task: str, folder: Path, storage: Storage = Storage(), sample_rate: i
     """
     dataset = datasets.load(tasks.get(task, storage), storage, sample_rate)
     name = dataset.task.name.replace(":", "_")
-    clips = folder / "work" / f"{sample_rate // 1000}k" / name
     path = folder / "evar" / "metadata" / f"{name}.csv"
+    clips = evar.sound_folder(path, evar.read_definition(path).folder, sample_rate)
     path.parent.mkdir(parents=True, exist_ok=True)
     column = "fold" if dataset.task.folds else "split"
     with path.open("w", newline="", encoding="utf-8") as file:

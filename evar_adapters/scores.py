@@ -11,10 +11,10 @@ from pathlib import Path
 
 from m2d_bench.errors import DataError
 from m2d_bench.runs import Run, Score
+from m2d_bench.tasks import evar
 
 COLUMNS = ["representation", "task", "score", "run_id", "report"]
 
-_MULTILABEL = {"fsd50k", "as20k", "as2m", "as"}
 _LINEAR = re.compile(r"Linear evaluation: \S+ \S+ -> \S+\n(?P<config>\{.*\})\n", re.DOTALL)
 _FINETUNE = re.compile(
     r"Finetuning .* -> mean score: \S+?(, scores: \[(?P<folds>[^\]]*)\])?, best weight: .*config: (?P<config>\{.*\})$",
@@ -71,13 +71,14 @@ def _record(line: Mapping[str, str], protocol: str, pattern: re.Pattern[str]) ->
     weights = str(config["weight_file"])
     identity = hashlib.sha256(f"{config['audio_repr']}|{weights}".encode()).hexdigest()[:16]
     kept = {key: value for key, value in config.items() if key not in _PLACES}
+    ours = evar.published(line["task"])
     name = Path(weights).parent.name if "/" in weights and ":" not in weights else weights  # a file, or another name
     return Run(
         encoder={"name": name or str(config["audio_repr"]), "digest": identity, "representation": config["audio_repr"]},
         task={
             "name": line["task"],
             "version": 1,
-            "metric": "mAP" if line["task"] in _MULTILABEL else "accuracy",
+            "metric": "mAP" if ours and ours.multilabel else "accuracy",
             "other_metrics": (),
             "domain": "other",
             "synthetic": False,

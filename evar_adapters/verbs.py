@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from m2d_bench import runs
 from m2d_bench.errors import UsageError
-from m2d_bench.evar_adapters import clone, scores
+from m2d_bench.evar_adapters import clone
 from m2d_bench.output import Flat, Output
 from m2d_bench.registry import resolve
 from m2d_bench.settings import Storage, make_folder
@@ -99,7 +99,7 @@ def results(
     imported: dict[Path, runs.Run] = {}
     failures: list[str] = []
     for file in files:
-        records, unread = scores.read(file)
+        records, unread = resolve("m2d_bench.evar_adapters.scores:read")(file)
         failures += unread
         for record in records:
             imported[record.path(runs_folder)] = runs.add(record, runs_folder)

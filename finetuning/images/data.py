@@ -47,13 +47,10 @@ def get(name: str, storage: Storage = Storage()) -> Task:
         return tasks.get(name, storage)
     folder = Path(name.removeprefix(PREFIX)).expanduser().resolve()
     _, listed = entries(folder)
-    return Task(
+    return Task.listed(
+        listed,
         name=f"{PREFIX}{folder.name}",
-        domain="other",
-        metric="accuracy",
         clip_seconds=0.0,
-        n_classes=len({entry.labels for entry in listed}),
-        n_clips=len(listed),
         lister=entries,
         folder=str(folder),
         source=str(folder),

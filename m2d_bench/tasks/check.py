@@ -54,7 +54,7 @@ def _describe(dataset: Dataset) -> str:
             f"{len(counts)} classes of {fewest} ({rarest}) to {most} ({commonest}) clips; {task.metric}",
             f"sample rates: {_counted(f'{sound.sample_rate} Hz' for sound in sounds)}; "
             f"channels: {_counted(str(sound.channels) for sound in sounds)}; "
-            f"cut or padded to {task.clip_seconds:.4g} s",
+            f"cut or padded to {task.clip_seconds:.4g} s ({task.clip_seconds_source})",
             "",
             tabulate(rows, headers="keys", tablefmt="simple", floatfmt=".3f"),
         ]

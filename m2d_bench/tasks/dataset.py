@@ -85,6 +85,7 @@ class Dataset:
             "n_classes": task.n_classes,
             "n_clips": len(self.files),
             "n_folds": task.folds.count if task.folds else 1,
+            "clip_seconds_source": task.clip_seconds_source,
             "fingerprint": self.fingerprint,
             "warnings": list(self.warnings),
         }

@@ -63,6 +63,7 @@ def read(path: str, storage: Storage) -> Task:
         raise DataError(f"{folder}: unknown metrics {unknown}; known are {', '.join(METRICS)}.")
     metrics: tuple[Metric, ...] = tuple(dict.fromkeys(METRICS[metric] for metric in metadata["evaluation"]))
     classes = _classes(folder)
+    declared = metadata.get("sample_duration")
     name = "-".join(str(metadata[key]) for key in ("task_name", "version", "mode") if metadata.get(key))
     return Task(
         name=f"hear:{name}",
@@ -70,7 +71,8 @@ def read(path: str, storage: Storage) -> Task:
         metric=metrics[0],
         other_metrics=metrics[1:],
         multilabel=metadata["prediction_type"] == "multilabel",
-        clip_seconds=float(metadata.get("sample_duration") or _longest(folder, splits, storage.cache_root)),
+        clip_seconds=float(declared or _longest(folder, splits, storage.cache_root)),
+        clip_seconds_source="task_metadata.json" if declared else "longest clip",
         n_classes=len(classes),
         n_clips=sum(len(_labels(folder, split)) for split in splits),
         classes=classes,

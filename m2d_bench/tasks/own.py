@@ -19,7 +19,7 @@ from m2d_bench.errors import DataError, UsageError
 from m2d_bench.settings import Storage
 from m2d_bench.tasks import folders, folds, index
 from m2d_bench.tasks.contents import durations
-from m2d_bench.tasks.task import Entry, Folds, Task
+from m2d_bench.tasks.task import Entry, Task
 
 
 def read(path: str, storage: Storage) -> Task:
@@ -46,21 +46,16 @@ def read(path: str, storage: Storage) -> Task:
         names = [entry.file for entry in entries]
     else:
         raise UsageError(f"{place}: no such folder or file. Name a folder of class folders, or a CSV file of clips.")
-    cross_validation = None
-    if kind == "fold":
-        cross_validation = Folds(column="fold", count=len({entry.split for entry in entries}))
-    elif not kind:
-        cross_validation, entries = folds.draw(place, entries, names)
-    multilabel = any(len(entry.labels) > 1 for entry in entries)
-    return Task(
+    drawn = None
+    if not kind:
+        drawn, entries = folds.draw(place, entries, names)
+    return Task.listed(
+        entries,
+        kind,
+        folds=drawn,
         name=f"own:{place.name if place.is_dir() else place.stem}",
-        domain="other",
-        metric="mAP" if multilabel else "accuracy",
-        multilabel=multilabel,
         clip_seconds=max(0.001, round(fmean(durations(root, entries, storage.cache_root)), 3)),
-        n_classes=len({label for entry in entries for label in entry.labels}),
-        n_clips=len(entries),
-        folds=cross_validation,
+        clip_seconds_source="mean of the clips",
         lister=partial(_list, entries),
         folder=str(root),
         source=source,

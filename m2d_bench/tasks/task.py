@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from m2d_bench.errors import UsageError
 
@@ -84,6 +84,7 @@ class Task:
         metric: How a fold or test split is scored and its epoch chosen; see `metrics`.
         other_metrics: What is scored beside it.
         clip_seconds: Unit duration in seconds; clips are cut or zero-padded to it.
+        clip_seconds_source: What says so.
         fade_seconds: Where above 0, clips are faded in and out so long and repeated, not zero-padded; see `faded`.
         n_classes: Number of classes.
         n_clips: Number of clips in all splits; a data set with another number is an error.
@@ -109,6 +110,7 @@ class Task:
     clip_seconds: float
     n_classes: int
     n_clips: int
+    clip_seconds_source: str = "task"
     fade_seconds: float = 0.0
     split_clips: Mapping[str, int] = field(default_factory=dict)
     vanishing: bool = False
@@ -130,6 +132,38 @@ class Task:
         if [bool(self.layouts), bool(self.generator), bool(self.folder)].count(True) != 1:
             raise UsageError(f"Task {self.name!r} needs one of layouts, generator and folder.")
 
+    @classmethod
+    def listed(
+        cls,
+        entries: Sequence[Entry],
+        column: str = "split",
+        *,
+        folds: Folds | None = None,
+        multilabel: bool = False,
+        **others: Any,
+    ) -> Task:
+        """A task of clips that were listed: what can be counted is theirs, and the metric follows from their labels.
+
+        Args:
+            entries: The clips.
+            column: What their splits are: split, or fold.
+            folds: Folds that were drawn.
+            multilabel: Whether a clip may have several labels, even if none has.
+            others: Further arguments of a task.
+        """
+        multilabel = multilabel or any(len(entry.labels) > 1 for entry in entries)
+        if column == "fold":
+            folds = Folds(column=column, count=len({entry.split for entry in entries}))
+        return cls(
+            domain="other",
+            metric="mAP" if multilabel else "accuracy",
+            multilabel=multilabel,
+            n_classes=len({label for entry in entries for label in entry.labels}),
+            n_clips=len(entries),
+            folds=folds,
+            **others,
+        )
+
     @property
     def synthetic(self) -> bool:
         """Whether the clips are generated rather than recorded; tables say so."""
@@ -137,7 +171,9 @@ class Task:
 
     def lasting(self, clip_seconds: float | None) -> Task:
         """The same task with another unit duration in seconds, unless that is None."""
-        return self if clip_seconds is None else replace(self, clip_seconds=clip_seconds)
+        if clip_seconds is None:
+            return self
+        return replace(self, clip_seconds=clip_seconds, clip_seconds_source="--clip-seconds")
 
     def roles(self, splits: Iterable[str]) -> list[tuple[str, str, list[str]]]:
         """For each fold, or the official split: what tests, what chooses (if it is not drawn), what trains.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from m2d_bench import tasks
+from m2d_bench import runs, tasks
 from m2d_bench.cli import main
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.evar_adapters import scores
@@ -49,8 +49,111 @@ def test_official_splits_and_several_labels(tmp_path):
     assert dataset.load(task, Storage()).labels.tolist() == [[1, 1], [1, 0], [0, 1], [1, 0]]
 
 
+DEFINITIONS = '''"""Downstream task definitions."""
+from evar.common import WORK
+
+_defs = {{
+    'pets': {}, 'as': [1, 10.0, 'sigmoid', 'as', True],
+}}
+_fs_table = {{16000: '16k', 'pets': [1, 9.0, None]}}
+
+
+def get_defs(cfg, task):
+    folds, unit_sec, folder, balanced = _defs[task]
+'''
+
+
+def declare(path, value, text=DEFINITIONS):
+    """A clone's ds_tasks.py for a metadata file, with the value of the task pets."""
+    (path.parent.parent / "ds_tasks.py").write_text(text.format(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds", "metric"),
+    [
+        ("[2, 0.8, 'animals', False]", 0.8, "accuracy"),  # of today
+        ("[2, 1, 'softmax', 'animals', False]", 1.0, "accuracy"),  # of older clones
+        ("(2, 7.6358, 'sigmoid', 'animals')", 7.6358, "mAP"),
+    ],
+)
+def test_unit_duration_folder_and_metric_are_the_clones(tmp_path, caplog, value, seconds, metric):
+    path = write(tmp_path, FOLDS)
+    declare(path, value)
+    (tmp_path / "work/16k/pets").rename(tmp_path / "work/16k/animals")
+    task = tasks.get(f"evar:{path}")
+    assert (task.clip_seconds, task.clip_seconds_source) == (seconds, "evar/ds_tasks.py")
+    assert (task.metric, task.multilabel) == (metric, metric == "mAP")
+    found = dataset.load(task, Storage())
+    assert found.root == tmp_path / "work/16k/animals"
+    assert found.waveform(3, 16000).shape == (round(16000 * seconds),)
+    assert "ds_tasks" not in caplog.text
+    (tmp_path / "work").rename(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"EVAR keeps them in .*work/16k/animals, at"):
+        dataset.load(task, Storage())
+
+
+HOSTILE = "[1, open('RAN', 'w').write('x'), None, False]"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "no such file"),
+        ("_defs = {'others': [1, 1.0, None]}", "does not list 'pets'"),
+        ("_defs = dict(pets=[1, 1.0, None])", "does not list 'pets'"),
+        (f"_defs = {{'pets': {HOSTILE}}}", "open('RAN', 'w').write('x'), None, False] is not [folds, unit seconds,"),
+        (f"open('RAN', 'w').write('x')\n_defs = {{'pets': {HOSTILE}, **{{}}}}", "in plain values"),
+        ("_defs = {'pets': [1, UNIT, None]}", "'pets': [1, UNIT, None] is not [folds, unit seconds,"),
+        ("_defs = {'pets': [1, -1.0, None]}", "'pets': [1, -1.0, None] is not"),
+        ("_defs = {'pets': [1, 1e999, None]}", "inf"),
+        ("_defs = {'pets': 'ten seconds'}", "'ten seconds' is not"),
+        ("_defs = {'pets': {[]: 1}}", "unhashable"),
+        ("_defs = {'pets': [1, 1.0, None]", "was never closed (ds_tasks.py, line 1)"),
+        ("\0", "null bytes"),
+        (f"_defs = {{'pets': {'-' * 100000}1}}", "nested too deeply"),
+        (f"_defs = {{'pets': [1, {'1+' * 100000}1]}}", "nested too deeply"),
+    ],
+)
+def test_a_clone_that_says_nothing_of_a_task_is_named_and_nothing_of_it_runs(tmp_path, monkeypatch, caplog, text, says):
+    path = write(tmp_path, FOLDS)
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "evar" / "ds_tasks.py").write_text(text)
+    task = tasks.get(f"evar:{path}")
+    assert task.clip_seconds == pytest.approx(1 + 150 / 16000)
+    assert task.clip_seconds_source == "mean of the clips"
+    (message,) = caplog.messages
+    assert says in message
+    assert message.endswith("Clips of pets are cut or padded to 1.009 s (mean of the clips), or to --clip-seconds.")
+    assert "\n" not in message
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize(("name", "seconds", "ours"), [("esc50", 5.0, "esc50"), ("as", 10.0, "as2m")])
+def test_papers_tasks_keep_their_unit_duration_without_a_clone(tmp_path, caplog, name, seconds, ours):
+    task = tasks.get(f"evar:{write(tmp_path, FOLDS, name=name)}")
+    assert (task.clip_seconds, task.clip_seconds_source) == (seconds, f"task {ours}")
+    assert f"are cut or padded to {seconds:g} s (task {ours})" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds", "source"), [([], 0.8, "evar/ds_tasks.py"), (["--clip-seconds", "0.5"], 0.5, "--clip-seconds")]
+)
+def test_the_record_says_where_the_unit_duration_came_from(tmp_path, capsys, words, seconds, source):
+    path = write(tmp_path, [(f"{i}.wav", ("dog", "cat")[i % 2], str(i // 4 % 3)) for i in range(12)])
+    declare(path, "[3, 0.8, None, False]")
+    command = ["linear", "--tasks", f"evar:{path}", "--model", "logmel", "--seeds", "1", "--epochs", "1"]
+    assert main([*command, *words, "--runs", str(tmp_path / "runs")]) == 0
+    (record,) = map(runs.load, (tmp_path / "runs").rglob("*.json"))
+    assert (record.settings["clip_seconds"], record.task["clip_seconds_source"]) == (seconds, source)
+    assert main(["tasks", "check", f"evar:{path}", *words]) in (0, 1)
+    assert f"cut or padded to {seconds} s ({source})" in capsys.readouterr().out
+
+
 def test_the_copy_at_the_encoders_rate_is_taken(tmp_path, caplog):
-    task = tasks.get(f"evar:{write(tmp_path, FOLDS, rates=(16000, 32000))}")
+    path = write(tmp_path, FOLDS, rates=(16000, 32000))
+    declare(path, "[2, 1.0, None, False]")
+    task = tasks.get(f"evar:{path}")
     assert dataset.load(task, Storage(), 32000).root.parts[-2] == "32k"
     assert dataset.load(task, Storage(), 16000).root.parts[-2] == "16k"
     assert not caplog.text
@@ -97,6 +200,14 @@ def test_what_is_exported_is_read_back_the_same(tones, tmp_path, monkeypatch):
     assert theirs.labels.tolist() == ours.labels.tolist()
     assert theirs.splits.tolist() == ours.splits.tolist()
     assert theirs.waveform(3, 16000)[:8000] == pytest.approx(ours.waveform(3, 16000)[:8000], abs=2e-4)
+
+
+def test_an_export_goes_where_the_clone_will_look(tmp_path):
+    (tmp_path / "evar").mkdir()
+    (tmp_path / "evar/ds_tasks.py").write_text("_defs = {'own_calls': [1, 0.4, 'calls', False]}")
+    assert main(["evar", "export", str(segments(tmp_path, SEGMENTS)), "-o", str(tmp_path)]) == 0
+    found = dataset.load(tasks.get(f"evar:{tmp_path / 'evar/metadata/own_calls.csv'}"), Storage())
+    assert (found.root, found.task.clip_seconds) == (tmp_path / "work/16k/calls", 0.4)
 
 
 def test_segments_are_exported_as_clips_of_their_own(tmp_path):
@@ -161,10 +272,19 @@ def test_encoders_that_are_no_files_keep_their_names(tmp_path, name):
 
 
 def test_folds_of_fine_tuning_are_read(tmp_path):
-    runs, failures = scores.read(write_scores(tmp_path / "ft-scores.csv", [finetuned([0.9, 0.8]), finetuned([0.7])]))
+    records, failures = scores.read(write_scores(tmp_path / "ft-scores.csv", [finetuned([0.9, 0.8]), finetuned([0.7])]))
     assert failures == []
-    assert [[score.score for score in run.scores] for run in runs] == [[0.9, 0.8], [0.7]]
-    assert {run.protocol for run in runs} == {"finetune"}
+    assert [[score.score for score in record.scores] for record in records] == [[0.9, 0.8], [0.7]]
+    assert {record.protocol for record in records} == {"finetune"}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [("as", "mAP"), ("fsd50k", "mAP"), ("us8k", "accuracy"), ("_", "accuracy")]
+)
+def test_scores_are_of_the_metric_of_our_task_of_that_name(tmp_path, task, metric):
+    name, _, *others = linear(0.5)
+    ((run,), _) = scores.read(write_scores(tmp_path / "scores.csv", [[name, task, *others]]))
+    assert run.task["metric"] == metric
 
 
 def test_what_cannot_be_parsed_is_listed_and_the_rest_read(tmp_path, capsys):

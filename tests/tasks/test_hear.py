@@ -67,6 +67,7 @@ def test_a_folder_of_folds_is_a_task_with_hears_own_validation_folds(tmp_path):
     folder = write_hear(tmp_path / "any-name", FOLDS)
     task = tasks.get(f"hear:{folder}")
     assert (task.name, task.metric, task.clip_seconds) == ("hear:tones-v1.0.0", "accuracy", 0.5)
+    assert task.clip_seconds_source == "task_metadata.json"
     assert (task.n_classes, task.n_clips) == (4, 60)
     found = dataset.load(task, Storage())
     assert found.classes == tuple(LABELS)
@@ -173,7 +174,7 @@ def test_clips_without_a_common_length_are_padded_to_the_longest(tmp_path):
     folder = write_hear(tmp_path / "tones", OFFICIAL, clips=4, sample_duration=None)
     soundfile.write(folder / "16000" / "test" / "test-0.wav", np.zeros(20000), 16000)
     task = tasks.get(f"hear:{folder}")
-    assert task.clip_seconds == 1.25
+    assert (task.clip_seconds, task.clip_seconds_source) == (1.25, "longest clip")
     assert len(dataset.load(task, Storage()).waveform(1, 16000)) == 20000
 
 
