@@ -7,23 +7,25 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from m2d_bench.results.records import variants
 from m2d_bench.results.render import as_csv, interval, render_rows
 from m2d_bench.results.statistics import class_means
-from m2d_bench.results.summary import figures, named
+from m2d_bench.results.summary import figures
 from m2d_bench.runs import Run
 
 
-def class_summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
+def class_summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per run, class and metric: model, task, protocol, class, metric, unit, mean and ci95 in it, n seeds.
 
     Of a run's classes the one with the best average precision comes first.
     """
-    return [
-        {**named(run), "class": name, **figures(metric, scores)}
-        for run in runs
-        for name, of_class in sorted(class_means(run).items(), key=_best_first)
-        for metric, scores in of_class.items()
-    ]
+    rows = []
+    for run, variant in zip(runs, variants(runs), strict=True):
+        model = run.encoder["name"] + (f" ({variant})" if variant else "")
+        about = {"model": model, "task": run.task_title, "protocol": run.protocol}
+        for name, of_class in sorted(class_means(run).items(), key=_best_first):
+            rows += [{**about, "class": name, **figures(metric, scores)} for metric, scores in of_class.items()]
+    return rows
 
 
 def _best_first(scored: tuple[str, dict[str, list[float]]]) -> float:

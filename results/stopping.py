@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 LOOKS = MOST_SEEDS - LEAST_SEEDS + 1
 
+_ROUNDING = 1e-6
+"""Half width of differences that are the same with every seed, which no test can be made of."""
+
 
 def enough(records: Sequence[Run], width: float, compared: bool) -> bool:
     """Whether the records of a task need no more seeds; says so where their width does not tell.
@@ -38,13 +41,14 @@ def enough(records: Sequence[Run], width: float, compared: bool) -> bool:
     if compared:
         difference = paired(*scores)
         text = interval(difference.mean, difference.half_width, sign="+") + unit
-        half_width, p = difference.half_width or 0.0, min(1.0, LOOKS * (difference.p or 0.0))
+        half_width, p = difference.half_width or 0.0, LOOKS * (difference.p or 0.0)
     else:
         half_width, p = max(estimate(of_run).half_width or 0.0 for of_run in scores), 1.0
-    decided, narrow = half_width > 0 and p < 0.05, half_width < width
+    decided, narrow = half_width > _ROUNDING and p < 0.05, half_width < width
     if compared and (decided or narrow or n == MOST_SEEDS):
         first, second = (run.encoder["name"] for run in records)
-        verdict = f"decided, p = {p:.2g} after Bonferroni's correction" if decided else "not decided"
+        verdict = "not decided" if half_width > _ROUNDING else "the same with every seed"
+        verdict = f"decided, p = {p:.2g} after Bonferroni's correction" if decided else verdict
         logger.warning("%s: %s − %s = %s: %s.", where, first, second, text, verdict)
     elif n == MOST_SEEDS and not narrow:
         logger.warning("%s, the most there are: ± %.2f%s is not below %g.", where, half_width, unit, width)

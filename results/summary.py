@@ -31,13 +31,9 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
             scores = list(seed_means(run, metric).values())
             if not scores:
                 continue
-            rows.append({**named(run), **figures(metric, scores), "seconds": None if rank else _seconds(run)})
+            about = {"model": _model(run), "task": run.task_title, "protocol": run.protocol}
+            rows.append({**about, **figures(metric, scores), "seconds": None if rank else _seconds(run)})
     return rows
-
-
-def named(run: Run) -> dict[str, str]:
-    """The part of a row that names a run."""
-    return {"model": _model(run), "task": run.task_title, "protocol": run.protocol}
 
 
 def figures(metric: str, scores: Sequence[float]) -> dict[str, Any]:

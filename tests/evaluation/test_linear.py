@@ -121,7 +121,7 @@ def test_a_baseline_is_evaluated_on_the_same_seeds_until_the_two_are_compared(se
     assert "small − logmel = " in caplog.text
     assert second.command == ""  # an encoder without a name
     (first, _) = linear("logmel", "esc10", seeds="until=0.5", first_seed=48, baseline="logmel", **settings)
-    assert "logmel − logmel = +0.00 ± 0.00 %: not decided." in caplog.text
+    assert "logmel − logmel = +0.00 ± 0.00 %: the same with every seed." in caplog.text
     assert "linear --model logmel --baseline logmel --tasks esc10 " in first.command
     assert "--seeds until=0.5" in first.command
     with pytest.raises(UsageError, match="one layer and one pooling"):
