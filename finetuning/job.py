@@ -238,6 +238,7 @@ class Job:
             valid_score=best.score if self.best_by == "valid" else None,
             chosen={"epoch": best.number},
             others={metric: metrics.score(metric, best.logits, labels) for metric in task.other_metrics},
+            per_class=metrics.per_class(best.logits, labels, self.dataset.classes),
         )
 
     def _predictions(self, seed: int, split: Split, best: Epoch, trainer: Trainer) -> Predictions:

@@ -19,7 +19,7 @@ from typing_extensions import NotRequired, TypedDict
 from m2d_bench.settings import file_name
 from m2d_bench.values import explain
 
-SCHEMA = 3
+SCHEMA = 4
 SYNTHETIC = " (synthetic)"
 """Stands behind the name of a task whose clips are generated, wherever it is shown."""
 
@@ -49,6 +49,8 @@ class Score:
         valid_score: Score on the validation split that chose the weights or settings.
         chosen: What validation chose, such as the epoch.
         others: Scores in the task's other metrics.
+        per_class: Where clips may have several labels, of each class its score in the metrics that are means over
+            classes.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
@@ -61,6 +63,7 @@ class Score:
     valid_score: Number | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Number] = field(default_factory=dict)
+    per_class: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ def linear(
     *,
     model: str = zoo.DEFAULT,
     task_names: Annotated[tuple[str, ...], Parameter("--tasks"), Names] = tasks.BUILT_IN,
+    baseline: str | None = None,
     style: Annotated[str, Parameter(name="--format")] = "text",
     settings: Annotated[LinearSettings, Flat] = LinearSettings(),
 ) -> Output:
@@ -41,6 +42,7 @@ def linear(
         model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.
         task_names: Names separated by commas or spaces, see m2d-bench tasks; your own data by its path, FOLDER of class
             folders or FILE.csv; hear:PATH, a HEAR task folder; evar:PATH, a metadata file of EVAR (no comma in a path).
+        baseline: Another model, evaluated on the same seeds; --seeds until=WIDTH ends them when the two are compared.
         style: text, md, csv, json, latex or html.
         settings: How to evaluate.
     """
@@ -49,7 +51,7 @@ def linear(
     resolve("m2d_bench.results:check_format")(style)
     failures: tuple[str, ...] = ()
     try:
-        runs: Sequence[Run] = evaluation.linear(model, task_names, settings)
+        runs: Sequence[Run] = evaluation.linear(model, task_names, settings, baseline)
     except TasksFailed as error:
         runs, failures = error.runs, error.messages
     if by_layer:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from scipy.special import ndtri
 
 from m2d_bench.errors import UsageError
 from m2d_bench.results.statistics import bootstrap, scale, seed_means
@@ -110,20 +112,59 @@ def _of_record(run: Run, predictions: Sequence[Predictions]) -> list[Predictions
     return complete
 
 
-def _accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
-    truth = labels if labels.ndim == 1 else labels.argmax(1)
-    return float(np.mean(scores.argmax(1) == truth))
+def _truth(labels: np.ndarray) -> np.ndarray:
+    """A class a clip, of several its first."""
+    return labels if labels.ndim == 1 else labels.argmax(1)
 
 
-def _mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Over the classes that have a positive clip."""
+def _accuracy(labels: np.ndarray, scores: np.ndarray, classes: int | None = None) -> float:
+    """Where so many classes apart are one, if any are."""
+    choice, truth = scores.argmax(1), _truth(labels)
+    return float(np.mean((choice - truth) % classes == 0 if classes else choice == truth))
+
+
+def _icbhi(labels: np.ndarray, scores: np.ndarray, weights: tuple[float, float] = (0.5, 0.5)) -> float:
+    """Sensitivity and specificity, weighted."""
+    truth = _truth(labels)
+    hits = scores.argmax(1) == truth
+    shares = [hits[clips].mean() if clips.any() else np.nan for clips in (truth > 0, truth == 0)]
+    return float(sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight))
+
+
+def _over_classes(
+    labels: np.ndarray, scores: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float], negatives: bool = True
+) -> float:
+    """Mean over the classes that have a positive clip, and a negative one where the metric takes them."""
+    positive = (labels if labels.ndim == 2 else np.eye(scores.shape[1])[labels]) > 0
+    there = positive.any(0) & ~(positive.all(0) & negatives)
+    values = [metric(truth, score) for truth, score in zip(positive.T[there], scores.T[there], strict=True)]
+    return float(np.mean(values)) if values else np.nan
+
+
+def _average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
     from sklearn.metrics import average_precision_score
 
-    positive = labels if labels.ndim == 2 else np.eye(scores.shape[1])[labels]
-    there = positive.any(0)
-    if not there.any():
-        return np.nan
-    return float(average_precision_score(positive[:, there], scores[:, there], average="macro"))
+    return float(average_precision_score(truth, scores))
 
 
-_METRICS: Mapping[str, Metric] = {"accuracy": _accuracy, "mAP": _mean_average_precision}
+def _area(truth: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, scores))
+
+
+def _d_prime(truth: np.ndarray, scores: np.ndarray) -> float:
+    half_a_pair = 0.5 / (truth.sum() * (~truth).sum())
+    return float(2**0.5 * ndtri(np.clip(_area(truth, scores), half_a_pair, 1 - half_a_pair)))
+
+
+_METRICS: Mapping[str, Metric] = {
+    "accuracy": _accuracy,
+    "chroma_accuracy": partial(_accuracy, classes=12),
+    "mAP": partial(_over_classes, metric=_average_precision, negatives=False),
+    "aucroc": partial(_over_classes, metric=_area),
+    "d_prime": partial(_over_classes, metric=_d_prime),
+    "sensitivity": partial(_icbhi, weights=(1, 0)),
+    "specificity": partial(_icbhi, weights=(0, 1)),
+    "icbhi_score": _icbhi,
+}

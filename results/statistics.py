@@ -102,6 +102,23 @@ def seed_means(run: Run, metric: str | None = None) -> dict[int, float]:
     return {seed: fmean(value) for seed, value in sorted(folds.items()) if len(value) >= run.task["n_folds"]}
 
 
+def class_means(run: Run) -> dict[str, dict[str, list[float]]]:
+    """Of each class and metric a score a seed: the mean over the folds in which the class can be scored.
+
+    Seeds that lack folds are left out, and classes without any score.
+    """
+    seeds = run.done(run.task["n_folds"])
+    folds: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for score in run.scores:
+        for name, values in score.per_class.items() if score.seed in seeds else ():
+            for metric, value in values.items():
+                folds.setdefault(name, {}).setdefault(metric, {}).setdefault(score.seed, []).append(value)
+    return {
+        name: {metric: [fmean(value) for value in by_seed.values()] for metric, by_seed in of_class.items()}
+        for name, of_class in folds.items()
+    }
+
+
 def average(tasks: Iterable[Mapping[Hashable, float] | None]) -> dict[Hashable, float]:
     """Mean over tasks for each run that all of them have; empty if a task is missing.
 

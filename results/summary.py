@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,21 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
             scores = list(seed_means(run, metric).values())
             if not scores:
                 continue
-            result, factor = estimate(scores), scale(metric)
-            rows.append(
-                {
-                    "model": _model(run),
-                    "task": run.task_title,
-                    "protocol": run.protocol,
-                    "metric": metric,
-                    "unit": UNITS.get(metric, "%"),
-                    "mean": round(factor * result.mean, 2),
-                    "ci95": None if result.half_width is None else round(factor * result.half_width, 2),
-                    "n": result.n,
-                    "seconds": None if rank else _seconds(run),
-                }
-            )
+            about = {"model": _model(run), "task": run.task_title, "protocol": run.protocol}
+            rows.append({**about, **figures(metric, scores), "seconds": None if rank else _seconds(run)})
     return rows
+
+
+def figures(metric: str, scores: Sequence[float]) -> dict[str, Any]:
+    """The part of a row that tells scores: metric, unit, mean and ci95 in that unit, n."""
+    result, factor = estimate(scores), scale(metric)
+    return {
+        "metric": metric,
+        "unit": UNITS.get(metric, "%"),
+        "mean": round(factor * result.mean, 2),
+        "ci95": None if result.half_width is None else round(factor * result.half_width, 2),
+        "n": result.n,
+    }
 
 
 def report(runs: Iterable[Run], style: str = "text") -> str:

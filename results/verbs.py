@@ -16,6 +16,7 @@ from m2d_bench.output import Flat, Output
 from m2d_bench.progress import bar
 from m2d_bench.results import folders
 from m2d_bench.results.bootstrap import clip_interval
+from m2d_bench.results.classes import class_report
 from m2d_bench.results.comparison import Selection, compare
 from m2d_bench.results.filter import ALL, Filter
 from m2d_bench.results.folders import read_all
@@ -154,6 +155,31 @@ def bootstrap(*, runs_folder: RunsFolder = DEFAULT, shown: Annotated[Filter, Fla
             }
         )
     return Output(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True), tuple(failures))
+
+
+@RUNS.command
+def classes(
+    *,
+    runs_folder: RunsFolder = DEFAULT,
+    shown: Annotated[Filter, Flat] = ALL,
+    style: Annotated[str, Parameter("--format")] = "text",
+) -> Output:
+    """Show what each class scores, of runs on tasks whose clips may have several labels: mAP, AUC and d'.
+
+    Args:
+        runs_folder: Folder of run records.
+        shown: Which records.
+        style: text, md, csv, json, latex or html.
+    """
+    check_format(style)
+    records, failures = read_all([runs_folder], shown)
+    told = [run for run in records.values() if any(score.per_class for score in run.scores)]
+    if not told:
+        raise UsageError(
+            f"{runs_folder}: none of {len(records)} records tells what each class scores. Those of tasks whose clips "
+            "may have several labels do; where they are older, run the command again with --force."
+        )
+    return Output(class_report(told, style), tuple(failures))
 
 
 @RUNS.command

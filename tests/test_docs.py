@@ -11,6 +11,7 @@ import pytest
 from m2d_bench import runs
 from m2d_bench.cli import build, main
 from tests.results.result_records import record
+from tests.results.test_classes import run_of_classes
 from tests.results.test_folders import keep
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,7 @@ def write_runs(folder, predictions):
                     keep(run, folder, score.seed, score.fold)
     runs.add(record("m2d_vit_base-80x608p16x16-221006-mr7", "us8k", 0.7, train_fraction=0.1), folder)
     runs.add(record("own.py:Own", "us8k", 0.6), folder)
+    runs.add(run_of_classes("fsd50k"), folder)
     for layer in (1, 2):
         model = "m2d_vit_base-80x608p16x16-221006-mr7"
         runs.add(record(model, "gtzan", layer / 4, layer=layer, pooling="mean"), folder)

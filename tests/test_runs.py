@@ -48,7 +48,7 @@ def add(arguments):
 def test_what_is_written_is_what_is_read(tmp_path):
     written = runs.add(scored(42, "1", "2"), tmp_path)
     assert runs.load(RUN.path(tmp_path)) == written
-    assert written.schema == 3
+    assert written.schema == 4
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -105,11 +105,32 @@ def test_records_of_schema_1_are_upgraded_and_keep_their_identity(tmp_path):
     del values["command"], values["task"]["other_metrics"], values["task"]["domain"]
     path.write_text(json.dumps({**values, "schema": 1}))
     earlier = runs.load(path)
-    assert earlier.schema == 3
+    assert earlier.schema == 4
     assert earlier.command == ""
     assert earlier.task["domain"] == "other"
     assert earlier.key == now.key
     assert runs.add(scored(43, "1", "2"), tmp_path).done(2) == {42, 43}
+
+
+def test_records_of_before_classes_were_told_are_read_and_added_to(tmp_path):
+    path = RUN.path(tmp_path)
+    runs.add(scored(42, "1", "2"), tmp_path)
+    values = json.loads(path.read_text())
+    for score in values["scores"]:
+        del score["per_class"]
+    path.write_text(json.dumps({**values, "schema": 3}))
+    assert runs.load(path).scores == scored(42, "1", "2").scores
+    (new,) = scored(43, "1").scores
+    new = replace(new, per_class={"owl": {"mAP": 0.25, "aucroc": 0.5}, "wren": {}})
+    assert runs.add(replace(RUN, scores=(new,)), tmp_path).by_fold[43, "1"] == new == runs.load(path).scores[-1]
+
+
+def test_thirty_seeds_on_the_classes_of_audioset_are_a_record_below_two_megabytes(tmp_path):
+    classes = {f"/m/0{number:05d}": {"mAP": 0.12345, "aucroc": 0.98765, "d_prime": 2.34567} for number in range(527)}
+    scores = [replace(score, per_class=classes) for seed in range(30) for score in scored(seed, "test").scores]
+    run = replace(RUN, task={**RUN.task, "n_folds": 1}, scores=tuple(scores))
+    runs.add(run, tmp_path)
+    assert run.path(tmp_path).stat().st_size < 2e6
 
 
 def test_reading_a_folder_names_what_is_broken(tmp_path):
@@ -315,6 +336,8 @@ def test_broken_predictions_are_named(content, tmp_path):
         (("scores", 0, "score"), math.inf),
         (("scores", 0, "valid_score"), math.nan),
         (("scores", 0, "others"), {"mAP": [0.5]}),
+        (("scores", 0, "per_class"), {"owl": 0.5}),
+        (("scores", 0, "per_class"), {"owl": {"mAP": math.nan}}),
         (("scores", 0, "n_test"), -1),
         (("scores",), {}),
         (("schema",), 0),

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any
@@ -20,13 +20,14 @@ from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of, wrap
 from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation.embeddings import Embeddings
+from m2d_bench.evaluation.metrics import per_class
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import ProbeResult, Problem
 from m2d_bench.evaluation.representations import Kept, Representation, asked, kept_for
-from m2d_bench.evaluation.settings import MIXING_LEARNING_RATE, LinearSettings, ProbeSettings
+from m2d_bench.evaluation.settings import LEAST_SEEDS, MIXING_LEARNING_RATE, LinearSettings, ProbeSettings
 from m2d_bench.progress import bar
 from m2d_bench.randomness import generator_of
-from m2d_bench.registry import check_names
+from m2d_bench.registry import check_names, resolve
 from m2d_bench.runs import Predictions, Run, Score, TasksFailed
 from m2d_bench.settings import command_line, make_folder
 from m2d_bench.tasks import dataset as datasets
@@ -44,6 +45,7 @@ def linear(
     model: str | os.PathLike[str] | SceneEncoder = zoo.DEFAULT,
     task_names: str | Sequence[str] = tasks.BUILT_IN,
     settings: LinearSettings = LinearSettings(),
+    baseline: str | os.PathLike[str] | SceneEncoder | None = None,
     **changes: Any,
 ) -> list[Run]:
     """Evaluates an encoder on tasks; finished seeds are read from their records instead of computed.
@@ -53,10 +55,11 @@ def linear(
             device and precision.
         task_names: Names of tasks (see `tasks.get`), as a list or separated by commas; the built-in ones by default.
         settings: How to evaluate.
+        baseline: Another one, evaluated on the same seeds; with `seeds="until=0.5"` they end when the two are compared.
         changes: Fields of the settings to change, such as `seeds=3` or `data="/data"`.
 
     Returns:
-        One record a task, or one a task, pooling and layer, with the scores of the seeds asked for.
+        One record a task and encoder, or one a task, pooling and layer, with the scores of the seeds asked for.
 
     Raises:
         UsageError, DataError: Unknown model, task or setting, or a task's folder that cannot be read; nothing was
@@ -67,21 +70,31 @@ def linear(
     """
     check_names("setting", changes, [field.name for field in fields(LinearSettings)], "m2d-bench linear --help")
     settings = replace(settings, **changes)
+    if baseline is not None and (settings.layer == "all" or len(settings.pooling) > 1):
+        raise UsageError("A baseline is compared in one embedding of each encoder. Name one layer and one pooling.")
     chosen = tasks.get_all(task_names, settings, clip_seconds=settings.clip_seconds)
     make_folder(settings.runs_root)
-    encoder = wrap(_load(model, settings))
-    wanted = asked(settings, encoder)
+    models = {"--model": model} if baseline is None else {"--model": model, "--baseline": baseline}
+    encoders = [wrap(_load(each, settings)) for each in models.values()]
+    wanted = [asked(settings, encoder) for encoder in encoders]
     records: list[Run] = []
     failures: dict[str, Exception] = {}
     for name, task in chosen.items():
-        words = ["linear", "--model", str(model), "--tasks", name] if isinstance(model, str | os.PathLike) else []
+        words = _words({**models, "--tasks": name})
         try:
-            records += _evaluate(encoder, task, settings, wanted, words)
+            evaluators = [_evaluator(*each, task, settings, words) for each in zip(encoders, wanted, strict=True)]
+            records += _repeat(evaluators, settings)
         except (M2DBenchError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             failures[task.name] = error
     if failures:
         raise TasksFailed(failures, records)
     return records
+
+
+def _words(options: Mapping[str, object]) -> list[str]:
+    """Of the command that repeats an evaluation; none if an encoder has no name."""
+    named = all(isinstance(value, str | os.PathLike) for value in options.values())
+    return ["linear", *(str(word) for option in options.items() for word in option)] if named else []
 
 
 def _load(model: str | os.PathLike[str] | SceneEncoder, settings: LinearSettings) -> SceneEncoder:
@@ -112,36 +125,59 @@ class _Evaluation:
     missing: Sequence[int]
 
 
-def _evaluate(
-    encoder: Encoder, task: Task, settings: LinearSettings, wanted: Sequence[Representation], words: Sequence[str]
-) -> list[Run]:
-    """One task: a record of each representation, with the scores of all seeds asked for.
+def _repeat(evaluators: Sequence[Callable[[range], list[Run]]], settings: LinearSettings) -> list[Run]:
+    """The records of a task with as many seeds as are asked for, or as it takes."""
+
+    def of_seeds(count: int) -> list[Run]:
+        seeds = range(settings.first_seed, settings.first_seed + count)
+        return [run for evaluate in evaluators for run in evaluate(seeds)]
+
+    if isinstance(settings.seeds, int):
+        return of_seeds(settings.seeds)
+    enough, count = resolve("m2d_bench.results.stopping:enough"), LEAST_SEEDS
+    while not enough(records := of_seeds(count), settings.until, compared=len(evaluators) > 1):
+        count += 1
+    return records
+
+
+def _evaluator(
+    encoder: Encoder, wanted: Sequence[Representation], task: Task, settings: LinearSettings, words: Sequence[str]
+) -> Callable[[range], list[Run]]:
+    """What evaluates an encoder on one task: seeds → a record of each representation, with the scores of these seeds.
 
     Args:
         encoder: The encoder.
+        wanted: What probes are given.
         task: The task.
         settings: How to evaluate.
-        wanted: What probes are given.
         words: Of the command that repeats it; none if it has no name.
     """
     dataset = datasets.load(task, settings, encoder.sample_rate, settings.jobs).readable(settings.on_bad_file)
     blank = _blank_run(encoder, dataset, settings)
-    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    if not blank.repeated and len(seeds) > 1:
-        logger.warning("%s: %s on an official split repeats nothing; one seed is run.", task.name, settings.probe)
-        seeds = seeds[:1]
-    evaluations = []
+    blanks = []
     for representation in wanted:
         run = replace(blank, settings={**blank.settings, **representation.facts})
         if words:
             own = replace(settings, **_options(representation))
             run = replace(run, command=command_line(words, own, leaving_out=("force",)))
-        missing = _missing(run, settings, seeds)
-        evaluations.append(_Evaluation(representation=representation, run=run, missing=missing))
-    to_do = [each for each in evaluations if each.missing]
-    for _, alike in groupby(to_do, key=lambda each: each.representation.pooling):
-        _probe(encoder, dataset, settings, list(alike))
-    return [runs.load_as(each.run, settings.runs_root).limited_to(seeds) for each in evaluations]
+        blanks.append((representation, run))
+    forced = set[int]()  # seeds that are not computed anew again
+
+    def evaluate(seeds: range) -> list[Run]:
+        if not blank.repeated and len(seeds) > 1:
+            logger.warning("%s: %s on an official split repeats nothing; one seed is run.", task.name, settings.probe)
+            seeds = seeds[:1]
+        evaluations = [
+            _Evaluation(representation=representation, run=run, missing=_missing(run, settings, seeds, forced))
+            for representation, run in blanks
+        ]
+        to_do = [each for each in evaluations if each.missing]
+        for _, alike in groupby(to_do, key=lambda each: each.representation.pooling):
+            _probe(encoder, dataset, settings, list(alike))
+        forced.update(seeds)
+        return [runs.load_as(run, settings.runs_root).limited_to(seeds) for _, run in blanks]
+
+    return evaluate
 
 
 def _options(representation: Representation) -> dict[str, Any]:
@@ -150,8 +186,8 @@ def _options(representation: Representation) -> dict[str, Any]:
     return {"layer": representation.layer, "pooling": (pooling,) if pooling else ()}
 
 
-def _missing(run: Run, settings: LinearSettings, seeds: Sequence[int]) -> list[int]:
-    """The seeds that a record lacks, or is to have anew."""
+def _missing(run: Run, settings: LinearSettings, seeds: Sequence[int], forced: set[int]) -> list[int]:
+    """The seeds that a record lacks, or is to have anew and has not yet."""
     n_folds = run.task["n_folds"]
     stored = runs.find(run, settings.runs_root)
     finished = stored.done(n_folds) if stored else set()
@@ -159,7 +195,7 @@ def _missing(run: Run, settings: LinearSettings, seeds: Sequence[int]) -> list[i
         predictions = runs.load_predictions(run.path(settings.runs_root))
         counts = Counter(prediction.seed for prediction in predictions)
         finished = {seed for seed in finished if counts[seed] >= n_folds}
-    return [seed for seed in seeds if settings.force or seed not in finished]
+    return [seed for seed in seeds if seed not in (forced if settings.force else finished)]
 
 
 def _probe(encoder: Encoder, dataset: Dataset, settings: LinearSettings, evaluations: Sequence[_Evaluation]) -> None:
@@ -214,7 +250,8 @@ def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[
             return
         now = time.perf_counter()
         seconds, last = round((now - last) / len(results), 4), now
-        runs.add(replace(run, scores=tuple(_score(result, seconds) for result in results)), settings.runs_root)
+        scores = tuple(_score(result, dataset, seconds) for result in results)
+        runs.add(replace(run, scores=scores), settings.runs_root)
         if settings.keep_predictions:
             for result in results:
                 runs.save_predictions(run, settings.runs_root, _predictions(result, dataset))
@@ -222,7 +259,8 @@ def _recorder(run: Run, settings: LinearSettings, dataset: Dataset) -> Callable[
     return record
 
 
-def _score(result: ProbeResult, seconds: float) -> Score:
+def _score(result: ProbeResult, dataset: Dataset, seconds: float) -> Score:
+    labels = torch.from_numpy(dataset.labels[_test_clips(result, dataset)])
     return Score(
         seed=result.seed,
         fold=result.fold,
@@ -232,11 +270,12 @@ def _score(result: ProbeResult, seconds: float) -> Score:
         valid_score=max(result.valid_scores),
         chosen=result.chosen,
         others=result.others,
+        per_class=per_class(result.logits, labels, dataset.classes),
     )
 
 
 def _predictions(result: ProbeResult, dataset: Dataset) -> Predictions:
-    clips = (dataset.splits == result.fold).nonzero()[0]
+    clips = _test_clips(result, dataset)
     return Predictions(
         seed=result.seed,
         fold=result.fold,
@@ -246,6 +285,11 @@ def _predictions(result: ProbeResult, dataset: Dataset) -> Predictions:
         valid_scores=np.asarray(result.valid_scores),
         classes=np.asarray(dataset.classes),
     )
+
+
+def _test_clips(result: ProbeResult, dataset: Dataset) -> np.ndarray:
+    clips: np.ndarray = (dataset.splits == result.fold).nonzero()[0]
+    return clips
 
 
 def _problems(

@@ -19,6 +19,7 @@ Source: HEAR 2021 (arXiv 2203.03022), table of tasks; d': Hershey et al. (2017).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -27,6 +28,9 @@ from torch.nn.functional import one_hot
 
 from m2d_bench.errors import DataError, UsageError
 from m2d_bench.tasks.task import Metric
+
+OF_CLASSES: tuple[Metric, ...] = ("mAP", "aucroc", "d_prime")
+"""Metrics that are means over classes."""
 
 
 def score(metric: Metric, logits: Tensor, labels: Tensor) -> float:
@@ -75,15 +79,41 @@ def batched_scores(metric: Metric, logits: Tensor, labels: Tensor, present: Tens
         )
         shares = {"sensitivity": sensitivity, "specificity": specificity}
         return shares.get(metric, (sensitivity + specificity) / 2)
+    return _class_scores(metric, logits, labels, present).nanmean(-1)
+
+
+def per_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What each class scores in the metrics that are means over classes, where clips may have several labels.
+
+    Args:
+        logits: Any score that grows with the belief in a class, [N, C].
+        labels: Class indices [N], of which nothing is told, or multi-hot [N, C].
+        classes: Names of the classes, C.
+
+    Returns:
+        By class and metric, to five decimals; without what a class cannot be scored in.
+    """
+    if labels.ndim == 1:
+        return {}
+    split = [on_float64_device(values)[None] for values in (logits, labels, torch.ones_like(labels[:, 0]).bool())]
+    scores = {metric: _class_scores(metric, *split)[0].tolist() for metric in OF_CLASSES}
+    return {
+        name: {metric: round(value, 5) for metric in scores if not math.isnan(value := scores[metric][place])}
+        for place, name in enumerate(classes)
+    }
+
+
+def _class_scores(metric: Metric, logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:
+    """A score a split and class, float64 [P, C], NaN where a class cannot be scored; see `batched_scores`."""
     positive = (labels if labels.ndim == 3 else one_hot(labels, logits.shape[-1])).mT > 0
     if metric == "mAP":
-        return _average_precision(logits.mT, positive, present[:, None]).nanmean(-1)
+        return _average_precision(logits.mT, positive, present[:, None])
     area, n_pairs = _area_under_roc(logits.mT, positive, present[:, None])
     if metric == "aucroc":
-        return area.nanmean(-1)
+        return area
     half_a_pair = 0.5 / n_pairs
     d_prime: Tensor = 2**0.5 * torch.special.ndtri(area.clamp(half_a_pair, 1 - half_a_pair))
-    return d_prime.nanmean(-1)
+    return d_prime
 
 
 def on_float64_device(values: Tensor) -> Tensor:

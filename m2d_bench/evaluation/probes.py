@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -195,11 +194,26 @@ def _regressions(
     for strength in REGULARISATIONS:
         model = LogisticRegression(C=strength, max_iter=1000)
         if labels.ndim == 2:
-            decide = OneVsRestClassifier(model).fit(train, targets).decision_function
-            valid, test = (torch.from_numpy(decide(split)) for split in others)
+            valid, test = _one_versus_rest(model, train, targets, others)
         else:
             model.fit(train, targets)
             valid, test = (torch.zeros(len(split), count_classes(labels), dtype=torch.float64) for split in others)
             for probabilities, split in zip((valid, test), others, strict=True):
                 probabilities[:, model.classes_] = torch.from_numpy(model.predict_proba(split)).double()
         yield {"C": strength}, valid, test
+
+
+def _one_versus_rest(
+    model: LogisticRegression, train: np.ndarray, targets: np.ndarray, splits: list[np.ndarray]
+) -> list[Tensor]:
+    """What a regression a class decides of each split's clips, [n, C].
+
+    A class that all training clips bear, or none, has the same decision for every clip.
+    """
+    decisions = [torch.from_numpy(targets[:1]).double().repeat(len(split), 1) for split in splits]
+    for label, target in enumerate(targets.T):
+        if target.min() < target.max():
+            model.fit(train, target)
+            for decided, split in zip(decisions, splits, strict=True):
+                decided[:, label] = torch.from_numpy(model.decision_function(split))
+    return decisions

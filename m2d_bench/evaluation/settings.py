@@ -20,6 +20,9 @@ A step of Adam does not depend on the gradient's size: at the papers' learning r
 small as ESC-10 would leave every mixture the mean.
 """
 
+LEAST_SEEDS, MOST_SEEDS = 3, 30
+"""Where their number is left open."""
+
 Pooling = Literal["mean", "mean+std", "max", "flat"]
 """What makes one vector of a clip's frames; docs/layers.md says how."""
 
@@ -53,7 +56,8 @@ class LinearSettings(ProbeSettings, Compute, Storage):
     """How to evaluate; the defaults are the protocol of the papers.
 
     Args:
-        seeds: Number of runs.
+        seeds: Number of runs; or until=WIDTH, which goes on from 3 until the half width of the 95% interval is below
+            WIDTH in the table's unit, or a comparison with a baseline is decided, but not beyond 30.
         first_seed: Seed of the first run; the others follow.
         force: Compute finished seeds anew.
         layer: Which of the encoder's layers, from 1, instead of its own embedding; all, each on its own; or weighted,
@@ -69,7 +73,7 @@ class LinearSettings(ProbeSettings, Compute, Storage):
             the record tells.
     """
 
-    seeds: PositiveInt = 6
+    seeds: int | str = 6
     first_seed: int = 42
     force: bool = False
     layer: int | str | None = None
@@ -80,7 +84,13 @@ class LinearSettings(ProbeSettings, Compute, Storage):
     clip_seconds: PositiveFloat | None = None
     on_bad_file: OnBadFile = "stop"
 
+    @property
+    def until(self) -> float | None:
+        """The half width that ends the runs, in the table's unit; None where their number is given."""
+        return float(self.seeds.removeprefix("until=")) if isinstance(self.seeds, str) else None
+
     def __post_init__(self) -> None:
+        _check_seeds(self.seeds)
         object.__setattr__(self, "layer", _layer(self.layer))
         if isinstance(self.pooling, str):
             object.__setattr__(self, "pooling", tuple(map(str.strip, self.pooling.split(","))))
@@ -91,6 +101,15 @@ class LinearSettings(ProbeSettings, Compute, Storage):
             raise UsageError(f"The attentive probe takes the frames of one layer, got {self.layer}. Name its number.")
         if self.probe != "linear" and self.layer == "weighted":
             raise UsageError(f"Layers are weighted with probe linear, got {self.probe}. Name a layer's number, or all.")
+
+
+def _check_seeds(value: object) -> None:
+    width = re.fullmatch(r"until=(\d*\.?\d+)", value) if isinstance(value, str) else None
+    if not (float(width[1]) > 0 if width else type(value) is int and value > 0):
+        raise UsageError(
+            f"seeds is {value!r}; it is a number of runs from 1, or until= and a half width above 0 in the table's "
+            "unit, such as until=0.5."
+        )
 
 
 def _layer(value: object) -> int | str | None:

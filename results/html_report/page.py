@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from m2d_bench.errors import UsageError
 from m2d_bench.output import Output
+from m2d_bench.results.classes import class_summary, class_table
 from m2d_bench.results.comparison import compare
 from m2d_bench.results.folders import read_all
 from m2d_bench.results.ranking import marks_of
@@ -150,7 +151,9 @@ def _data(records: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> str:
             [s.seed, s.fold, s.score, s.n_test, s.valid_score, s.chosen, round(s.seconds, 3), s.others]
             for s in run.scores
         ]
-        texts.append(_json([*shared, run.seconds, run.command, run.schema, scores]))
+        header, lines = class_table(class_summary([run]))
+        classes = [line[3:] for line in (header, *lines)]  # the page names the run
+        texts.append(_json([*shared, run.seconds, run.command, run.schema, scores, classes]))
     data = f'{{"rows":{_json(rows)},"records":[{",".join(texts)}],"pool":[{",".join(pool)}]}}'
     return data.replace("<", "\\u003c")
 

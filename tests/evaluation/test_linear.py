@@ -15,6 +15,7 @@ from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation import linear as evaluation
 from m2d_bench.registry import resolve
+from m2d_bench.results.statistics import estimate, seed_means
 from m2d_bench.runs import TasksFailed
 from m2d_bench.settings import Compute, Storage
 from m2d_bench.tasks import dataset
@@ -71,16 +72,21 @@ def test_names_of_the_same_weights_share_their_seeds(settings, monkeypatch):
     assert "n = 6" in table or " 6 " in table
 
 
-def test_finished_seeds_are_read_and_only_missing_ones_computed(settings, monkeypatch):
-    first = linear(small_encoder(), "esc10", seeds=2, **settings)[0]
-    computed = []
-    run_probes = evaluation.run_probes
+def spy_on_probes(monkeypatch):
+    """The seed of every problem that is computed from now on."""
+    computed, run_probes = [], evaluation.run_probes
 
     def spy(features, labels, problems, *args, **kwargs):
         computed.extend(problem.seed for problem in problems)
         return run_probes(features, labels, problems, *args, **kwargs)
 
     monkeypatch.setattr(evaluation, "run_probes", spy)
+    return computed
+
+
+def test_finished_seeds_are_read_and_only_missing_ones_computed(settings, monkeypatch):
+    first = linear(small_encoder(), "esc10", seeds=2, **settings)[0]
+    computed = spy_on_probes(monkeypatch)
     assert linear(small_encoder(), "esc10", seeds=2, **settings)[0] == first
     assert computed == []
     more = linear(small_encoder(), "esc10", seeds=3, **settings)[0]
@@ -88,6 +94,38 @@ def test_finished_seeds_are_read_and_only_missing_ones_computed(settings, monkey
     assert scores(first).items() <= scores(more).items()
     assert scores(linear(small_encoder(), "esc10", seeds=2, force=True, **settings)[0]) == scores(first)
     assert set(computed) == {42, 43, 44}
+
+
+def test_seeds_left_open_go_on_until_the_interval_is_narrow_whatever_was_finished(settings, monkeypatch):
+    settings |= {"probe": "knn", "train_fraction": 0.2}
+    (fixed,) = linear(small_encoder(), "esc10", seeds=5, **settings)
+    widths = [100 * estimate(list(seed_means(fixed).values())[:n]).half_width for n in (3, 4, 5)]
+    seeds = f"until={1.0001 * min(widths):.6f}"
+    narrow = range(42, 42 + 3 + widths.index(min(widths)))
+    assert 44 in narrow[:-1]  # else another width has to be asked for
+    (again,) = linear(small_encoder(), "esc10", seeds=seeds, **settings)
+    assert scores(again) == {key: score for key, score in scores(fixed).items() if key[0] in narrow}
+    computed = spy_on_probes(monkeypatch)
+    settings["runs"] = settings["runs"].with_name("other")
+    (anew,) = linear(small_encoder(), "esc10", seeds=seeds, **settings)
+    assert scores(anew) == scores(again)
+    linear(small_encoder(), "esc10", seeds=seeds, force=True, **settings)
+    assert computed == 2 * [seed for seed in narrow for _ in range(5)]
+
+
+def test_a_baseline_is_evaluated_on_the_same_seeds_until_the_two_are_compared(settings, caplog):
+    settings |= {"probe": "knn", "data": str(settings["data"])}
+    first, second = linear(small_encoder(), "esc10", seeds="until=0.5", baseline="logmel", **settings)
+    assert [run.encoder["name"] for run in (first, second)] == ["small", "logmel"]
+    assert scores(first).keys() == scores(second).keys()
+    assert "small − logmel = " in caplog.text
+    assert second.command == ""  # an encoder without a name
+    (first, _) = linear("logmel", "esc10", seeds="until=0.5", first_seed=48, baseline="logmel", **settings)
+    assert "logmel − logmel = +0.00 ± 0.00 %: the same with every seed." in caplog.text
+    assert "linear --model logmel --baseline logmel --tasks esc10 " in first.command
+    assert "--seeds until=0.5" in first.command
+    with pytest.raises(UsageError, match="one layer and one pooling"):
+        linear("logmel", "esc10", baseline="logmel", layer="all", **settings)
 
 
 def test_force_keeps_the_seeds_it_was_not_asked_for_and_times_are_kept(settings):
@@ -178,13 +216,18 @@ def test_a_record_is_the_same_whether_or_not_clips_could_have_been_left_out(sett
     assert linear(Counting(), "esc10", on_bad_file="skip", **settings)[0].key == first.key
 
 
+BAD_SEEDS = ("until=", "until=0", "until=0.0", "until=-1", "until=abc", "until=nan", "until=inf", "until=1 ", "0.5", "")
+
+
 def test_bad_input_is_said_before_any_work(settings):
     for wrong, message in (
         ({"task_names": "ecs10"}, "Did you mean esc10"),
         ({"task_names": ","}, "No task named"),
         ({"seed": 3}, "Did you mean seeds"),
-        ({"seeds": 0}, "seeds is 0; it should be greater than 0"),
-        ({"seeds": True}, "seeds is True; it should be a valid integer"),
+        ({"seeds": 0}, "seeds is 0; it is a number of runs from 1, or until= and a half width above 0"),
+        ({"seeds": True}, "seeds is True; it is a number"),
+        ({"seeds": 2.5}, "seeds is 2.5; it is a number"),
+        *(({"seeds": word}, f"seeds is '{word}'; it is a number") for word in BAD_SEEDS),
         ({"train_fraction": 1.5}, "train_fraction is 1.5; it should be less than or equal to 1"),
         ({"probe": "svm"}, "linear, knn, logreg"),
         ({"batch_size": 0}, "batch_size is 0; it should be greater than 0"),

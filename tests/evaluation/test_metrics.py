@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from m2d_bench.errors import UsageError
-from m2d_bench.evaluation.metrics import batched_scores, score
+from m2d_bench.evaluation.metrics import OF_CLASSES, batched_scores, per_class, score
 from m2d_bench.tasks.task import Metric
 
 
@@ -61,6 +61,28 @@ def test_aucroc_leaves_out_classes_without_positives_or_negatives() -> None:
     expected = roc_auc_score(labels[:, kept].numpy(), logits[:, kept].numpy(), average="macro")
     assert score("aucroc", logits, labels) == pytest.approx(expected, abs=1e-12)
     assert math.isnan(score("aucroc", logits, torch.ones_like(labels)))
+
+
+def test_each_class_alone_equals_sklearn_and_scipy_and_their_mean_is_the_score() -> None:
+    logits, labels = multilabel_split(301, ties=True)
+    names = ["owl", "Wren", "/m/09x0r", "a, b", "カエル", "6"]
+    found = per_class(logits, labels, names)
+    assert list(found) == names
+    for name, truth, scores in zip(names, labels.T.numpy(), logits.T.numpy(), strict=True):
+        area = roc_auc_score(truth, scores)
+        expected = (average_precision_score(truth, scores), area, 2**0.5 * norm.ppf(area))
+        assert found[name] == pytest.approx(dict(zip(("mAP", "aucroc", "d_prime"), expected, strict=True)), abs=6e-6)
+    for metric in OF_CLASSES:
+        mean = sum(values[metric] for values in found.values()) / 6
+        assert score(metric, logits, labels) == pytest.approx(mean, abs=6e-6)
+
+
+def test_what_a_class_cannot_be_scored_in_is_left_out() -> None:
+    logits, labels = multilabel_split(50, ties=False)
+    labels[:, 0], labels[:, 1] = 0, 1
+    found = per_class(logits[:, :3], labels[:, :3], "abc")
+    assert (found["a"], found["b"], list(found["c"])) == ({}, {"mAP": 1.0}, list(OF_CLASSES))
+    assert per_class(logits, labels.argmax(1), "abcdef") == {}
 
 
 def test_d_prime_of_a_faultless_ranking_is_finite() -> None:

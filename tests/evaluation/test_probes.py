@@ -3,8 +3,11 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -314,6 +317,66 @@ def test_other_probes_beat_chance_and_say_what_validation_chose(probe: str, metr
     chance = 0.25 if metric == "accuracy" else labels.mean().item()
     assert chance + 0.1 < result.score <= 1
     assert list(result.chosen) == [{"knn": "k", "logreg": "C"}[probe]]
+
+
+def standardised(features: Tensor, each: Problem) -> list[np.ndarray]:
+    """What scikit-learn's probes see of training, validation and test."""
+    scaler = StandardScaler().fit(features[each.train].numpy())
+    return [scaler.transform(features[rows].numpy()) for rows in (each.train, each.valid, each.test)]
+
+
+def several_labels() -> tuple[Tensor, Tensor]:
+    """Features and labels, of which one stands at every clip and one at none."""
+    features, labels = clips(multilabel=True)
+    return features, torch.cat([labels, torch.ones(len(labels), 1), torch.zeros(len(labels), 1)], 1)
+
+
+def test_scores_of_several_labels_are_the_mean_of_the_neighbours_labels() -> None:
+    features, labels = several_labels()
+    each = problem()
+    train, valid, test = (rows / np.linalg.norm(rows, axis=1)[:, None] for rows in standardised(features, each))
+
+    def scored(rows: np.ndarray, k: int) -> Tensor:
+        nearest = np.argsort(-(rows @ train.T), axis=1)[:, :k]
+        return torch.stack([labels[each.train[of_clip]].mean(0) for of_clip in nearest])
+
+    by_k = {k: score("mAP", scored(valid, k), labels[each.valid]) for k in (1, 3, 5, 10, 20, 50)}
+    best = max(by_k, key=by_k.__getitem__)
+    (result,) = run_probes(features, labels, [each], ProbeSettings(probe="knn"), metrics=["mAP"])
+    assert result.chosen == {"k": best}
+    assert list(result.valid_scores) == pytest.approx(list(by_k.values()))
+    torch.testing.assert_close(result.logits, scored(test, best))
+
+
+@pytest.mark.filterwarnings("ignore:Label")
+def test_a_regression_a_label_is_scikit_learns_one_versus_rest() -> None:
+    features, labels = several_labels()
+    each = problem()
+    train, valid, test = standardised(features, each)
+    decide = {
+        strength: OneVsRestClassifier(LogisticRegression(C=strength, max_iter=1000))
+        .fit(train, labels[each.train].numpy())
+        .decision_function
+        for strength in (1e-3, 1e-2, 1e-1, 1.0)
+    }
+    by_strength = {
+        strength: score("mAP", torch.from_numpy(of(valid)), labels[each.valid]) for strength, of in decide.items()
+    }
+    best = max(by_strength, key=by_strength.__getitem__)
+    (result,) = run_probes(features, labels, [each], ProbeSettings(probe="logreg"), metrics=["mAP"])
+    assert result.chosen == {"C": best}
+    assert list(result.valid_scores) == pytest.approx(list(by_strength.values()))
+    np.testing.assert_allclose(result.logits, decide[best](test), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("probe", ["knn", "logreg"])
+def test_a_single_label_that_clips_may_lack_is_scored_like_several(probe: str) -> None:
+    features, labels = clips(multilabel=True)
+    settings = replace(FAST, probe=probe)
+    (result,) = run_probes(features, labels[:, :1], [problem()], settings, metrics=["mAP", "aucroc"])
+    assert result.logits.shape == (40, 1)
+    assert result.others["aucroc"] > 0.7
 
 
 def test_nearest_neighbours_survive_tiny_training_sets_and_missing_classes() -> None:

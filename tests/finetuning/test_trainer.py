@@ -630,7 +630,9 @@ def test_several_labels_are_trained_and_scored(place):
     run = train(place, "labels", {"epochs": 6})
     assert run.task["metric"] == "mAP"
     assert 0 < run.scores[0].score <= 1
-    assert zoo.load_classifier(str(next(Path("finetuned").rglob(BEST)))).labels.multilabel
+    labels = zoo.load_classifier(str(next(Path("finetuned").rglob(BEST)))).labels
+    assert labels.multilabel
+    assert tuple(run.scores[0].per_class) == labels.classes
 
 
 def test_progress_of_the_loss_metric_and_rate_is_logged_for_tensorboard(place):

@@ -1,6 +1,7 @@
 """The bootstrap over test clips agrees with scipy's, and the score with the metric."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from m2d_bench import runs
 from m2d_bench.cli import main
 from m2d_bench.errors import UsageError
 from m2d_bench.evaluation import metrics
-from m2d_bench.results.bootstrap import clip_interval
+from m2d_bench.results.bootstrap import _METRICS, clip_interval
 from m2d_bench.runs import Predictions, Score
+from m2d_bench.tasks.task import Metric
 from tests.test_runs import RUN
 
 
@@ -63,6 +65,25 @@ def test_score_is_the_mean_over_seeds_and_folds_of_the_tasks_metric():
     assert (found.n_clips, found.seeds) == (400, 2)
 
 
+OF_ONE_LABEL = ("sensitivity", "specificity", "icbhi_score")
+METRICS = [(metric, False) for metric in get_args(Metric)]
+METRICS += [(metric, True) for metric in get_args(Metric) if metric not in OF_ONE_LABEL]
+
+
+@pytest.mark.parametrize(("metric", "multilabel"), METRICS)
+def test_every_metric_is_that_of_the_evaluation(metric, multilabel):
+    rng = np.random.default_rng(1)
+    scores = (5 * rng.random((90, 15))).round().astype(np.float32)
+    labels = rng.integers(13, size=90)  # two classes have no clip
+    if multilabel:
+        labels = (rng.random((90, 15)) < 0.1).astype(np.float32)
+        labels[:, 0], labels[:, 1] = 0, 1
+    expected = metrics.score(metric, torch.tensor(scores), torch.tensor(labels))
+    assert _METRICS[metric](labels, scores) == pytest.approx(expected, abs=1e-9)
+    assert np.isnan(_METRICS["icbhi_score"](np.ones(4, dtype=int), scores[:4]))
+    assert np.isnan(_METRICS["aucroc"](np.ones((4, 2)), scores[:4, :2]))
+
+
 def test_more_seeds_do_not_pretend_to_be_more_clips():
     single = clip_interval(run_of([predictions(42, "1")]), [predictions(42, "1")], draws=500)
     same = [replace(predictions(42, "1"), seed=seed) for seed in range(6)]
@@ -73,8 +94,8 @@ def test_more_seeds_do_not_pretend_to_be_more_clips():
 def test_what_cannot_be_drawn_is_said(tmp_path, capsys):
     with pytest.raises(UsageError, match="--keep-predictions"):
         clip_interval(RUN, [])
-    with pytest.raises(UsageError, match="the bootstrap knows accuracy, mAP"):
-        clip_interval(replace(RUN, task={**RUN.task, "metric": "d_prime"}), [predictions(42, "1")])
+    with pytest.raises(UsageError, match="the bootstrap knows accuracy, chroma_accuracy, mAP"):
+        clip_interval(replace(RUN, task={**RUN.task, "metric": "per"}), [predictions(42, "1")])
     kept = [predictions(42, fold) for fold in "12"]
     run = run_of(kept)
     runs.add(run, tmp_path)

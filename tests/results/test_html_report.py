@@ -111,12 +111,13 @@ def test_synthetic_tasks_units_directions_and_what_was_repeated_are_named():
 
 def test_the_embedded_data_hold_every_raw_score_and_the_means_of_the_seeds():
     data = data_of(build(RECORDS, created=CREATED))
-    for run, (encoder, task, settings, environment, seconds, command, schema, scores) in zip(
+    for run, (encoder, task, settings, environment, seconds, command, schema, scores, classes) in zip(
         RECORDS, data["records"], strict=True
     ):
         values = [data["pool"][place] for place in (encoder, task, settings, environment)]
         assert values == [run.encoder, run.task, run.settings, run.environment]
         assert (seconds, command, schema) == (run.seconds, run.command, run.schema)
+        assert classes == [["class", "n"]]
         assert [Score(**dict(zip(FIELDS, score, strict=True))) for score in scores] == list(run.scores)
     for row in data["rows"]:
         run, scale = RECORDS[row["record"]], 100 if row["unit"] == "%" else 1
@@ -387,6 +388,22 @@ def test_details_show_raw_scores_and_a_command_that_can_be_copied(opened):
     assert details.locator("xpath=preceding-sibling::tr[1]").inner_text().count(run.key) == 1  # they stay together
     button.click()
     assert details.count() == 0
+
+
+@pytest.mark.browser
+def test_details_of_several_labels_show_each_class_the_best_first(opened):
+    wren = {"mAP": 0.8, "aucroc": 0.9, "d_prime": 1.8}
+    run = record(metric="mAP")
+    scores = [replace(score, per_class={"owl": {"mAP": 0.5}, HOSTILE: wren}) for score in run.scores]
+    page = opened([replace(run, scores=tuple(scores))])
+    page.get_by_role("button", name="Details of record").click()
+    (table,) = page.get_by_role("region", name="Classes").all()
+    assert table.locator("th").all_inner_texts() == ["class", "mAP (%)", "aucroc (%)", "d_prime", "n"]
+    rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+    assert rows == [
+        [HOSTILE, "80.00 ± 0.00", "90.00 ± 0.00", "1.80 ± 0.00", "6"],
+        ["owl", "50.00 ± 0.00", "", "", "6"],
+    ]
 
 
 @pytest.mark.browser

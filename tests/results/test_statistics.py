@@ -11,6 +11,7 @@ from m2d_bench.results.statistics import (
     Estimate,
     average,
     bootstrap,
+    class_means,
     estimate,
     holm,
     paired,
@@ -47,6 +48,18 @@ def test_a_seed_counts_as_the_mean_of_its_folds_and_unfinished_ones_not_at_all()
     whole = scored(42, "1", "2", score=0.5).scores + scored(43, "1", score=0.7).scores
     run = replace(RUN, scores=(*whole, Score(seed=44, fold="1", score=0.2, n_test=9), *scored(44, "2").scores))
     assert seed_means(run) == pytest.approx({42: 0.5, 44: 0.35})
+
+
+def test_a_class_counts_by_seed_the_folds_it_can_be_scored_in():
+    told = [{"owl": {"mAP": 0.2}, "wren": {"mAP": 0.9}}, {"owl": {"mAP": 0.4}, "wren": {}, "none": {}}]
+    scores = [
+        replace(score, per_class=classes)
+        for seed in (42, 43)
+        for score, classes in zip(scored(seed, "1", "2").scores, told, strict=True)
+    ]
+    unfinished = replace(scored(44, "1").scores[0], per_class=told[0])
+    found = class_means(replace(RUN, scores=(*scores, unfinished)))
+    assert found == {"owl": {"mAP": pytest.approx([0.3, 0.3])}, "wren": {"mAP": [0.9, 0.9]}}
 
 
 @pytest.mark.parametrize(("n", "m"), [(6, 6), (3, 9), (2, 30)])

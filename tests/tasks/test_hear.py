@@ -117,6 +117,10 @@ def test_every_metric_of_a_multilabel_task_is_scored(tmp_path):
     assert (rows["d_prime"]["unit"], rows["aucroc"]["unit"]) == ("", "%")
     assert 1 < rows["d_prime"]["mean"] < 6
     assert rows["aucroc"]["mean"] == pytest.approx(100 * np.mean([s.others["aucroc"] for s in run.scores]), abs=0.01)
+    for score in run.scores:
+        of_classes = [values["d_prime"] for values in score.per_class.values()]
+        assert len(of_classes) == 4
+        assert np.mean(of_classes) == pytest.approx(score.others["d_prime"], abs=1e-5)
 
 
 def test_a_clip_may_have_no_label(tmp_path):
