@@ -1,0 +1,58 @@
+"""A server of files that breaks off, changes and forgets as real ones do, and a disk that is full."""
+
+import errno
+import http.server
+import threading
+from contextlib import contextmanager
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves files of a version, with ranges, and breaks off after `limit` bytes if set; `blind` to If-Range.
+
+    `content` is that of every file, or of each by its name.
+    """
+
+    content, limit, ranges, version, blind = b"", None, [], None, False
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        type(self).ranges.append(wanted)
+        if not self.blind and self.headers.get("If-Range", self.version) != self.version:
+            wanted = None
+        start = int(wanted.split("=")[1].rstrip("-")) if wanted else 0
+        content = self.content
+        if isinstance(content, dict):
+            content = content.get(self.path.split("?")[0].rpartition("/")[2])
+        if content is None or start >= len(content):
+            self.send_error(404 if content is None else 416)
+            return
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if self.version:
+            self.send_header("ETag", self.version)
+        self.end_headers()
+        self.wfile.write(content[start:][: self.limit])
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving():
+    """The server's address."""
+    Server.content, Server.limit, Server.ranges, Server.version, Server.blind = b"", None, [], None, False
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def full_disk(open_file):
+    """Path.open that writes no part of a download."""
+
+    def opened(path, mode="r", *rest, **how):
+        if path.suffix == ".part":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open_file(path, mode, *rest, **how)
+
+    return opened
