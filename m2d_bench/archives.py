@@ -92,8 +92,9 @@ def check(parts: Sequence[Path], place: Callable[[str], str | None]) -> list[tup
             unpacks to far more than sounds or weights are compressed by.
     """
     path, packed, unpacked, found = parts[-1], sum(part.stat().st_size for part in parts), 0, []
-    with _explained(path):
+    with _explained(path), bar(f"Checking {path.name}", None, "files") as advance:
         for entry in _entries(parts):
+            advance(1)
             unpacked += max(entry.size, _LEAST)
             check_size(path, unpacked, packed)
             inside = place(entry.name)

@@ -46,7 +46,8 @@ VERBS = {
 
 KEPT = {
     **dict.fromkeys(
-        ("linear", "mteb", "prepare", "tasks", "xares"), "What was finished is kept; the same command goes on from there."
+        ("linear", "mteb", "prepare", "tasks", "xares"),
+        "What was finished is kept; the same command goes on from there.",
     ),
     **dict.fromkeys(("finetune", "pretrain"), "What was finished is kept; the same command with --resume goes on."),
 }

@@ -1,4 +1,4 @@
-"""Downloads: with progress, resumed where they broke off, checked by size and checksum, removed where they prove bad."""
+"""Downloads: with progress, resumed where they broke off, checked by size and checksum, removed where they are bad."""
 
 from __future__ import annotations
 

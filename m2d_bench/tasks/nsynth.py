@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 
 def list_notes(label: str, root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -32,4 +32,12 @@ TASK = Task(
     layouts=(Layout(folders=("nsynth", "NSynth"), index="nsynth-test/examples.json"),),
     lister=partial(list_notes, "instrument_family_str"),
     source="https://magenta.tensorflow.org/datasets/nsynth",
+    parts=tuple(
+        Part(
+            holds=(name,),
+            files={f"http://download.magenta.tensorflow.org/datasets/nsynth/{name}.jsonwav.tar.gz": ""},
+        )
+        for name in ("nsynth-train", "nsynth-valid", "nsynth-test")
+    ),
+    licence="CC BY 4.0",
 )

@@ -1,7 +1,7 @@
 """Speech Commands V1: spoken words, 30 classes, the official lists (Warden 2017)."""
 
 from m2d_bench.tasks.spcv2 import list_clips
-from m2d_bench.tasks.task import Layout, Task
+from m2d_bench.tasks.task import Layout, Part, Task
 
 TASK = Task(
     name="spcv1",
@@ -25,4 +25,15 @@ TASK = Task(
     ),
     lister=list_clips,
     source="http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
+    parts=(
+        Part(
+            holds=("testing_list.txt",),
+            files={
+                "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.01.tar.gz": (
+                    "sha256:743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d"
+                )
+            },
+        ),
+    ),
+    licence="CC BY 4.0",
 )

@@ -225,7 +225,9 @@ def test_a_model_larger_than_any_release_is_not_unpacked(server, tmp_path, monke
 def test_a_full_disk_is_named_before_each_step_and_what_was_downloaded_is_kept(server, tmp_path, monkeypatch, step):
     server.content, storage = released_zip(NAME), Storage(cache=tmp_path)
     with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda _: disk(0 if step == "downloading" or downloaded(tmp_path) else 1 << 30))
+        full.setattr(
+            shutil, "disk_usage", lambda _: disk(0 if step == "downloading" or downloaded(tmp_path) else 1 << 30)
+        )
         with pytest.raises(StorageError, match=r"weights: the disk is full, 0\.0 MiB .* \d\.\d MiB are to be.*--cache"):
             zoo.load(NAME, compute=CPU, storage=storage)
     assert bool(downloaded(tmp_path)) == (step == "unpacking")

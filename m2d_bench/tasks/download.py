@@ -1,0 +1,119 @@
+"""Data sets from where their authors publish them, into the data folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from m2d_bench import archives
+from m2d_bench.download import discarding, fetch, verify
+from m2d_bench.errors import ArchiveError, DataError, UsageError
+from m2d_bench.settings import make_folder
+from m2d_bench.tasks import layouts
+from m2d_bench.tasks.task import Part, Task
+
+logger = logging.getLogger(__name__)
+
+_MANUAL = "fetch it elsewhere, put it there as it is and run this again"
+
+
+def download(task: Task, data: Path) -> Path:
+    """Downloads and unpacks what is missing of a task's data set; what is there is not touched.
+
+    Args:
+        task: The task.
+        data: The data folder, made where it is missing.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        UsageError: The task has no published data set, or the folder cannot be made.
+        DataError: A download fails or proves bad; or something is missing that only a person can get.
+        StorageError: There is no room.
+    """
+    if not task.parts:
+        raise UsageError(f"{task.name}: there is nothing to download, only published data sets. See m2d-bench tasks.")
+    folder = layouts.home(task, data)
+    make_folder(folder)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        wanted = [part for part in task.parts if part.files and not _installed(part, folder)]
+        if wanted:
+            logger.warning("%s: licence: %s.", task.name, task.licence or f"see {task.source}")
+        for part in wanted:
+            _install(part, folder)
+    if missing := layouts.lacking(task, folder):
+        raise DataError(f"{task.name}: {folder} lacks {', '.join(map(str, missing))}. {layouts.remedy(task, missing)}")
+    return folder
+
+
+def _installed(part: Part, folder: Path) -> bool:
+    """Whether a part is there as a whole: not if it was being moved there when the program was killed."""
+    return part.lies_in(folder) and not _staging(_paths(part, folder)).exists()
+
+
+def _paths(part: Part, folder: Path) -> list[Path]:
+    """Where the files of a part are downloaded to."""
+    return [folder / PurePosixPath(urlsplit(url).path).name for url in part.files]
+
+
+def _staging(paths: Sequence[Path]) -> Path:
+    """Folder that an archive is unpacked into before its files are moved."""
+    return paths[-1].with_name(f".{paths[-1].name}.unpacked")
+
+
+def _install(part: Part, folder: Path) -> None:
+    """Downloads a part, checks it and puts it into the data set's folder."""
+    paths = _paths(part, folder)
+    for path, (url, checksum) in zip(paths, part.files.items(), strict=True):
+        fetch(url, path, manual=_MANUAL, option="--data")
+        with discarding(url, path, _MANUAL):
+            verify(path, checksum)
+    if not paths[-1].name.endswith(archives.SUFFIXES):
+        return
+    staging = _staging(paths)
+    shutil.rmtree(staging, ignore_errors=True)
+    with ExitStack() as unverified:
+        for path, (url, checksum) in zip(paths, part.files.items(), strict=True):
+            if not checksum:
+                unverified.enter_context(discarding(url, path, _MANUAL))
+        try:
+            archives.unpack(paths, staging, _place, "--data")
+            inside = _find(part, staging, paths[-1])
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    _move(inside, folder)
+    shutil.rmtree(staging)
+    for path in paths:
+        path.unlink()
+
+
+def _place(name: str) -> str | None:
+    """Where a file of an archive goes; what macOS adds and hidden files nowhere."""
+    parts = PurePosixPath(name).parts
+    return None if any(part == "__MACOSX" or (part[0] == "." and part != "..") for part in parts) else name
+
+
+def _find(part: Part, staging: Path, archive: Path) -> Path:
+    """The folder of an unpacked archive that is the data set's: where the part lies in it."""
+    for folder, _, _ in os.walk(staging):
+        if part.lies_in(Path(folder)):
+            return Path(folder)
+    raise ArchiveError(f"{archive}: holds no {' or '.join(part.holds)}.")
+
+
+def _move(source: Path, target: Path) -> None:
+    """Moves a folder or file; what is there under its name stays, but for files that have the same one."""
+    if source.is_dir() and target.exists():
+        for entry in source.iterdir():
+            _move(entry, target / entry.name)
+    else:
+        os.replace(source, target)
