@@ -139,7 +139,7 @@ def _entries(parts: Sequence[Path]) -> Iterator[Entry]:
     else:
         with tarfile.open(parts[-1]) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which are hundreds of thousands
+                tar.members.clear()  # type: ignore[attr-defined]  # they are hundreds of thousands
                 if not member.isdir():
                     yield Entry(member.name, member.size, member.isreg(), partial(tar.extractfile, member))
 

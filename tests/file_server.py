@@ -42,7 +42,7 @@ def serving():
     """The server's address."""
     Server.content, Server.limit, Server.ranges, Server.version, Server.blind = b"", None, [], None, False
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}"
         httpd.shutdown()
 

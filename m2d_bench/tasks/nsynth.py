@@ -21,6 +21,8 @@ def list_notes(label: str, root: Path, _: int) -> tuple[Path, list[Entry]]:
     ]
 
 
+_FILES = "https://storage.googleapis.com/download.magenta.tensorflow.org/datasets/nsynth"
+
 TASK = Task(
     name="nsynth",
     domain="music",
@@ -35,7 +37,7 @@ TASK = Task(
     parts=tuple(
         Part(
             holds=(name,),
-            files={f"http://download.magenta.tensorflow.org/datasets/nsynth/{name}.jsonwav.tar.gz": ""},
+            files={f"{_FILES}/{name}.jsonwav.tar.gz": ""},
         )
         for name in ("nsynth-train", "nsynth-valid", "nsynth-test")
     ),
