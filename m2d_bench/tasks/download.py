@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from m2d_bench import archives
 from m2d_bench.download import discarding, fetch, verify
-from m2d_bench.errors import ArchiveError, DataError, UsageError
+from m2d_bench.errors import ArchiveError, UsageError
 from m2d_bench.settings import make_folder
 from m2d_bench.tasks import layouts
 from m2d_bench.tasks.task import Part, Task
@@ -42,21 +42,20 @@ def download(task: Task, data: Path) -> Path:
     if not task.parts:
         raise UsageError(f"{task.name}: there is nothing to download, only published data sets. See m2d-bench tasks.")
     folder = layouts.home(task, data)
-    make_folder(folder)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        wanted = [part for part in task.parts if part.files and not _installed(part, folder)]
-        if wanted:
-            logger.warning("%s: licence: %s.", task.name, task.licence or f"see {task.source}")
-        for part in wanted:
-            _install(part, folder)
-    if missing := layouts.lacking(task, folder):
-        raise DataError(f"{task.name}: {folder} lacks {', '.join(map(str, missing))}. {layouts.remedy(task, missing)}")
+    if _wanted(task, folder):
+        make_folder(folder)
+        logger.warning("%s: licence: %s.", task.name, task.licence or f"see {task.source}")
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            for part in _wanted(task, folder):
+                _install(part, folder)
+    layouts.require(task, folder)
     return folder
 
 
-def _installed(part: Part, folder: Path) -> bool:
-    """Whether a part is there as a whole: not if it was being moved there when the program was killed."""
-    return part.lies_in(folder) and not _staging(_paths(part, folder)).exists()
+def _wanted(task: Task, folder: Path) -> list[Part]:
+    """The parts that are to be downloaded: missing ones, and those that were being moved into place when all ended."""
+    parts = [part for part in task.parts if part.files]
+    return [part for part in parts if not part.lies_in(folder) or _staging(_paths(part, folder)).exists()]
 
 
 def _paths(part: Part, folder: Path) -> list[Path]:
@@ -76,19 +75,18 @@ def _install(part: Part, folder: Path) -> None:
         fetch(url, path, manual=_MANUAL, option="--data")
         with discarding(url, path, _MANUAL):
             verify(path, checksum)
-    if not paths[-1].name.endswith(archives.SUFFIXES):
+    if not path.name.endswith(archives.SUFFIXES):
         return
     staging = _staging(paths)
     shutil.rmtree(staging, ignore_errors=True)
-    with ExitStack() as unverified:
-        for path, (url, checksum) in zip(paths, part.files.items(), strict=True):
-            if not checksum:
-                unverified.enter_context(discarding(url, path, _MANUAL))
+    with nullcontext() if checksum else discarding(url, path, _MANUAL):
         try:
             archives.unpack(paths, staging, _place, "--data")
-            inside = _find(part, staging, paths[-1])
+            inside = _find(part, staging, path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
+            if part.lies_in(folder):  # in part
+                staging.mkdir()
             raise
     _move(inside, folder)
     shutil.rmtree(staging)

@@ -25,8 +25,8 @@ def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
     if not data.is_dir():
         raise DataError(f"{task.name}: the data folder {data} does not exist. Name one with --data or M2D_BENCH_DATA.")
     folder = home(task, data)
-    if folder.is_dir() and (missing := lacking(task, folder)):
-        raise DataError(f"{task.name}: {folder} lacks {', '.join(map(str, missing))}. {remedy(task, missing)}")
+    if folder.is_dir():
+        require(task, folder)
     for root, layout in _places(task, data):
         if (root / layout.index).is_file():
             return root, layout
@@ -52,11 +52,15 @@ def lacking(task: Task, folder: Path) -> list[Part]:
     return [part for part in task.parts if not part.lies_in(folder)]
 
 
-def remedy(task: Task, parts: Sequence[Part]) -> str:
-    """What to do about parts of a data set that are missing."""
-    command = f"Run m2d-bench tasks download {task.name}, or get" if any(part.files for part in parts) else "Get"
-    sources = ", ".join(f"{part} from {part.manual or next(iter(part.files))}" for part in parts)
-    return f"{command} {sources} and put {'it' if len(parts) == 1 else 'them'} there."
+def require(task: Task, folder: Path) -> None:
+    """Raises a DataError of the parts of a task's data set that are missing from its folder."""
+    if missing := lacking(task, folder):
+        command = f"Run m2d-bench tasks download {task.name}, or get" if any(part.files for part in missing) else "Get"
+        sources = ", ".join(f"{part} from {part.manual or next(iter(part.files))}" for part in missing)
+        raise DataError(
+            f"{task.name}: {folder} lacks {', '.join(map(str, missing))}. {command} {sources} and put "
+            f"{'it' if len(missing) == 1 else 'them'} there."
+        )
 
 
 def _places(task: Task, data: Path) -> Iterator[tuple[Path, Layout]]:

@@ -35,10 +35,7 @@ TASK = Task(
     lister=partial(list_notes, "instrument_family_str"),
     source="https://magenta.tensorflow.org/datasets/nsynth",
     parts=tuple(
-        Part(
-            holds=(name,),
-            files={f"{_FILES}/{name}.jsonwav.tar.gz": ""},
-        )
+        Part(holds=(name,), files={f"{_FILES}/{name}.jsonwav.tar.gz": ""})
         for name in ("nsynth-train", "nsynth-valid", "nsynth-test")
     ),
     licence="CC BY 4.0",
