@@ -142,16 +142,15 @@ def _receive(url: str, part: Path, name: str, option: str) -> int | None:
             total = coming + (have if resumed else 0)
             with writing(part.parent, coming + total, option):
                 check_room(part.parent, coming + total)
-            with (
-                writing(part.parent, coming, option),
-                part.open("ab" if resumed else "wb") as file,
-                bar(name, total or None, "bytes", done=file.tell()) as advance,
-            ):
-                if not resumed:
-                    tag.write_text(has)
-                while block := response.read(_BLOCK):
-                    file.write(block)
-                    advance(len(block))
+                with (
+                    part.open("ab" if resumed else "wb") as file,
+                    bar(name, total or None, "bytes", done=file.tell()) as advance,
+                ):
+                    if not resumed:
+                        tag.write_text(has)
+                    while block := response.read(_BLOCK):
+                        file.write(block)
+                        advance(len(block))
             return total if announced else None
     except urllib.error.HTTPError as error:
         if have and error.code == 416:  # the part is already whole, or of another file

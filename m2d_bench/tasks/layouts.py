@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 
@@ -27,9 +27,8 @@ def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
     folder = home(task, data)
     if folder.is_dir():
         require(task, folder)
-    for root, layout in _places(task, data):
-        if (root / layout.index).is_file():
-            return root, layout
+    if found := _found(task, data):
+        return found
     looked = ", ".join(str(root / layout.index) for root, layout in _places(task, data))
     raise DataError(
         f"{task.name}: not found. Looked for {looked}. Name the folder that holds {task.layouts[0].folders[0]}, or "
@@ -40,9 +39,8 @@ def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
 
 def home(task: Task, data: Path) -> Path:
     """The folder of a task's data set: where a layout's index lies, or by its name, whether it is there or not."""
-    for root, layout in _places(task, data):
-        if (root / layout.index).is_file():
-            return root
+    if found := _found(task, data):
+        return found[0]
     named = [data / folder for folder in task.layouts[-1].folders]
     return next((folder for folder in named if folder.is_dir()), named[0])
 
@@ -61,6 +59,11 @@ def require(task: Task, folder: Path) -> None:
             f"{task.name}: {folder} lacks {', '.join(map(str, missing))}. {command} {sources} and put "
             f"{'it' if len(missing) == 1 else 'them'} there."
         )
+
+
+def _found(task: Task, data: Path) -> tuple[Path, Layout] | None:
+    """The first folder that holds the index of one of the task's layouts."""
+    return next(((root, layout) for root, layout in _places(task, data) if (root / layout.index).is_file()), None)
 
 
 def _places(task: Task, data: Path) -> Iterator[tuple[Path, Layout]]:
