@@ -1,8 +1,11 @@
-"""A server of files that breaks off, changes and forgets as real ones do, and a disk that is full."""
+"""A server of files that breaks off and changes as real ones do, a disk that is full, and archives."""
 
 import errno
 import http.server
+import io
+import shutil
 import threading
+import zipfile
 from contextlib import contextmanager
 
 
@@ -56,3 +59,25 @@ def full_disk(open_file):
         return open_file(path, mode, *rest, **how)
 
     return opened
+
+
+def disk(free):
+    """What shutil.disk_usage tells of a disk with so many bytes free."""
+    return shutil._ntuple_diskusage(1 << 30, 0, free)
+
+
+def zip_of(entries, **how):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", **how) as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
+    return archive.getvalue()
+
+
+def with_flag(archive, offsets, value, size=2):
+    """An archive whose headers, local and central, say something else."""
+    archive = bytearray(archive)
+    for magic, offset in zip((b"PK\3\4", b"PK\1\2"), offsets, strict=True):
+        start = archive.index(magic) + offset
+        archive[start : start + size] = value.to_bytes(size, "little")
+    return bytes(archive)

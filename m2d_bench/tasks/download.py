@@ -71,10 +71,12 @@ def _staging(paths: Sequence[Path]) -> Path:
 def _install(part: Part, folder: Path) -> None:
     """Downloads a part, checks it and puts it into the data set's folder."""
     paths = _paths(part, folder)
-    for path, (url, checksum) in zip(paths, part.files.items(), strict=True):
+    downloads = list(zip(paths, part.files.items(), strict=True))
+    for path, (url, checksum) in downloads:
         fetch(url, path, manual=_MANUAL, option="--data")
         with discarding(url, path, _MANUAL):
             verify(path, checksum)
+    path, (url, checksum) = downloads[-1]
     if not path.name.endswith(archives.SUFFIXES):
         return
     staging = _staging(paths)

@@ -53,7 +53,7 @@ TASK = Task(
     lister=list_clips,
     source="https://bhichallenge.med.auth.gr/ICBHI_2017_Challenge",
     parts=(
-        Part(holds=("*.wav",), files={f"{_FILES}/ICBHI_final_database.zip": ""}, what="the recordings"),
+        Part(holds=("101_*",), files={f"{_FILES}/ICBHI_final_database.zip": ""}, what="the recordings"),
         Part(holds=(_SPLIT,), files={f"{_FILES}/{_SPLIT}": ""}),
     ),
 )

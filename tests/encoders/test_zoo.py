@@ -3,7 +3,6 @@
 import hashlib
 import io
 import shutil
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from m2d_bench.errors import CheckpointError, StorageError, UsageError
 from m2d_bench.registry import unknown
 from m2d_bench.settings import Compute, Storage
 from tests.conftest import random_checkpoint, small_encoder
-from tests.file_server import Server, full_disk, serving
+from tests.file_server import Server, disk, full_disk, serving, with_flag, zip_of
 
 CPU = Compute(device="cpu", precision="fp32")
 
@@ -113,14 +112,6 @@ def weights_file():
     return weights.getvalue()
 
 
-def zip_of(entries, **how):
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", **how) as file:
-        for name, content in entries.items():
-            file.writestr(name, content)
-    return archive.getvalue()
-
-
 def released_zip(name, note="words"):
     return zip_of({f"{name}/checkpoint-300.pth": weights_file(), f"{name}/README.txt": note})
 
@@ -165,15 +156,6 @@ def test_weights_put_into_the_folder_by_hand_are_found(tmp_path):
     folder.mkdir(parents=True)
     torch.save(random_checkpoint(NAME.replace("base", "tiny")).encoder, folder / "checkpoint-300.pth")
     assert zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path)).hop_ms == 40
-
-
-def with_flag(archive, offsets, value, size=2):
-    """An archive whose headers, local and central, say something else."""
-    archive = bytearray(archive)
-    for magic, offset in zip((b"PK\3\4", b"PK\1\2"), offsets, strict=True):
-        start = archive.index(magic) + offset
-        archive[start : start + size] = value.to_bytes(size, "little")
-    return bytes(archive)
 
 
 def pth(content):
@@ -233,10 +215,6 @@ def test_a_full_disk_is_named_before_each_step_and_what_was_downloaded_is_kept(s
     assert bool(downloaded(tmp_path)) == (step == "unpacking")
     assert zoo.load(NAME, compute=CPU, storage=storage).config.name == NAME
     assert len(server.ranges) == (2 if step == "downloading" else 1)
-
-
-def disk(free):
-    return shutil._ntuple_diskusage(1 << 30, 0, free)
 
 
 def downloaded(cache):

@@ -19,8 +19,7 @@ from m2d_bench import archives, tasks
 from m2d_bench.cli import main
 from m2d_bench.tasks import download
 from tests.conftest import write_tones
-from tests.encoders.test_zoo import disk, with_flag, zip_of
-from tests.file_server import Server, full_disk, serving
+from tests.file_server import Server, disk, full_disk, serving, with_flag, zip_of
 from tests.tasks.test_published import LAYOUTS, fitted, write_clips, write_text
 
 NOWHERE = "http://127.0.0.1:9"
