@@ -41,12 +41,13 @@ VERBS = {
         "Write an HTML file with every run: table, plots, raw scores.",
     ),
     "runs": ("m2d_bench.results.verbs:RUNS", "List, show, export, merge and clear run records."),
-    "tasks": ("m2d_bench.tasks.verbs:TASKS", "List the tasks, or check what the data of one holds."),
+    "tasks": ("m2d_bench.tasks.verbs:TASKS", "List the tasks, download their data sets, check what these hold."),
 }
 
 KEPT = {
     **dict.fromkeys(
-        ("linear", "mteb", "prepare", "xares"), "What was finished is kept; the same command goes on from there."
+        ("linear", "mteb", "prepare", "tasks", "xares"),
+        "What was finished is kept; the same command goes on from there.",
     ),
     **dict.fromkeys(("finetune", "pretrain"), "What was finished is kept; the same command with --resume goes on."),
 }

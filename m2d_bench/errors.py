@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,10 @@ class CheckpointError(M2DBenchError):
 
 class DataError(M2DBenchError):
     """A data set is missing, incomplete or not laid out as its authors publish it."""
+
+
+class ArchiveError(CheckpointError, DataError):
+    """A download or an archive, of weights or of a data set, is not whole or not what it should be."""
 
 
 class StorageError(M2DBenchError):
@@ -75,3 +80,10 @@ def note(error: Exception) -> str:
     message = describe(error)
     logger.debug("%s", message, exc_info=error)
     return message
+
+
+def brief(message: object) -> str:
+    """The first sentence of a library's message, in one line that can be printed; an empty error's type."""
+    text = str(message).strip() or type(message).__name__
+    sentence = re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")[:200]
+    return sentence if sentence.isprintable() else ascii(sentence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -46,8 +46,20 @@ def kinds(files: Iterable[str]) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
-    sha = hashlib.sha256()
+    return digest(path, "sha256")
+
+
+def digest(path: Path, algorithm: str, advance: Callable[[int], None] = lambda _: None) -> str:
+    """Digest of a file's bytes, in hexadecimal digits.
+
+    Args:
+        path: The file.
+        algorithm: One of hashlib's, such as md5.
+        advance: Is told the number of bytes that were read.
+    """
+    hashed = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(2**20):
-            sha.update(block)
-    return sha.hexdigest()
+            hashed.update(block)
+            advance(len(block))
+    return hashed.hexdigest()

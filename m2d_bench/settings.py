@@ -200,6 +200,12 @@ def writing(folder: Path, needed: int, option: str) -> Iterator[None]:
         ) from error
 
 
+def check_room(folder: Path, needed: int) -> None:
+    """Raises the error of a full disk, which `writing` explains, where a folder has no room for so many bytes."""
+    if needed > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Names the path in the error of a write into it that fails, which the system does not, as on a full disk.

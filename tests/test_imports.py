@@ -28,7 +28,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("tasks",),
     ("encoders", "training", "runs"),
     ("predictions",),
-    ("run_record",),
+    ("run_record", "archives", "download"),
     ("settings", "audio", "images"),
     ("values", "compat"),
     ("registry", "files", "mp3"),

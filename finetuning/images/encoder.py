@@ -20,9 +20,9 @@ from m2d_bench.encoders.checkpoint import Labels
 from m2d_bench.encoders.classifier import Classifier, Head
 from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.state_dict import ANCHOR, State, sort_keys
-from m2d_bench.encoders.tensor_file import SUFFIXES, brief, check_shapes
+from m2d_bench.encoders.tensor_file import SUFFIXES, check_shapes
 from m2d_bench.encoders.vit import ViT, ViTConfig
-from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.errors import CheckpointError, UsageError, brief
 from m2d_bench.finetuning import network
 from m2d_bench.finetuning.recipe import ImageRecipe
 from m2d_bench.settings import replacing

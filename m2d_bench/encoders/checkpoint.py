@@ -27,7 +27,7 @@ from m2d_bench.encoders.frontend import DEFAULT_NORM_STATS, N_MELS
 from m2d_bench.encoders.state_dict import ANCHOR, HEAD, State, rename_keys_of_2022, sort_keys, unwrap
 from m2d_bench.encoders.tensor_file import SUFFIXES
 from m2d_bench.encoders.vit import SIZES, ViT, ViTConfig
-from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.errors import CheckpointError, UsageError, brief
 from m2d_bench.registry import listing, unknown
 from m2d_bench.settings import replacing
 from m2d_bench.values import Checked, explain
@@ -150,7 +150,7 @@ def _malformed(path: Path) -> Iterator[None]:
     except UsageError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
-        reason = tensor_file.brief(error)
+        reason = brief(error)
         raise CheckpointError(f"{path}: malformed, no checkpoint of the family looks like this: {reason}.") from error
 
 

@@ -20,10 +20,9 @@ from m2d_bench.encoders.config import EncoderConfig
 from m2d_bench.encoders.digest import digest_of
 from m2d_bench.encoders.frontend import HOP_MS, LogMel
 from m2d_bench.encoders.precision import autocast
-from m2d_bench.encoders.tensor_file import brief
 from m2d_bench.encoders.vit import ViT
 from m2d_bench.encoders.waveform import Lengths, Waveform, check_waveform
-from m2d_bench.errors import AudioError, CheckpointError, StorageError
+from m2d_bench.errors import AudioError, CheckpointError, StorageError, brief
 from m2d_bench.settings import make_folder
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import lzma
 import re
-import struct
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from m2d_bench.errors import CheckpointError
+from m2d_bench import archives
+from m2d_bench.errors import CheckpointError, brief
 from m2d_bench.registry import listing
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -27,8 +23,6 @@ _INTEGERS = ("norm_stats", "num_batches_tracked")
 """Ends of the keys that may hold whole numbers; weights are floating-point."""
 _ALIASED = 4
 """Tensors may share what is stored, tied weights do: together they are at most this many times as large."""
-_UNPACKED = 20
-"""A zip's records are at most this many times as large as the file, from a gigabyte on."""
 
 
 class _Unread:
@@ -108,31 +102,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: not a safetensors file: {brief(error)}. Get the file anew.") from error
 
 
-@contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive; whatever is wrong with it while it is read is a CheckpointError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (
-        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, OSError),
-        RuntimeError,  # encrypted, or of a method that is not known
-    ) as error:
-        raise CheckpointError(f"{path}: not a whole zip file, or it cannot be unpacked: {brief(error)}.") from error
-
-
-def unpacked_size(path: Path, records: Sequence[zipfile.ZipInfo]) -> int:
-    """Bytes that records of a zip unpack to, as it announces; no record unpacks to more.
-
-    Raises:
-        CheckpointError: They are far more than weights are compressed by.
-    """
-    size = sum(record.file_size for record in records)
-    if size > max(_UNPACKED * path.stat().st_size, 1 << 30):
-        raise CheckpointError(f"{path}: unpacks to {size} bytes, far more than weights would. Get the file anew.")
-    return size
-
-
 def check(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Each tensor has numbers of its own, floating-point and finite ones.
 
@@ -170,18 +139,11 @@ def check_shapes(path: Path, state: Mapping[str, Tensor], expected: Mapping[str,
     )
 
 
-def brief(message: object) -> str:
-    """The first sentence of a library's message, in one line that can be printed; an empty error's type."""
-    text = str(message).strip() or type(message).__name__
-    sentence = re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")[:200]
-    return sentence if sentence.isprintable() else ascii(sentence)
-
-
 def _check_sums(path: Path) -> None:
     """Compares the CRC-32 of each record of a zip."""
-    with open_zip(path) as archive:
+    with archives.open_zip(path) as archive:
         records = archive.infolist()
-        unpacked_size(path, records)
+        archives.check_size(path, sum(record.file_size for record in records), path.stat().st_size)
         wrong = archive.testzip() if any(record.CRC for record in records) else None  # torch can leave them out
     if wrong is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of {listing([wrong])} does not match. Get the file anew.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -14,17 +13,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from m2d_bench.encoders import (
-    baseline,
-    checkpoint,
-    classifier,
-    download,
-    foreign,
-    hear,
-    huggingface,
-    s3prl,
-    tensor_file,
-)
+from m2d_bench import archives, download
+from m2d_bench.encoders import baseline, checkpoint, classifier, foreign, hear, huggingface, s3prl, tensor_file
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.classifier import Classifier
 from m2d_bench.encoders.huggingface import HuggingFaceEncoder
@@ -33,7 +23,7 @@ from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import listing, unknown
-from m2d_bench.settings import Compute, Storage, make_folder, writing
+from m2d_bench.settings import Compute, Storage, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +70,8 @@ class Release:
     name: str
     tag: str
     about: str
-    sha256: str | None = None
-    """Of the zip file, where it is known; else the one of the first download counts."""
+    checksum: str = ""
+    """Of the zip file, as `sha256:…` where it is known; else the one of the first download counts."""
 
     @property
     def url(self) -> str:
@@ -260,15 +250,12 @@ def _released(release: Release, folder: Path) -> Path:
             archive = folder / f"{release.name}.zip"
             manual = f"put its .pth file into {target}"
             logger.warning("%s: %s", release.name, LICENCE)
-            download.fetch(release.url, archive, manual=manual)
-            try:
-                with download.known(archive, release.sha256, folder.with_name("weights.sha256")):
-                    _unpack(archive, target)
-            except CheckpointError as error:
-                archive.unlink()
-                raise CheckpointError(
-                    f"{release.url}: {error} The download was removed, try again. Or {manual}."
-                ) from error
+            download.fetch(release.url, archive, manual=manual, option="--cache")
+            with (
+                download.discarding(release.url, archive, manual),
+                download.known(archive, release.checksum, folder.with_name("weights.sha256")),
+            ):
+                _unpack(archive, target)
             archive.unlink()
     return target
 
@@ -278,26 +265,22 @@ def _unpack(archive: Path, target: Path) -> None:
     partial = target.with_name(f"{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with tensor_file.open_zip(archive) as file:
-            members = [member for member in file.infolist() if _is_checkpoint(member.filename)]
-            if len(members) != 1:
-                names = listing([member.filename for member in members]) or "none"
-                raise CheckpointError(f"{archive}: holds {len(members)} .pth files ({names}), expected one.")
-            size = tensor_file.unpacked_size(archive, members)
-            if size > _LARGEST:
-                raise CheckpointError(f"{archive}: its .pth file has {size} bytes, expected are at most {_LARGEST}.")
-            members[0].filename = Path(members[0].filename).name
-            with writing(target.parent, size, "--cache"):
-                if size > shutil.disk_usage(target.parent).free:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                weights = Path(file.extract(members[0], partial))
-        checkpoint.read(weights)
+        members = archives.check([archive], _checkpoint_file)
+        if len(members) != 1:
+            names = listing([name for name, _ in members]) or "none"
+            raise CheckpointError(f"{archive}: holds {len(members)} .pth files ({names}), expected one.")
+        name, size = Path(members[0][0]).name, members[0][1]
+        if size > _LARGEST:
+            raise CheckpointError(f"{archive}: its .pth file has {size} bytes, expected are at most {_LARGEST}.")
+        archives.unpack([archive], partial, _checkpoint_file, "--cache")
+        checkpoint.read(partial / name)
         target.mkdir(exist_ok=True)
-        os.replace(weights, target / weights.name)
+        os.replace(partial / name, target / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _is_checkpoint(name: str) -> bool:
-    """Whether a zip's entry is one: no folder, and nothing that macOS adds."""
-    return name.endswith(".pth") and not Path(name).name.startswith(".") and "__MACOSX" not in Path(name).parts
+def _checkpoint_file(name: str) -> str | None:
+    """The file name of a zip's entry that is a checkpoint; not of a folder, or of what macOS adds."""
+    path = Path(name)
+    return path.name if path.suffix == ".pth" and path.name[0] != "." and "__MACOSX" not in path.parts else None

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from m2d_bench.tasks import folders, index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 
 def list_clips(train: tuple[str, ...], root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -33,6 +33,18 @@ def list_clips(train: tuple[str, ...], root: Path, _: int) -> tuple[Path, list[E
 
 _FOLDERS = ("AudioSet", "audioset", "as")
 _SOURCE = "https://research.google.com/audioset/download.html"
+_FILES = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
+_TRAIN = ("balanced_train_segments",)
+
+
+def parts(*train: str) -> tuple[Part, ...]:
+    """The sets of segments, and the sound files, which nobody publishes."""
+    names = [f"{name}.csv" for name in ("eval_segments", *train)]
+    return (
+        *(Part(holds=(name, f"metadata/{name}"), files={f"{_FILES}/{name}": ""}) for name in names),
+        Part(holds=("**/*.[afmow]*",), manual=f"YouTube, by the segments of {_SOURCE},", what="the sound files"),
+    )
+
 
 TASK = Task(
     name="as20k",
@@ -44,10 +56,8 @@ TASK = Task(
     n_clips=42118,
     split_clips={"train": 21940, "test": 20178},
     vanishing=True,
-    layouts=tuple(
-        Layout(folders=_FOLDERS, index=f"{folder}eval_segments.csv", index_source=_SOURCE)
-        for folder in ("", "metadata/")
-    ),
-    lister=partial(list_clips, ("balanced_train_segments",)),
+    layouts=tuple(Layout(folders=_FOLDERS, index=f"{folder}eval_segments.csv") for folder in ("", "metadata/")),
+    lister=partial(list_clips, _TRAIN),
     source=_SOURCE,
+    parts=parts(*_TRAIN),
 )

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from m2d_bench.tasks import folders, index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 _VALID = (1009, 1011, 1022, 1034, 1039, 1047, 1066, 1070, 1082)
 _TEST = (
@@ -51,4 +51,10 @@ TASK = Task(
     ),
     lister=list_clips,
     source="https://github.com/CheyneyComputerScience/CREMA-D",
+    parts=(
+        Part(
+            holds=("AudioWAV", "1001_DFA_ANG_XX.wav"),
+            manual="https://github.com/CheyneyComputerScience/CREMA-D (git clone, with Git LFS)",
+        ),
+    ),
 )

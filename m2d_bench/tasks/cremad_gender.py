@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from m2d_bench.tasks import cremad, index
-from m2d_bench.tasks.task import Entry, Layout
+from m2d_bench.tasks.task import Entry, Layout, Part
 
 DEMOGRAPHICS = "VideoDemographics.csv"
 
@@ -21,6 +21,13 @@ TASK = replace(
     cremad.TASK,
     name="cremad_gender",
     n_classes=2,
-    layouts=(Layout(folders=cremad.FOLDERS, index=DEMOGRAPHICS, index_source=cremad.TASK.source),),
+    layouts=(Layout(folders=cremad.FOLDERS, index=DEMOGRAPHICS),),
+    parts=(
+        *cremad.TASK.parts,
+        Part(
+            holds=(DEMOGRAPHICS,),
+            files={f"https://raw.githubusercontent.com/CheyneyComputerScience/CREMA-D/master/{DEMOGRAPHICS}": ""},
+        ),
+    ),
     lister=list_clips,
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from m2d_bench.tasks.esc50 import LAYOUT
+from m2d_bench.tasks.esc50 import LAYOUT, LICENCE, PART
 from m2d_bench.tasks.task import Folds, Layout, Task
 
 TASK = Task(
@@ -20,4 +20,6 @@ TASK = Task(
     ),
     label="category",
     source="https://github.com/karolpiczak/ESC-50",
+    parts=(PART,),
+    licence=LICENCE,
 )

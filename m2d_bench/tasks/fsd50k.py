@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 
 def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -23,6 +23,8 @@ def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
     ]
 
 
+_FILES = "https://zenodo.org/records/4060432/files/FSD50K"
+
 TASK = Task(
     name="fsd50k",
     domain="environment",
@@ -35,4 +37,29 @@ TASK = Task(
     layouts=(Layout(folders=("FSD50K", "fsd50k"), index="FSD50K.ground_truth/dev.csv"),),
     lister=list_clips,
     source="https://zenodo.org/record/4060432",
+    parts=(
+        Part(
+            holds=("FSD50K.dev_audio",),
+            files={
+                f"{_FILES}.dev_audio.z01": "md5:faa7cf4cc076fc34a44a479a5ed862a3",
+                f"{_FILES}.dev_audio.z02": "md5:8f9b66153e68571164fb1315d00bc7bc",
+                f"{_FILES}.dev_audio.z03": "md5:1196ef47d267a993d30fa98af54b7159",
+                f"{_FILES}.dev_audio.z04": "md5:d088ac4e11ba53daf9f7574c11cccac9",
+                f"{_FILES}.dev_audio.z05": "md5:81356521aa159accd3c35de22da28c7f",
+                f"{_FILES}.dev_audio.zip": "md5:c480d119b8f7a7e32fdb58f3ea4d6c5a",
+            },
+        ),
+        Part(
+            holds=("FSD50K.eval_audio",),
+            files={
+                f"{_FILES}.eval_audio.z01": "md5:3090670eaeecc013ca1ff84fe4442aeb",
+                f"{_FILES}.eval_audio.zip": "md5:6fa47636c3a3ad5c7dfeba99f2637982",
+            },
+        ),
+        Part(
+            holds=("FSD50K.ground_truth",),
+            files={f"{_FILES}.ground_truth.zip": "md5:ca27382c195e37d2269c4c866dd73485"},
+        ),
+    ),
+    licence="CC BY 4.0; each clip has its own",
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 
 def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -26,4 +26,13 @@ TASK = Task(
     layouts=(Layout(folders=("FSDnoisy18k", "fsdnoisy18k"), index="FSDnoisy18k.meta/test.csv"),),
     lister=list_clips,
     source="https://zenodo.org/record/2529934",
+    parts=tuple(
+        Part(holds=(name,), files={f"https://zenodo.org/records/2529934/files/{name}.zip": checksum})
+        for name, checksum in {
+            "FSDnoisy18k.audio_train": "md5:34dc1d34ca44622af5bf439ceb6f0d55",
+            "FSDnoisy18k.audio_test": "md5:1ac73d70b4ef3f81900d98c261a832de",
+            "FSDnoisy18k.meta": "md5:96e27a4a63b7a2870522ddcedb5d8296",
+        }.items()
+    ),
+    licence="CC BY; each clip has its own, CC BY or CC0",
 )

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
-_SPLIT_SOURCE = "https://github.com/jongpillee/music_dataset_split/tree/master/GTZAN_split"
+_SPLITS = "https://raw.githubusercontent.com/jongpillee/music_dataset_split/master/GTZAN_split"
+_LISTS = {split: f"{split}_filtered.txt" for split in ("train", "valid", "test")}
 
 
 def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -13,8 +14,8 @@ def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
     suffix = ".au" if (root / "blues/blues.00000.au").is_file() else ".wav"
     return root, [
         index.entry(file.removesuffix(".wav") + suffix, [file.split("/")[0]], split)
-        for split in ("train", "valid", "test")
-        for (file,) in index.read_words(root / f"{split}_filtered.txt", 1, _SPLIT_SOURCE)
+        for split, name in _LISTS.items()
+        for (file,) in index.read_words(root / name, 1)
     ]
 
 
@@ -29,10 +30,20 @@ TASK = Task(
     layouts=(
         Layout(
             folders=("genres", "genres_original", "Data/genres_original", "GTZAN/genres", "GTZAN", "gtzan"),
-            index="test_filtered.txt",
-            index_source=_SPLIT_SOURCE,
+            index=_LISTS["test"],
         ),
     ),
     lister=list_clips,
     source="http://marsyas.info/downloads/datasets.html",
+    parts=(
+        Part(
+            holds=("blues",),
+            files={
+                "https://huggingface.co/datasets/marsyas/gtzan/resolve/main/data/genres.tar.gz": (
+                    "md5:5b3d6dddb579ab49814ab86dba69e7c7"
+                )
+            },
+        ),
+        *(Part(holds=(name,), files={f"{_SPLITS}/{name}": ""}) for name in _LISTS.values()),
+    ),
 )

@@ -6,11 +6,11 @@ Cycles are faded, repeated to eight seconds and scored as in M2D-X (2024), secti
 from pathlib import Path
 
 from m2d_bench.tasks import folders, index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 _CLASSES = ("normal", "crackle", "wheeze", "both")
 _SPLIT = "ICBHI_challenge_train_test.txt"
-_SOURCE = "https://bhichallenge.med.auth.gr/ICBHI_2017_Challenge"
+_FILES = "https://bhichallenge.med.auth.gr/sites/default/files/ICBHI_final_database"
 
 
 def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -48,9 +48,12 @@ TASK = Task(
                 "icbhi2017",
             ),
             index=_SPLIT,
-            index_source=_SOURCE,
         ),
     ),
     lister=list_clips,
-    source=_SOURCE,
+    source="https://bhichallenge.med.auth.gr/ICBHI_2017_Challenge",
+    parts=(
+        Part(holds=("101_*",), files={f"{_FILES}/ICBHI_final_database.zip": ""}, what="the recordings"),
+        Part(holds=(_SPLIT,), files={f"{_FILES}/{_SPLIT}": ""}),
+    ),
 )

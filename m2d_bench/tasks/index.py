@@ -140,13 +140,12 @@ def read_columns(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def read_words(path: Path, count: int, source: str = "") -> list[list[str]]:
+def read_words(path: Path, count: int) -> list[list[str]]:
     """Reads a list: a text file of so many words a line, empty lines left out.
 
     Args:
         path: The file, in UTF-8.
         count: Words of each line.
-        source: Where it comes from, if the data set does not hold it.
 
     Raises:
         DataError: It is no such file.
@@ -156,8 +155,7 @@ def read_words(path: Path, count: int, source: str = "") -> list[list[str]]:
         if wrong := [words for words in lines if len(words) != count]:
             raise ValueError(f"{' '.join(wrong[0])!r}")
     except (ValueError, OSError) as error:  # another format, not UTF-8, or no file
-        remedy = f" Get it from {source} and put it there." if source else ""
-        raise DataError(f"{path}: not a list in UTF-8 with {count} words a line: {error}.{remedy}") from error
+        raise DataError(f"{path}: not a list in UTF-8 with {count} words a line: {error}.") from error
     return lines
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 
 from m2d_bench.errors import DataError
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 
 def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
     """The first folder under the data root that holds one of the task's layouts.
 
     Raises:
-        DataError: None does.
+        DataError: None does, or a part of the data set is missing there.
     """
     if data is None:
         raise DataError(
@@ -23,23 +24,53 @@ def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
         )
     if not data.is_dir():
         raise DataError(f"{task.name}: the data folder {data} does not exist. Name one with --data or M2D_BENCH_DATA.")
-    looked = []
+    folder = home(task, data)
+    if folder.is_dir():
+        require(task, folder)
+    if found := _found(task, data):
+        return found
+    looked = ", ".join(str(root / layout.index) for root, layout in _places(task, data))
+    raise DataError(
+        f"{task.name}: not found. Looked for {looked}. Name the folder that holds {task.layouts[0].folders[0]}, or "
+        f"that folder itself. It comes from {task.source}; m2d-bench tasks download {task.name} fetches it, or says "
+        "what only you can get."
+    )
+
+
+def home(task: Task, data: Path) -> Path:
+    """The folder of a task's data set: where a layout's index lies, or by its name, whether it is there or not."""
+    if found := _found(task, data):
+        return found[0]
+    named = [data / folder for folder in task.layouts[-1].folders]
+    return next((folder for folder in named if folder.is_dir()), named[0])
+
+
+def lacking(task: Task, folder: Path) -> list[Part]:
+    """The parts of a task's data set that are missing from its folder."""
+    return [part for part in task.parts if not part.lies_in(folder)]
+
+
+def require(task: Task, folder: Path) -> None:
+    """Raises a DataError of the parts of a task's data set that are missing from its folder."""
+    if missing := lacking(task, folder):
+        command = f"Run m2d-bench tasks download {task.name}, or get" if any(part.files for part in missing) else "Get"
+        sources = ", ".join(f"{part} from {part.manual or next(iter(part.files))}" for part in missing)
+        raise DataError(
+            f"{task.name}: {folder} lacks {', '.join(map(str, missing))}. {command} {sources} and put "
+            f"{'it' if len(missing) == 1 else 'them'} there."
+        )
+
+
+def _found(task: Task, data: Path) -> tuple[Path, Layout] | None:
+    """The first folder that holds the index of one of the task's layouts."""
+    return next(((root, layout) for root, layout in _places(task, data) if (root / layout.index).is_file()), None)
+
+
+def _places(task: Task, data: Path) -> Iterator[tuple[Path, Layout]]:
+    """Where a task's data set may lie, by the layout it then has."""
     for layout in task.layouts:
         for root in (*(data / folder for folder in layout.folders), data):
-            if (root / layout.index).is_file():
-                return root, layout
-            looked.append(str(root / layout.index))
-    first = task.layouts[0]
-    index_source = f", its {first.index} from {first.index_source}" if first.index_source else ""
-    for root in (data / folder for folder in first.folders):
-        if index_source and root.is_dir():
-            raise DataError(
-                f"{task.name}: {root} lacks {first.index}. Get it from {first.index_source} and put it there."
-            )
-    raise DataError(
-        f"{task.name}: not found. Looked for {', '.join(looked)}. Name the folder "
-        f"that holds {first.folders[0]}, or that folder itself. It comes from {task.source}{index_source}."
-    )
+            yield root, layout
 
 
 def read_entries(task: Task, root: Path, layout: Layout) -> list[Entry]:

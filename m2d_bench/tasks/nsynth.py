@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 
 def list_notes(label: str, root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -21,6 +21,8 @@ def list_notes(label: str, root: Path, _: int) -> tuple[Path, list[Entry]]:
     ]
 
 
+_FILES = "https://storage.googleapis.com/download.magenta.tensorflow.org/datasets/nsynth"
+
 TASK = Task(
     name="nsynth",
     domain="music",
@@ -32,4 +34,9 @@ TASK = Task(
     layouts=(Layout(folders=("nsynth", "NSynth"), index="nsynth-test/examples.json"),),
     lister=partial(list_notes, "instrument_family_str"),
     source="https://magenta.tensorflow.org/datasets/nsynth",
+    parts=tuple(
+        Part(holds=(name,), files={f"{_FILES}/{name}.jsonwav.tar.gz": ""})
+        for name in ("nsynth-train", "nsynth-valid", "nsynth-test")
+    ),
+    licence="CC BY 4.0",
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from m2d_bench.tasks import spcv2
+from m2d_bench.tasks.task import Part
 
 TASK = replace(
     spcv2.TASK,
@@ -12,4 +13,15 @@ TASK = replace(
     split_clips={"train": 51088, "valid": 6798, "test": 6835},
     layouts=spcv2.layouts(1),
     source="http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
+    parts=(
+        Part(
+            holds=("testing_list.txt",),
+            files={
+                "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.01.tar.gz": (
+                    "sha256:743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d"
+                )
+            },
+        ),
+    ),
+    licence="CC BY 4.0",
 )

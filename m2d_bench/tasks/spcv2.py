@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from m2d_bench.tasks import folders, index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 _LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
@@ -34,4 +34,15 @@ TASK = Task(
     layouts=layouts(2),
     lister=list_clips,
     source="http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
+    parts=(
+        Part(
+            holds=("testing_list.txt",),
+            files={
+                "https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz": (
+                    "sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+                )
+            },
+        ),
+    ),
+    licence="CC BY 4.0",
 )

@@ -8,13 +8,18 @@ from pathlib import Path
 
 from m2d_bench.errors import DataError
 from m2d_bench.tasks import folders, index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
+_SOURCE = "https://github.com/SJTU-YONGFU-RESEARCH-GRP/SPRSound"
 _ANNOTATIONS = {
     "train": r"(.*/)?train(2022|_classification)?_json/[^/]*\.json",
     "test": r".*inter_test_json/[^/]*\.json",
 }
-_KNOWN = "inter_test_json/40890405_3.3_0_p3_3655.json"
+_KNOWN = tuple(
+    f"{folder}/inter_test_json/40890405_3.3_0_p3_3655.json"
+    for folder in ("BioCAS2022/test2022_json", "Classification/valid_classification_json/2022", "test_json")
+)
+"""An annotation in the repository's layouts, from the newest to the oldest."""
 
 
 def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -54,10 +59,10 @@ TASK = Task(
     n_clips=8085,
     split_clips={"train": 6656, "test": 1429},
     classes=("Normal", "Rhonchi", "Wheeze", "Stridor", "Coarse Crackle", "Fine Crackle", "Wheeze+Crackle"),
-    layouts=tuple(
-        Layout(folders=("SPRSound", "SPRSound-main", "SPRS", "sprsound"), index=f"{folder}/{_KNOWN}")
-        for folder in ("BioCAS2022/test2022_json", "Classification/valid_classification_json/2022", "test_json")
-    ),
+    layouts=tuple(Layout(folders=("SPRSound", "SPRSound-main", "SPRS", "sprsound"), index=known) for known in _KNOWN),
     lister=list_clips,
-    source="https://github.com/SJTU-YONGFU-RESEARCH-GRP/SPRSound",
+    source=_SOURCE,
+    parts=(
+        Part(holds=_KNOWN, files={f"{_SOURCE}/archive/45b0d5d435ff320c46585762fa1090afd0ebb318.zip": ""}),
+    ),  # as in 2022, the commit that EVAR evaluates
 )

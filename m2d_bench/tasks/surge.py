@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from m2d_bench.tasks import folders, index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 _SPLITS = "dataset_surge_tone_splits.csv"
 
@@ -28,9 +28,19 @@ TASK = Task(
         Layout(
             folders=("surge", "Surge"),
             index=_SPLITS,
-            index_source=f"https://github.com/nttcslab/eval-audio-repr (evar/predefined/{_SPLITS})",
         ),
     ),
     lister=list_clips,
     source="https://zenodo.org/record/4677097",
+    parts=(
+        Part(
+            holds=("*-velocity64",),
+            files={"https://zenodo.org/records/4677097/files/surge-velocity64-2K.tar": ""},
+            what="the tones",
+        ),
+        Part(
+            holds=(_SPLITS,),
+            files={f"https://raw.githubusercontent.com/nttcslab/eval-audio-repr/main/evar/predefined/{_SPLITS}": ""},
+        ),
+    ),
 )

@@ -64,14 +64,37 @@ class Layout:
         index: CSV file inside the folder, one line a clip; of a task with a lister, any file that tells the folder.
         file: Path of a clip inside the folder, with index columns in braces; of no use to a lister.
         where: Column and value, as text, that a line must have to belong to the task.
-        index_source: Where the index comes from, if copies of the data set may lack it.
     """
 
     folders: tuple[str, ...]
     index: str
     file: str = ""
     where: tuple[str, str] | None = None
-    index_source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a data set comes in: an archive, a list beside it, or what only a person can get.
+
+    Args:
+        holds: Patterns of its files or folders inside the data set's folder; where one is there, the part is.
+        files: Addresses, each with the checksum its publisher or a library of data sets tells (see `download.verify`):
+            an archive, in one file or split, or a file that is none.
+        manual: Where a person gets it, if it has no address.
+        what: What messages call it; by default its first pattern.
+    """
+
+    holds: tuple[str, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+    manual: str = ""
+    what: str = ""
+
+    def __str__(self) -> str:
+        return self.what or self.holds[0]
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether the part is in the data set's folder."""
+        return any(next(folder.glob(pattern), None) for pattern in self.holds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +119,8 @@ class Task:
         layouts: Where a published data set may lie under the data root, tried in order.
         label: Index column of the label; several labels of a clip stand in one cell, separated by commas.
         source: Where the data comes from.
+        parts: What the data set comes in, where it is published; downloads go to the folder of the last layout.
+        licence: Of what is downloaded.
         version: Raised whenever a change would alter scores.
         generator: `module:function` that yields the clips of a synthetic task; see `tasks.synthetic.scene`.
         lister: Lists the clips, where they are not the lines of a layout's index.
@@ -121,6 +146,8 @@ class Task:
     layouts: tuple[Layout, ...] = ()
     label: str = "label"
     source: str = ""
+    parts: tuple[Part, ...] = ()
+    licence: str = ""
     version: int = 1
     generator: str | None = None
     lister: Lister | None = None

@@ -1,6 +1,6 @@
 """UrbanSound8K: urban sounds, ten classes, ten official folds (Salamon et al. 2014)."""
 
-from m2d_bench.tasks.task import Folds, Layout, Task
+from m2d_bench.tasks.task import Folds, Layout, Part, Task
 
 TASK = Task(
     name="us8k",
@@ -20,4 +20,13 @@ TASK = Task(
     ),
     label="class",
     source="https://urbansounddataset.weebly.com/urbansound8k.html",
+    parts=(
+        Part(
+            holds=("metadata/UrbanSound8K.csv",),
+            files={
+                "https://zenodo.org/records/1203745/files/UrbanSound8K.tar.gz": "md5:9aa69802bbf37fb986f71ec1483a196e"
+            },
+        ),
+    ),
+    licence="CC BY-NC 3.0",
 )

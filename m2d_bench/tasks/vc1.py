@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 _PARTS = ("wav", "vox1_dev_wav/wav", "vox1_test_wav/wav", "dev/wav", "test/wav")
+_SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
 _SPLITS = {"1": "train", "2": "valid", "3": "test"}
 
 
@@ -32,9 +33,19 @@ TASK = Task(
         Layout(
             folders=("VoxCeleb1", "voxceleb1", "VoxCeleb1 Dataset", "VoxCeleb", "vox1", "vc1"),
             index="iden_split.txt",
-            index_source="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt",
         ),
     ),
     lister=list_clips,
-    source="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html",
+    source=_SOURCE,
+    parts=(
+        Part(
+            holds=("iden_split.txt",),
+            files={
+                "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt": (
+                    "sha256:3c1d792d4058861cd476a27cc942c824f7e9df812864115a7c2b12df97edfbbf"
+                )
+            },
+        ),
+        Part(holds=_PARTS, manual=f"{_SOURCE}, whose form asks who you are,", what="the recordings"),
+    ),
 )

@@ -3,6 +3,7 @@
 # No postponed annotations here: the command line and pydantic read the types of CheckSettings.
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App
@@ -10,14 +11,15 @@ from pydantic import NonNegativeInt, PositiveFloat
 from tabulate import tabulate
 
 from m2d_bench import tasks
-from m2d_bench.errors import DataError
+from m2d_bench.errors import M2DBenchError, UsageError, note
 from m2d_bench.output import Flat, Output
 from m2d_bench.settings import Storage
 from m2d_bench.tasks import layouts
 from m2d_bench.tasks.check import check
+from m2d_bench.tasks.download import download
 from m2d_bench.tasks.task import Task
 
-TASKS = App(name="tasks", help="List the tasks, or check what the data of one holds.")
+TASKS = App(name="tasks", help="List the tasks, download their data sets, check what these hold.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def list_tasks(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
             "clips": task.n_clips,
             "folds": task.folds.count if task.folds else "official split",
             "seconds": task.clip_seconds,
-            "data": _whereabouts(task, storage),
+            "data": _whereabouts(task, storage.data_root),
         }
         for task in map(tasks.get, tasks.NAMES)
     ]
@@ -58,14 +60,42 @@ def list_tasks(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
     return Output(f"{text}\n\n{forms}")
 
 
-def _whereabouts(task: Task, storage: Storage) -> str:
-    """Where a task's data lie, or come from."""
+def _whereabouts(task: Task, data: Path | None) -> str:
+    """Where a task's data lie and what is missing there, or where they come from."""
     if task.synthetic:
         return "synthetic, generated on first use"
     try:
-        return str(layouts.locate(task, storage.data_root)[0])
-    except DataError:
-        return f"not here; from {task.source}"
+        folder = layouts.home(task, data) if data else None
+        if folder is None or not folder.is_dir():
+            return f"not here; from {task.source}"
+        missing = ", ".join(map(str, layouts.lacking(task, folder)))
+    except OSError as error:
+        return f"cannot be looked for: {note(error)}"
+    return f"{folder}, lacks {missing}" if missing else str(folder)
+
+
+@TASKS.command(name="download")
+def download_tasks(*names: str, storage: Annotated[Storage, Flat] = Storage()) -> Output:
+    """Download what is missing of tasks' data sets, from where their authors publish it.
+
+    A download that broke off is continued, archives are unpacked and removed. What is not given to everybody is named.
+
+    Args:
+        names: Names of tasks, separated by commas or spaces.
+        storage: The data folder is where the data sets go.
+    """
+    data, found = storage.data_root, tasks.get_all(",".join(names), storage)
+    if data is None:
+        raise UsageError(
+            "Name the folder that is to hold the data sets: --data DIR, or the environment's M2D_BENCH_DATA."
+        )
+    folders, failures = [], []
+    for task in found.values():
+        try:
+            folders.append(f"{task.name}: {download(task, data)}")
+        except (M2DBenchError, OSError) as error:
+            failures.append(note(error))
+    return Output("\n".join(folders), tuple(failures))
 
 
 @TASKS.command(name="check")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from m2d_bench.tasks import index
-from m2d_bench.tasks.task import Entry, Layout, Task
+from m2d_bench.tasks.task import Entry, Layout, Part, Task
 
 _AUDIO = ("audio_16k", "audio_44k", "data_44k")
 _SPLITS = {"train": "tr", "valid": "val", "test": "te"}
@@ -36,4 +36,11 @@ TASK = Task(
     ),
     lister=list_clips,
     source="https://github.com/YuanGongND/vocalsound",
+    parts=(
+        Part(
+            holds=("datafiles/te.json",),
+            files={"https://www.dropbox.com/s/c5ace70qh1vbyzb/vs_release_16k.zip?dl=1": ""},
+        ),
+    ),
+    licence="CC BY-SA 4.0",
 )

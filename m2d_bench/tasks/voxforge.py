@@ -1,6 +1,8 @@
 """VoxForge: six languages, the split of M2D's papers over the submissions (MacLean 2018)."""
 
-from m2d_bench.tasks.task import Layout, Task
+from m2d_bench.tasks.task import Layout, Part, Task
+
+_SOURCE = "http://www.voxforge.org (evar/utils/download_voxforge.py of nttcslab/eval-audio-repr fetches it)"
 
 TASK = Task(
     name="voxforge",
@@ -15,8 +17,14 @@ TASK = Task(
             folders=("voxforge", "VoxForge"),
             index="voxforge.csv",
             file="{file_name}",
-            index_source="https://github.com/nttcslab/eval-audio-repr (evar/metadata/voxforge.csv)",
         ),
     ),
-    source="http://www.voxforge.org (evar/utils/download_voxforge.py of nttcslab/eval-audio-repr fetches it)",
+    source=_SOURCE,
+    parts=(
+        Part(
+            holds=("voxforge.csv",),
+            files={"https://raw.githubusercontent.com/nttcslab/eval-audio-repr/main/evar/metadata/voxforge.csv": ""},
+        ),
+        Part(holds=("*/wav",), manual=_SOURCE, what="the submissions"),
+    ),
 )

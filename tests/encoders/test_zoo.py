@@ -1,23 +1,20 @@
 """A name gives the same encoder everywhere, or a message that says what to do."""
 
-import errno
 import hashlib
-import http.server
 import io
 import shutil
-import threading
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from m2d_bench.encoders import download, variants, zoo
+from m2d_bench.encoders import variants, zoo
 from m2d_bench.errors import CheckpointError, StorageError, UsageError
 from m2d_bench.registry import unknown
 from m2d_bench.settings import Compute, Storage
 from tests.conftest import random_checkpoint, small_encoder
+from tests.file_server import Server, disk, full_disk, serving, with_flag, zip_of
 
 CPU = Compute(device="cpu", precision="fp32")
 
@@ -99,39 +96,11 @@ def test_unusable_device_and_precision_get_a_message():
         Compute(precision="fp64")
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves one file of a version, with ranges, and breaks off after `limit` bytes if set; `blind` to If-Range."""
-
-    content, limit, ranges, version, blind = b"", None, [], None, False
-
-    def do_GET(self):
-        wanted = self.headers.get("Range")
-        type(self).ranges.append(wanted)
-        if not self.blind and self.headers.get("If-Range", self.version) != self.version:
-            wanted = None
-        start = int(wanted.split("=")[1].rstrip("-")) if wanted else 0
-        if start >= len(self.content):
-            self.send_error(416)
-            return
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(self.content) - start))
-        if self.version:
-            self.send_header("ETag", self.version)
-        self.end_headers()
-        self.wfile.write(self.content[start:][: self.limit])
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
-    Server.limit, Server.ranges, Server.version, Server.blind = None, [], None, False
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        monkeypatch.setattr(zoo, "_RELEASES", f"http://127.0.0.1:{httpd.server_port}")
+    with serving() as address:
+        monkeypatch.setattr(zoo, "_RELEASES", address)
         yield Server
-        httpd.shutdown()
 
 
 NAME = "m2d_vit_base-80x200p16x4-230529"
@@ -141,14 +110,6 @@ def weights_file():
     weights = io.BytesIO()
     torch.save({"model": small_encoder((16, 4), 200).vit.state_dict()}, weights)
     return weights.getvalue()
-
-
-def zip_of(entries, **how):
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", **how) as file:
-        for name, content in entries.items():
-            file.writestr(name, content)
-    return archive.getvalue()
 
 
 def released_zip(name, note="words"):
@@ -197,21 +158,6 @@ def test_weights_put_into_the_folder_by_hand_are_found(tmp_path):
     assert zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path)).hop_ms == 40
 
 
-def test_a_file_that_is_there_is_not_fetched(tmp_path):
-    (tmp_path / "file").write_text("x")
-    download.fetch("http://127.0.0.1:9/file", tmp_path / "file", manual="")
-    assert (tmp_path / "file").read_text() == "x"
-
-
-def with_flag(archive, offsets, value, size=2):
-    """An archive whose headers, local and central, say something else."""
-    archive = bytearray(archive)
-    for magic, offset in zip((b"PK\3\4", b"PK\1\2"), offsets, strict=True):
-        start = archive.index(magic) + offset
-        archive[start : start + size] = value.to_bytes(size, "little")
-    return bytes(archive)
-
-
 def pth(content):
     file = io.BytesIO()
     torch.save(content, file)
@@ -257,14 +203,22 @@ def test_a_model_larger_than_any_release_is_not_unpacked(server, tmp_path, monke
     assert not (tmp_path / "weights" / NAME).exists()
 
 
-def test_a_full_disk_is_named_before_unpacking_and_the_download_is_kept(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["downloading", "unpacking"])
+def test_a_full_disk_is_named_before_each_step_and_what_was_downloaded_is_kept(server, tmp_path, monkeypatch, step):
     server.content, storage = released_zip(NAME), Storage(cache=tmp_path)
     with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 20, 1 << 20, 0))
+        full.setattr(
+            shutil, "disk_usage", lambda _: disk(0 if step == "downloading" or downloaded(tmp_path) else 1 << 30)
+        )
         with pytest.raises(StorageError, match=r"weights: the disk is full, 0\.0 MiB .* \d\.\d MiB are to be.*--cache"):
             zoo.load(NAME, compute=CPU, storage=storage)
+    assert bool(downloaded(tmp_path)) == (step == "unpacking")
     assert zoo.load(NAME, compute=CPU, storage=storage).config.name == NAME
-    assert server.ranges == [None]
+    assert len(server.ranges) == (2 if step == "downloading" else 1)
+
+
+def downloaded(cache):
+    return list((cache / "weights").glob("*.zip*"))
 
 
 def test_a_disk_that_is_full_while_downloading_is_named(server, tmp_path, monkeypatch):
@@ -272,15 +226,6 @@ def test_a_disk_that_is_full_while_downloading_is_named(server, tmp_path, monkey
     monkeypatch.setattr(Path, "open", full_disk(Path.open))
     with pytest.raises(StorageError, match=r"weights: the disk is full, .* are free; \d\.\d MiB are to be written"):
         zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))
-
-
-def full_disk(open_file):
-    def opened(path, mode="r", *rest, **how):
-        if path.suffix == ".part":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return open_file(path, mode, *rest, **how)
-
-    return opened
 
 
 def test_what_macos_adds_is_passed_over_and_no_entry_leaves_the_cache(server, tmp_path):
@@ -329,7 +274,7 @@ def test_a_release_that_has_changed_since_its_first_download_is_refused(server, 
 
 
 def test_a_release_whose_sum_is_known_is_compared_with_it(server, tmp_path, monkeypatch):
-    monkeypatch.setitem(zoo.RELEASED, NAME, replace(zoo.RELEASED[NAME], sha256="0" * 64))
+    monkeypatch.setitem(zoo.RELEASED, NAME, replace(zoo.RELEASED[NAME], checksum=f"sha256:{0:064}"))
     server.content = released_zip(NAME)
     with pytest.raises(CheckpointError, match="expected is 0000"):
         zoo.load(NAME, compute=CPU, storage=Storage(cache=tmp_path))

@@ -336,7 +336,7 @@ def test_clips_that_vanished_are_a_doubt_and_others_an_error(tmp_path):
         ("gtzan", "train_filtered.txt", "music_dataset_split"),
         ("surge", "dataset_surge_tone_splits.csv", "nttcslab/eval-audio-repr"),
         ("cremad_gender", "VideoDemographics.csv", "CheyneyComputerScience"),
-        ("as20k", "eval_segments.csv", "research.google.com"),
+        ("as20k", "eval_segments.csv", "us_audioset"),
         ("icbhi2017", "ICBHI_challenge_train_test.txt", "bhichallenge"),
     ],
 )

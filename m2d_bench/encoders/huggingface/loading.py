@@ -20,8 +20,7 @@ from m2d_bench.encoders.huggingface.measured import MeasuredEncoder, measure
 from m2d_bench.encoders.huggingface.speech import TYPES, SpeechConfig, SpeechEncoder
 from m2d_bench.encoders.huggingface.windows import KINDS, WindowEncoder
 from m2d_bench.encoders.protocol import Encoder
-from m2d_bench.encoders.tensor_file import brief
-from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.errors import CheckpointError, UsageError, brief
 from m2d_bench.registry import listing, resolve
 
 PREFIX = "hf:"
