@@ -187,11 +187,10 @@ def _probe_together(
         for view, each in enumerate(evaluations)
         for problem in _problems(dataset, embedded, each.missing, settings.train_fraction, view)
     ]
-    labels = torch.from_numpy(dataset.labels)[embedded.clips]
     with bar(f"Probing {dataset.task.name}", len(problems) * settings.epochs, "epochs") as advance:
         run_probes(
             embedded.features,
-            torch.cat([labels] * len(evaluations)),
+            torch.from_numpy(dataset.labels)[embedded.clips.repeat(len(evaluations))],
             problems,
             settings,
             metrics=(dataset.task.metric, *dataset.task.other_metrics),
