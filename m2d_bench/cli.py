@@ -42,6 +42,7 @@ VERBS = {
     ),
     "runs": ("m2d_bench.results.verbs:RUNS", "List, show, export, merge and clear run records."),
     "tasks": ("m2d_bench.tasks.verbs:TASKS", "List the tasks, or check what the data of one holds."),
+    "cache": ("m2d_bench.cache.verbs:CACHE", "Show what lies in the cache, or clear it."),
 }
 
 KEPT = {

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from m2d_bench import audio
+from m2d_bench.cache.entries import mark_encoder
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
 from m2d_bench.errors import AudioError, DataError, UsageError, note
 from m2d_bench.evaluation import maps
@@ -104,6 +105,7 @@ def encode(
             for wait in (False, True):  # at first for none that another process is encoding
                 make = partial(_make, encoder=encoder, dataset=dataset, compute=compute, wait=wait)
                 missing = [shard for shard in missing if not filled(shard, make)]
+    mark_encoder(folder, encoder.name)
     clips = torch.tensor([clip for clip, _ in views])
     crop_rows = torch.arange(len(dataset.files))
     crop_rows[clips[len(dataset.files) :]] = torch.arange(len(dataset.files), len(views))
