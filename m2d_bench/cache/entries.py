@@ -32,6 +32,9 @@ _PATTERNS = {
 }
 """Paths of the files of each kind; those of one model, or digest, and task are shown together."""
 
+_FOREIGN = ("mteb", "superb")
+"""Kinds whose files other libraries name."""
+
 KINDS = tuple(_PATTERNS)
 OTHER = "other"
 _DOWNLOADED = "weights.sha256"
@@ -168,7 +171,9 @@ def remove(root: Path, entries: Iterable[Entry]) -> tuple[list[Entry], list[str]
 def _remove(root: Path, entry: Entry) -> None:
     """Removes an entry under its locks. The lock of a whole folder lies beside it and stays, lest two hold it."""
     assert entry.kind != OTHER
-    locks = [path for path in entry.files if path.suffix == ".lock" and entry.kind in ("embeddings", "tasks", "weights")]
+    locks = [
+        path for path in entry.files if path.suffix == ".lock" and entry.kind in ("embeddings", "tasks", "weights")
+    ]
     with ExitStack() as held:
         for path in locks:
             lock = FileLock(path, timeout=0)
