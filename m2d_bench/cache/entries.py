@@ -32,8 +32,8 @@ _PATTERNS = {
 }
 """Paths of the files of each kind; those of one model, or digest, and task are shown together."""
 
-_FOREIGN = ("mteb", "superb")
-"""Kinds whose files other libraries name."""
+_LOCKED = ("embeddings", "tasks", "weights")
+"""Kinds that are made under locks: of each shard, beside it; of a task or weights, beside their folder."""
 
 KINDS = tuple(_PATTERNS)
 OTHER = "other"
@@ -96,7 +96,8 @@ def find(root: Path) -> list[Entry]:
         inside = path.relative_to(root).as_posix()
         matches = ((kind, re.fullmatch(pattern, inside, re.DOTALL)) for kind, pattern in _PATTERNS.items())
         kind, found = next(((kind, match.groupdict()) for kind, match in matches if match), (OTHER, {}))
-        if not stat.S_ISREG(status.st_mode) or (inside.endswith(".pth") and found.get("model") not in downloaded):
+        by_hand = kind == "weights" and path.suffix == ".pth" and found["model"] not in downloaded
+        if by_hand or not stat.S_ISREG(status.st_mode):
             kind, found = OTHER, {}
         groups[kind, found.get("digest", ""), found.get("model", ""), found.get("task", "")][path] = status
     entries = [_entry(*key, files) for key, files in groups.items()]
@@ -120,7 +121,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _entry(kind: str, digest: str, model: str, task: str, files: dict[Path, os.stat_result]) -> Entry:
-    names = [name for path in files if path.name == NAMES and digest for name in _names(path)]
+    names = [name for path in files if path.name == NAMES for name in _names(path)]
     return Entry(
         kind=kind,
         files=tuple(sorted(files)),
@@ -147,7 +148,7 @@ def _downloaded(root: Path) -> set[str]:
 
 
 def remove(root: Path, entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
-    """Removes entries, and the folders that are empty then.
+    """Removes entries.
 
     Args:
         root: The cache folder.
@@ -169,22 +170,24 @@ def remove(root: Path, entries: Iterable[Entry]) -> tuple[list[Entry], list[str]
 
 
 def _remove(root: Path, entry: Entry) -> None:
-    """Removes an entry under its locks. The lock of a whole folder lies beside it and stays, lest two hold it."""
-    assert entry.kind != OTHER
-    locks = [
-        path for path in entry.files if path.suffix == ".lock" and entry.kind in ("embeddings", "tasks", "weights")
-    ]
+    """Removes an entry, where its locks are free, and the folders that are empty then.
+
+    Those of shards are many, so that they are not held, and they go too: at worst, two processes make the same shard.
+    """
+    kind = root / entry.kind
+    locks = [path for path in entry.files if path.suffix == ".lock" and entry.kind in _LOCKED]
+    of_folders = [path for path in locks if path.parent == kind]
     with ExitStack() as held:
+        for path in of_folders:
+            held.enter_context(FileLock(path, timeout=0))
         for path in locks:
-            lock = FileLock(path, timeout=0)
-            if entry.kind == "embeddings":  # of each shard: too many to hold, and one that is made twice is the same
-                with lock:
-                    continue
-            held.enter_context(lock)
+            if path not in of_folders:
+                with FileLock(path, timeout=0):
+                    pass
         for path in entry.files:
-            if entry.kind == "embeddings" or path not in locks:
+            if path not in of_folders:
                 path.unlink(missing_ok=True)
     for folder in sorted({parent for path in entry.files for parent in path.parents}, reverse=True):
-        if folder.is_relative_to(root) and len(folder.relative_to(root).parts) > 1:
+        if kind in folder.parents:
             with suppress(OSError):  # it holds something else, or is gone
                 folder.rmdir()

@@ -89,13 +89,13 @@ def clear(*, settings: Annotated[ClearSettings, Flat] = ClearSettings(), cache: 
         cache: The folder; else M2D_BENCH_CACHE, else the user's cache folder.
     """
     root = Storage(cache=cache).cache_root
-    chosen, failures = settings.chosen(find(root)), []
+    chosen = settings.chosen(find(root))
     if not chosen:
         return Output(f"{root}: nothing to remove of what was last used so long ago.")
-    if settings.yes:
-        chosen, failures = remove(root, chosen)
-    end = f"removed {_size(chosen)}" if settings.yes else f"--yes removes these {_size(chosen)}"
-    return Output(f"{_table(chosen)}\n\n{root}: {end}", tuple(failures))
+    if not settings.yes:
+        return Output(f"{_table(chosen)}\n\n{root}: --yes removes these {_size(chosen)}")
+    removed, failures = remove(root, chosen)
+    return Output(f"{_table(removed)}\n\n{root}: {_size(removed)} removed", tuple(failures))
 
 
 def _table(entries: Sequence[Entry]) -> str:
