@@ -116,7 +116,7 @@ def _features(shape: Sequence[int], cache: Path) -> np.ndarray:
     """An array to be filled; a large one in a file of the cache, which is said."""
     size = 4 * math.prod(shape)
     if size > maps.LARGE:
-        logger.warning("%s: %.1f GB of embeddings are put in one file there until they were probed.", cache, size / 1e9)
+        logger.warning("%s: %.1f GB of embeddings lie in one file there while they are probed.", cache, size / 1e9)
     with writing(cache, size, "--cache"):
         return maps.empty(shape, cache)
 

@@ -95,9 +95,9 @@ def prepare(task: Task, settings: PrepareSettings) -> Prepared:
     if not task.layouts:
         raise UsageError(f"{task.name}: copies are made of published data sets, see m2d-bench tasks.")
     root, layout = layouts.locate(task, settings.data_root)
-    data = (settings.data_root or root).resolve()
-    to = (settings.to or data.with_name(f"{data.name}-{settings.sample_rate // 1000}k")).expanduser()
-    target = to / (layout.folders[0] if root.resolve() == data else root.relative_to(settings.data_root or root))
+    data = settings.data_root or root
+    to = (settings.to or Path(f"{data.resolve()}-{settings.sample_rate // 1000}k")).expanduser()
+    target = to / (layout.folders[0] if root == data else root.relative_to(data))
     if target.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{target}: lies in the data set itself. Name a folder outside of {root} with --to.")
     dataset = datasets.find(task, settings, settings.sample_rate, settings.jobs)

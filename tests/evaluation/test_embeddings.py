@@ -247,7 +247,7 @@ def test_embeddings_too_large_for_the_memory_lie_in_a_file_that_leaves_nothing(s
     monkeypatch.setattr(maps, "LARGE", 1000)
     mapped = embeddings.encode(encoder, data, COMPUTE, storage).features
     assert torch.equal(mapped, in_memory)
-    assert "0.0 GB of embeddings are put in one file" in caplog.text
+    assert "0.0 GB of embeddings lie in one file" in caplog.text
     assert sorted(storage.cache_root.rglob("*")) == files
     assert encoder.clips == 400
     if (regions := Path("/proc/self/maps")).exists():
