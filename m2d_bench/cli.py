@@ -41,7 +41,8 @@ VERBS = {
         "Write an HTML file with every run: table, plots, raw scores.",
     ),
     "runs": ("m2d_bench.results.verbs:RUNS", "List, show, export, merge and clear run records."),
-    "tasks": ("m2d_bench.tasks.verbs:TASKS", "List the tasks, download their data sets, check what these hold."),
+    "tasks": ("m2d_bench.tasks.verbs:TASKS", "List, download, check or copy the data of tasks."),
+    "cache": ("m2d_bench.cache.verbs:CACHE", "Show what lies in the cache, or clear it."),
 }
 
 KEPT = {

@@ -29,6 +29,7 @@ FLOORS = (  # a core module imports lower floors and its own folder
     ("encoders", "training", "runs"),
     ("predictions",),
     ("run_record", "archives", "download"),
+    ("cache",),
     ("settings", "audio", "images"),
     ("values", "compat"),
     ("registry", "files", "mp3"),

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from m2d_bench import archives, download
+from m2d_bench.cache.entries import mark_used
 from m2d_bench.encoders import baseline, checkpoint, classifier, foreign, hear, huggingface, s3prl, tensor_file
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.classifier import Classifier
@@ -243,6 +244,7 @@ def _released(release: Release, folder: Path) -> Path:
     """Path of released weights in the cache, downloaded and unpacked once."""
     target = folder / release.name
     if checkpoint.files_in(target):  # a cache that is only read needs no lock
+        mark_used(Path(f"{target}.lock"))
         return target
     make_folder(folder)
     with FileLock(f"{target}.lock"):

@@ -9,13 +9,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.adam import adam
 
+from m2d_bench.evaluation import maps
 from m2d_bench.evaluation.metrics import batched_scores, on_float64_device
 from m2d_bench.evaluation.problems import Outcome, Problem
 from m2d_bench.evaluation.settings import MIXING_LEARNING_RATE, ProbeSettings
@@ -50,10 +50,11 @@ def fit_linear(
     if features.ndim == 3:
         probes = _AttentiveProbes if settings.probe == "attentive" else _WeightedProbes
     views = 1 + max((problem.view for problem in problems), default=0)
-    store = _store(features.flatten(1), views, parts if probes.frames else 1, compute.resolved_precision(), device)
+    dtype = torch.bfloat16 if compute.resolved_precision() == "bf16" else torch.float32
+    store = _store(features.flatten(1), views, parts if probes.frames else 1, dtype, device)
     labels = labels.to(device)
     for group in _groups(problems, device, settings.probe_batch_size * store.shape[1]):
-        yield from probes(store, parts, labels, problems, group, settings, metric).fit(progress)
+        yield from probes(store, dtype, parts, labels, problems, group, settings, metric).fit(progress)
 
 
 def _groups(problems: Sequence[Problem], device: torch.device, batch_elements: int) -> list[list[int]]:
@@ -71,21 +72,20 @@ def _groups(problems: Sequence[Problem], device: torch.device, batch_elements: i
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
 
 
-def _store(
-    features: Tensor, views: int, frames: int, precision: Literal["fp32", "bf16"], device: torch.device
-) -> Tensor:
+def _store(features: Tensor, views: int, frames: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The features on the device; as bf16 they are standardised over all rows first, lest large means eat the bits.
 
     That common standardisation carries nothing from test into training: each problem standardises again by its own.
+    On a CPU, large ones stay where they are, as fp32: their rows are standardised when they are taken.
 
     Args:
         features: [rows, E].
         views: Feature matrices one below the other, each standardised by its own rows.
         frames: As for `_standardisation`.
-        precision: Of what is returned.
+        dtype: Of what is returned.
         device: Where it goes.
     """
-    if precision == "fp32":
+    if dtype == torch.float32 or (device.type == "cpu" and features.nbytes > maps.LARGE):
         return features.to(device, torch.float32)
     store = torch.empty(features.shape, dtype=torch.bfloat16, device=device)
     for part, target in zip(features.chunk(views), store.chunk(views), strict=True):
@@ -109,18 +109,35 @@ def _standardisation(features: Tensor, rows: Tensor, frames: int = 1) -> tuple[T
         rows = (rows[:, None] * frames + torch.arange(frames)).flatten()
         shift, scale = _standardisation(features.view(len(features) * frames, -1), rows)
         return shift.repeat(frames), scale.repeat(frames)
-    rows = rows.to(features.device)
-    shifts, scales = [], []
-    for columns in features.split(max(64, _ELEMENTS // (8 * len(rows))), dim=1):
-        part = on_float64_device(columns[rows]).double()
-        mean = part.mean(0)
-        part -= mean
-        deviation = part.square_().mean(0).sqrt()
-        constant = deviation <= torch.finfo(torch.float64).eps * len(rows) * mean.abs()
-        scale = torch.where(constant, 1.0, 1 / deviation)
-        shifts.append(-mean * scale)
-        scales.append(scale)
-    return torch.cat(shifts).float().to(features.device), torch.cat(scales).float().to(features.device)
+    mean, variance = _moments(features, rows.to(features.device))
+    deviation = variance.sqrt()
+    constant = deviation <= torch.finfo(torch.float64).eps * len(rows) * mean.abs()
+    scale = torch.where(constant, 1.0, 1 / deviation)
+    return (-mean * scale).float().to(features.device), scale.float().to(features.device)
+
+
+def _moments(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each column over the rows, each [E] fp64; large features are read once, in order.
+
+    Source: Chan, Golub and LeVeque (1979), Updating formulae and a pairwise algorithm for computing sample variances.
+    """
+    if features.device.type != "cpu" or features.nbytes <= maps.LARGE:
+        columns = features.split(max(64, _ELEMENTS // (8 * len(rows))), dim=1)
+        moments = [_moments_in_memory(on_float64_device(part[rows]).double()) for part in columns]
+        return torch.cat([mean for mean, _ in moments]), torch.cat([variance for _, variance in moments])
+    mean, squares, seen = torch.zeros(1), torch.zeros(1), 0
+    for part in rows.sort().values.split(_ROWS):
+        part_mean, part_variance = _moments_in_memory(features[part].double())
+        step, total = part_mean - mean, seen + len(part)
+        squares = squares + part_variance * len(part) + step**2 * (seen * len(part) / total)
+        mean, seen = mean + step * (len(part) / total), total
+    return mean, squares / seen
+
+
+def _moments_in_memory(part: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each column of [n, E], which is overwritten."""
+    mean = part.mean(0)
+    return mean, part.sub_(mean).square_().mean(0)
 
 
 @dataclass
@@ -149,6 +166,7 @@ class _BatchedProbes:
     def __init__(
         self,
         store: Tensor,
+        dtype: torch.dtype,
         parts: int,
         labels: Tensor,
         problems: Sequence[Problem],
@@ -157,6 +175,7 @@ class _BatchedProbes:
         metric: Metric,
     ) -> None:
         self.store, self.parts, self.labels, self.settings = store, parts, labels, settings
+        self.dtype = dtype
         self.width = store.shape[1] // parts
         self.metric: Metric = metric
         self.n_classes = count_classes(labels)
@@ -208,7 +227,7 @@ class _BatchedProbes:
         """
         active = len(rows)
         parameters, gradients, mean, square, _ = self.state[:, :active]
-        x = self._standardised(rows, slice(active), self.store.dtype)
+        x = self._standardised(rows, slice(active), self.dtype)
         logits, backward = self._forward(parameters, gradients, x)
         if self.labels.ndim == 1:
             error = logits.softmax(1)
@@ -295,8 +314,9 @@ class _BatchedProbes:
         return flat[:, :n_weights].unflatten(1, (self.n_classes, -1)), flat[:, n_weights : n_weights + self.n_classes]
 
     def _standardised(self, rows: Tensor, runs: slice, dtype: torch.dtype) -> Tensor:
-        x = self.store.index_select(0, rows.flatten()).view(*rows.shape, -1).to(dtype)
-        return torch.addcmul(self.shift[runs].to(dtype), x, self.scale[runs].to(dtype), out=x)
+        x = self.store.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        x = x.to(torch.promote_types(x.dtype, dtype))
+        return torch.addcmul(self.shift[runs].to(x.dtype), x, self.scale[runs].to(x.dtype), out=x).to(dtype)
 
     def _logits(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Logits [P, C, B] of standardised features [P, B, D], their products in the features' precision."""

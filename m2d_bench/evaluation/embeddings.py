@@ -22,8 +22,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from m2d_bench import audio
+from m2d_bench.cache.entries import mark_encoder
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, wrap
 from m2d_bench.errors import AudioError, DataError, UsageError, note
+from m2d_bench.evaluation import maps
 from m2d_bench.evaluation.representations import ALIKE, SECONDS_AT_ONCE, Kept, scenes
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
@@ -46,6 +48,7 @@ class Embeddings:
     Args:
         features: [K·(N + M), D] float32: N clips from their start, then M random crops of the clips that are longer;
             of K representations, one below the other. Weighted layers and frames are [N + M, layers or frames, D].
+            Large ones lie in a file, see `maps`.
         clips: Clip behind each row, [N + M].
         crop_rows: Row of each clip's training view, [N].
     """
@@ -72,14 +75,14 @@ def encode(
     Raises:
         UsageError: The encoder does not keep the contract.
         DataError: Clips that cannot be decoded, all named, before any is embedded; or that cannot be embedded.
-        StorageError: The cache lacks embeddings and cannot be written to.
+        StorageError: The cache lacks embeddings, or they are too many for the memory, and it cannot be written to.
     """
     encoder, dataset = wrap(encoder), dataset.readable()
     kept = kept or scenes(encoder)
     views = [(clip, False) for clip in range(len(dataset.files))]
     views += [(int(clip), True) for clip in np.flatnonzero(dataset.longer)]
     sets, _, *size = kept.given(np.zeros((1, *kept.shape), dtype=np.float32)).shape
-    features = np.empty((sets, len(views), *size), dtype=np.float32)
+    features = _features((sets, len(views), *size), storage.cache_root)
     folder = storage.cache_root / "embeddings" / file_name(encoder.digest) / _key(encoder, dataset, kept.name)
     shards = [
         _Shard(folder / f"{number:05d}.npy", views[start : start + _SHARD], kept, features[:, start : start + _SHARD])
@@ -102,10 +105,20 @@ def encode(
             for wait in (False, True):  # at first for none that another process is encoding
                 make = partial(_make, encoder=encoder, dataset=dataset, compute=compute, wait=wait)
                 missing = [shard for shard in missing if not filled(shard, make)]
+    mark_encoder(folder, encoder.name)
     clips = torch.tensor([clip for clip, _ in views])
     crop_rows = torch.arange(len(dataset.files))
     crop_rows[clips[len(dataset.files) :]] = torch.arange(len(dataset.files), len(views))
     return Embeddings(torch.from_numpy(features).flatten(0, 1), clips, crop_rows)
+
+
+def _features(shape: Sequence[int], cache: Path) -> np.ndarray:
+    """An array to be filled; a large one in a file of the cache, which is said."""
+    size = 4 * math.prod(shape)
+    if size > maps.LARGE:
+        logger.warning("%s: %.1f GB of embeddings lie in one file there while they are probed.", cache, size / 1e9)
+    with writing(cache, size, "--cache"):
+        return maps.empty(shape, cache)
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -223,11 +223,11 @@ def _probe_together(
         for view, each in enumerate(evaluations)
         for problem in _problems(dataset, embedded, each.missing, settings.train_fraction, view)
     ]
-    labels = torch.from_numpy(dataset.labels)[embedded.clips]
+    labels, clips = torch.from_numpy(dataset.labels), embedded.clips.repeat(len(evaluations))
     with bar(f"Probing {dataset.task.name}", len(problems) * settings.epochs, "epochs") as advance:
         run_probes(
             embedded.features,
-            torch.cat([labels] * len(evaluations)),
+            labels[clips] if len(clips) > len(labels) else labels,  # many classes of many clips take gigabytes
             problems,
             settings,
             metrics=(dataset.task.metric, *dataset.task.other_metrics),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from m2d_bench import audio, runs
+from m2d_bench.cache.entries import mark_used
 from m2d_bench.errors import AudioError, DataError
 from m2d_bench.files import sha256
 from m2d_bench.parallel import map_ahead
@@ -112,6 +113,8 @@ class Contents:
         """Marks and contents of files by an earlier call with the same reader."""
         stored = self._path and read_checked(self._path)
         facts = json.loads(stored) if stored else {}
+        if self._path:
+            mark_used(self._path)
         return facts["files"] if facts.get("reader") == _reader() else {}
 
 

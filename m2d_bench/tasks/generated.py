@@ -13,6 +13,7 @@ from pathlib import Path
 import soundfile
 from filelock import FileLock
 
+from m2d_bench.cache.entries import mark_used
 from m2d_bench.files import find, sha256
 from m2d_bench.progress import track
 from m2d_bench.registry import resolve
@@ -29,6 +30,7 @@ def folder(task: Task, cache: Path) -> Path:
     """Folder of a synthetic task in the cache; generated there once, whole or not at all, and anew where damaged."""
     root = cache / "tasks" / f"{task.name}-v{task.version}"
     if not (damaged := _damaged(root)):  # nothing to write, so that the cache may be read-only
+        mark_used(_manifest(root))
         return root
     if root.exists():
         what = f"{len(damaged)} files are missing or not as generated: {', '.join(damaged[:5])}"

@@ -17,9 +17,10 @@ from m2d_bench.settings import Storage
 from m2d_bench.tasks import layouts
 from m2d_bench.tasks.check import check
 from m2d_bench.tasks.download import download
+from m2d_bench.tasks.prepare import PrepareSettings, prepare
 from m2d_bench.tasks.task import Task
 
-TASKS = App(name="tasks", help="List the tasks, download their data sets, check what these hold.")
+TASKS = App(name="tasks", help="List the tasks; download their data sets, check or copy them.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +108,16 @@ def check_task(name: str, /, *, settings: Annotated[CheckSettings, Flat] = Check
         settings: Where the data lie, and how they are read.
     """
     return Output(*check(tasks.get(name, settings).lasting(settings.clip_seconds), settings, settings.jobs))
+
+
+@TASKS.command(name="prepare")
+def prepare_task(name: str, /, *, settings: Annotated[PrepareSettings, Flat] = PrepareSettings()) -> Output:
+    """Copy a published data set at one sample rate, so that later evaluations need not decode and resample it.
+
+    Args:
+        name: The task.
+        settings: What is copied where.
+    """
+    done = prepare(tasks.get(name, settings), settings)
+    text = f"{done.to}: {done.files} sound files of {name} at {settings.sample_rate} Hz; evaluate with --data {done.to}"
+    return Output(text, done.failures)

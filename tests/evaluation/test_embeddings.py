@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from m2d_bench import tasks
 from m2d_bench.errors import DataError, StorageError, UsageError
-from m2d_bench.evaluation import embeddings
+from m2d_bench.evaluation import embeddings, maps
 from m2d_bench.settings import Compute, Storage
 from m2d_bench.tasks import dataset
 from tests.conftest import small_encoder, write_tones
@@ -238,6 +238,33 @@ def test_a_cache_that_cannot_be_written_serves_what_it_has(storage, monkeypatch,
     encoder.digest = "another"
     with pytest.raises(StorageError, match=f"{re.escape(str(storage.cache_root))}: .*MiB.*--cache"):
         embeddings.encode(encoder, data, COMPUTE, storage)
+
+
+def test_embeddings_too_large_for_the_memory_lie_in_a_file_that_leaves_nothing(storage, monkeypatch, caplog):
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    in_memory = embeddings.encode(encoder, data, COMPUTE, storage).features
+    files = sorted(storage.cache_root.rglob("*"))
+    monkeypatch.setattr(maps, "LARGE", 1000)
+    mapped = embeddings.encode(encoder, data, COMPUTE, storage).features
+    assert torch.equal(mapped, in_memory)
+    assert "0.0 GB of embeddings lie in one file" in caplog.text
+    assert sorted(storage.cache_root.rglob("*")) == files
+    assert encoder.clips == 400
+    if (regions := Path("/proc/self/maps")).exists():
+        starts = [int(line.split("-")[0], 16) for line in regions.read_text().splitlines() if "(deleted)" in line]
+        assert mapped.data_ptr() in starts
+
+
+def test_a_disk_that_cannot_hold_large_embeddings_is_an_error_before_any_is_made(storage, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data, encoder = dataset.load(tasks.get("esc10"), storage), Counting()
+    monkeypatch.setattr(maps, "LARGE", 1000)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StorageError, match=r"the disk is full.* 0\.0 MiB are to be written.*--cache"):
+        embeddings.encode(encoder, data, COMPUTE, storage)
+    assert encoder.clips == 0
 
 
 def test_other_precision_is_other_cache(storage):

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from m2d_bench.errors import DataError, UsageError
-from m2d_bench.evaluation import batched
+from m2d_bench.evaluation import batched, maps
 from m2d_bench.evaluation.metrics import score
 from m2d_bench.evaluation.probes import run_probes
 from m2d_bench.evaluation.problems import ProbeResult, Problem
@@ -229,6 +229,27 @@ def test_bf16_stays_near_fp32_whatever_the_features_offset() -> None:
         assert 0 < (one - other).abs().max() < 0.05 * one.std()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["clips", "layers", "frames"])
+def test_features_too_large_for_the_memory_are_not_copied_and_score_the_same(
+    kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = clips() if kind == "clips" else parts_of_clips()
+    settings = replace(FAST, probe="attentive" if kind == "frames" else "linear", epochs=6)
+    problems = [problem(42, "1"), problem(42, "2", 97)]
+    in_memory = linear_logits(features, labels, problems, settings, "accuracy", precision)
+    monkeypatch.setattr(maps, "LARGE", 0)
+    monkeypatch.setattr(batched, "_ROWS", 37)
+    stores: list[Tensor] = []
+    store = batched._store
+    monkeypatch.setattr(batched, "_store", lambda *arguments: stores.append(store(*arguments)) or stores[-1])
+    mapped = linear_logits(features, labels, problems, settings, "accuracy", precision)
+    assert stores[0].data_ptr() == features.data_ptr()
+    for one, other in zip(in_memory, mapped, strict=True):
+        atol = 1e-5 if precision == "fp32" else 0.05 * float(one.std())
+        torch.testing.assert_close(one, other, atol=atol, rtol=1e-5)
+
+
 def test_a_result_does_not_depend_on_its_batch_mates() -> None:
     features, labels = clips()
     mates = [problem(42, str(fold), n) for fold, n in enumerate((170, 33, 129))]
@@ -245,6 +266,15 @@ def test_seed_and_fold_both_change_the_draw() -> None:
     assert len(draws) == 4
 
 
+@pytest.fixture(params=["in memory", "mapped"])
+def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes any features for ones that fit the memory, or that do not and are read in several parts."""
+    if request.param == "mapped":
+        monkeypatch.setattr(maps, "LARGE", 0)
+        monkeypatch.setattr(batched, "_ROWS", 37)
+
+
+@pytest.mark.usefixtures("anywhere")
 def test_columns_constant_in_training_are_centred_but_not_scaled() -> None:
     features, _ = clips()
     features[200:, 3] += 1000
