@@ -8,11 +8,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 _SHARD = 64
 """Clips a file of the cache; a killed run loses at most one shard."""
 
+_PART = 64 * _SHARD
+"""Clips that are read while as many are encoded."""
+
 _WORTH_SAYING = 2**30
 """Bytes that are said before they are written."""
 
@@ -56,7 +60,13 @@ class Embeddings:
 
 
 def encode(
-    encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage, kept: Kept | None = None
+    encoder: SceneEncoder,
+    dataset: Dataset,
+    compute: Compute,
+    storage: Storage,
+    kept: Kept | None = None,
+    *,
+    shown: bool = True,
 ) -> Embeddings:
     """Embeds every clip of a data set, or reads what an earlier call left in the cache.
 
@@ -68,6 +78,7 @@ def encode(
         compute: Batch size and decoding threads.
         storage: The cache folder.
         kept: What is kept of a clip; by default its scene embedding.
+        shown: Whether a progress bar is.
 
     Raises:
         UsageError: The encoder does not keep the contract.
@@ -82,10 +93,10 @@ def encode(
     features = np.empty((sets, len(views), *size), dtype=np.float32)
     folder = storage.cache_root / "embeddings" / file_name(encoder.digest) / _key(encoder, dataset, kept.name)
     shards = [
-        _Shard(folder / f"{number:05d}.npy", views[start : start + _SHARD], kept, features[:, start : start + _SHARD])
-        for number, start in enumerate(range(0, len(views), _SHARD))
+        _Shard(folder / f"{name}.npy", views[start:end], kept, features[:, start:end])
+        for name, start, end in _layout(dataset, views)
     ]
-    with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops") as advance:
+    with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops", shown=shown) as advance:
 
         def filled(shard: _Shard, fill: Callable[[_Shard], bool]) -> bool:
             if done := fill(shard):
@@ -108,6 +119,52 @@ def encode(
     return Embeddings(torch.from_numpy(features).flatten(0, 1), clips, crop_rows)
 
 
+def encode_unread(
+    encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage, kept: Kept | None = None
+) -> None:
+    """Embeds a huge data set part by part as its files are read, where `encode` begins after the last was read.
+
+    Args:
+        encoder, compute, storage, kept: As of `encode`, which then finds the embeddings in the cache.
+        dataset: The clips; those that cannot be read are left to `Dataset.readable`.
+
+    Raises:
+        UsageError, DataError, StorageError: As of `encode`.
+    """
+    files, contents = dataset.files, dataset.contents
+    unread = {*contents.unread(files)}
+
+    def read(start: int) -> Dataset:
+        part = dataset.only(range(start, min(start + _PART, len(files))))
+        contents.read([file for file in dict.fromkeys(part.files) if file in unread])
+        return part.only([clip for clip in range(len(part.files)) if clip not in part.faults])
+
+    starts = [start for start in range(0, len(files), _PART) if not unread.isdisjoint(files[start : start + _PART])]
+    with bar(f"Reading and embedding {dataset.task.name}", len(starts) * _PART, "clips") as advance:
+        for part in map_ahead(read, starts, jobs=1, ahead=1):
+            if part.files:
+                encode(encoder, part, compute, storage, kept, shown=False)
+            advance(_PART)
+
+
+def _layout(dataset: Dataset, views: Sequence[tuple[int, bool]]) -> Iterator[tuple[str, int, int]]:
+    """Name of each shard, and its first and last view.
+
+    Shards of a huge data set are named by the content of their clips alone, and hold those of 64 lines of the index.
+    """
+    if not dataset.task.huge:
+        for number, start in enumerate(range(0, len(views), _SHARD)):
+            yield f"{number:05d}", start, start + _SHARD
+        return
+    contents, end = dataset.clip_contents, 0
+    for (crop, _), group in groupby(views, lambda view: (view[1], dataset.numbers[view[0]] // _SHARD)):
+        sha, start = hashlib.sha256(str(crop).encode()), end
+        for end, (clip, _) in enumerate(group, start + 1):
+            words = (dataset.files[clip], dataset.span_name(clip), contents[clip].digest)
+            sha.update("".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
+        yield str(int(sha.hexdigest()[:15], 16)), start, end
+
+
 def _check_room(folder: Path, needed: int) -> None:
     """Says what is going to be written where it is much, and refuses to begin what the disk cannot hold."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +177,8 @@ def _check_room(folder: Path, needed: int) -> None:
 def _key(encoder: Encoder, dataset: Dataset, kept: str = "") -> str:
     """Name of the cache folder of what is kept of these clips in this precision."""
     task = dataset.task
-    identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {encoder.precision}"
+    clips = "" if task.huge else dataset.fingerprint
+    identity = f"{task.name} {task.version} {task.clip_seconds} {clips} {encoder.precision}"
     identity += f" {kept}" if kept else ""
     return f"{file_name(task.name)}-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]}"
 
