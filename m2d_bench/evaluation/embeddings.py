@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -150,19 +150,20 @@ def encode_unread(
 def _layout(dataset: Dataset, views: Sequence[tuple[int, bool]]) -> Iterator[tuple[str, int, int]]:
     """Name of each shard, and its first and last view.
 
-    Shards of a huge data set are named by the content of their clips alone, and hold those of 64 lines of the index.
+    Shards of a huge data set hold the clips of so many lines of its index, and are named by the content of these alone,
+    so that the first can be encoded before the last line's file is read.
     """
     if not dataset.task.huge:
         for number, start in enumerate(range(0, len(views), _SHARD)):
             yield f"{number:05d}", start, start + _SHARD
         return
-    contents, end = dataset.clip_contents, 0
+    contents, start = dataset.clip_contents, 0
     for (crop, _), group in groupby(views, lambda view: (view[1], dataset.numbers[view[0]] // _SHARD)):
-        sha, start = hashlib.sha256(str(crop).encode()), end
-        for end, (clip, _) in enumerate(group, start + 1):
-            words = (dataset.files[clip], dataset.span_name(clip), contents[clip].digest)
-            sha.update("".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
-        yield str(int(sha.hexdigest()[:15], 16)), start, end
+        clips = [clip for clip, _ in group]
+        words = [(dataset.files[clip], dataset.span_name(clip), contents[clip].digest) for clip in clips]
+        digest = hashlib.sha256(os.fsencode("\0".join((str(crop), *chain(*words))))).hexdigest()
+        yield str(int(digest[:15], 16)), start, start + len(clips)
+        start += len(clips)
 
 
 def _check_room(folder: Path, needed: int) -> None:
