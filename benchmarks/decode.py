@@ -15,7 +15,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,8 +62,9 @@ def read_all(clips: Sequence[Path], jobs: int) -> None:
 def compare(clips: Sequence[Path], jobs: int, repeats: int) -> np.ndarray:
     """Seconds and CPU seconds of both, [2, 2], the best of some turns, so that other load meets them alike."""
     times = np.full((repeats, 2, 2), np.inf)
+    both: tuple[Callable[[Sequence[Path]], None], ...] = (load_all, partial(read_all, jobs=jobs))
     for turn in times:
-        for taken, decode in zip(turn, (load_all, partial(read_all, jobs=jobs)), strict=True):
+        for taken, decode in zip(turn, both, strict=True):
             taken[:] = -time.perf_counter(), -time.process_time()
             decode(clips)
             taken += time.perf_counter(), time.process_time()

@@ -39,7 +39,7 @@ def find(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
-    """Files that are not there, in their order; of many in one folder, it is listed, for each look-up takes its time.
+    """Files that are not there, in their order; each folder is listed once, which is faster than to look up every file.
 
     Args:
         folder: Where they should be.

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 _SETTLED = 2 * 10**9
 """Nanoseconds after which a change of a file shows in its times, whatever their resolution."""
 
-
 _CHUNK = 1024
 """Files that are remembered together; a killed run reads at most so many again."""
 

@@ -31,8 +31,10 @@ CROP_TOLERANCE = 0.01
 """Seconds by which a clip may exceed the unit duration and still count as one of it: a frame of the spectrogram."""
 
 _FEW_CLIPS = 5
+
 _ROWS = 2**14
-"""Clips whose labels are spread out at a time."""
+"""Clips whose labels are packed or unpacked at a time."""
+
 _SPLITS = {"train", "valid", "test"}
 
 
@@ -175,8 +177,8 @@ class Dataset:
         return np.concatenate([*self._label_parts()])
 
     def _label_parts(self) -> Iterator[np.ndarray]:
-        """The labels of some clips after the other."""
-        for start in range(0, len(self.files), _ROWS):
+        """The labels, some clips at a time."""
+        for start in range(0, len(self.files) or 1, _ROWS):
             packed = self.packed_labels[start : start + _ROWS]
             several = packed.ndim == 2
             yield np.unpackbits(packed, 1, len(self.classes)).astype(np.float32) if several else packed

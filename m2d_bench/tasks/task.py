@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from m2d_bench.errors import UsageError
 
 _HUGE = 10**6
+"""Clips from which on a data set is huge."""
 
 Metric = Literal["accuracy", "chroma_accuracy", "mAP", "d_prime", "aucroc", "sensitivity", "specificity", "icbhi_score"]
 
