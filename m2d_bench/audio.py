@@ -39,10 +39,13 @@ _BLOCK = 2**16
 """Frames that are decoded at once."""
 
 _SAMPLE_BYTES = 3 * 4
-"""Memory of a mono sample, which is there as blocks, joined, and resampled."""
+"""Memory of a mono sample, of which there is room for up to two while they are decoded, and which is resampled."""
 
 _HEADERLESS = {"RAW", "MAT4", "MAT5"}
 """Formats whose files do not say that they are sound: bare samples, matrices of any kind."""
+
+_PLAIN = ("AIFF", "FLAC", "WAV", "WAVEX")
+"""Formats whose samples of 16 bits are taken as integers, for libsndfile is slow to make floats of them."""
 
 _OTHER_SUFFIXES = {
     "AIFF": ("aif", "aifc"),
@@ -105,13 +108,15 @@ def read(
         rate, announced = file.samplerate, _announced(path, file)
         wanted = math.inf if seconds is None or math.isinf(seconds) else round(seconds * rate)
         _check_memory(path, 0 if announced is None else min(wanted, file.frames - round(offset * rate)))
-        blocks, decoded = [], 0
+        waveform, decoded = np.empty(0 if announced is None else min(wanted, file.frames), np.float32), 0
         for block in _decoded(path, file, announced, offset, wanted):
-            blocks.append(block)
-            decoded += len(block)
+            start, decoded = decoded, decoded + len(block)
             _check_memory(path, decoded)
+            if decoded > len(waveform):
+                waveform.resize(2 * decoded, refcheck=False)
+            np.add(block, 0, out=waveform[start:decoded])  # without -0.0
         _check_resampled(path, decoded, rate, sample_rate)
-        waveform = np.concatenate(blocks)
+        waveform = waveform[:decoded]
         resampled: np.ndarray = soxr.resample(waveform, rate, sample_rate) if rate != sample_rate else waveform
     return resampled
 
@@ -234,9 +239,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
 def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
     """Decodes up to so many frames in blocks, [n, channels] float32."""
     size = mp3.FRAME if file.endless else _BLOCK  # a file that ends within a frame loses its last block
+    integers = file.subtype == "PCM_16" and file.format in _PLAIN
     while frames > 0:
         try:
-            block = file.read(int(min(frames, size)), dtype="float32", always_2d=True)
+            block = file.read(int(min(frames, size)), dtype="int16" if integers else "float32", always_2d=True)
         except soundfile.SoundFileError:
             if file.endless is None:
                 raise
@@ -249,7 +255,7 @@ def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
             return
         if not len(block):
             return
-        yield block
+        yield block * np.float32(2**-15) if integers else block
         frames -= len(block)
 
 
@@ -267,10 +273,10 @@ def _decoded(
     else:
         start = sum(len(block) for block in _blocks(file, start))
     expected = wanted if announced is None else min(wanted, announced - start)
-    decoded, peak = 0, 0.0
+    decoded, peak = 0, np.float32(0)  # NaN stays in it
     for block in _blocks(file, wanted if announced is None else expected):  # beyond the end NMS ADPCM has faults
-        waveform = block.mean(axis=1)
-        decoded, peak = decoded + len(waveform), float(np.maximum(peak, np.abs(waveform).max()))  # NaN stays
+        waveform = _mono(block)
+        decoded, peak = decoded + len(waveform), np.maximum(np.maximum(peak, waveform.max()), -waveform.min())
         yield waveform
     if announced is not None and decoded < expected - (mp3.missing_frames(path) if file.format == "MP3" else 0):
         raise AudioError(f"{path}: ends after {start + decoded} of {announced} samples; {_GET_WHOLE}")
@@ -278,7 +284,17 @@ def _decoded(
         raise AudioError(f"{path}: is damaged or cut short ({damage[0]}); {_GET_WHOLE}")
     if not decoded:
         raise AudioError(f"{path}: no samples at {offset:g} s; the file is empty or shorter than that.")
-    _check_peak(path, peak)
+    _check_peak(path, float(peak))
+
+
+def _mono(block: np.ndarray) -> np.ndarray:
+    """The mean of the channels of [n, channels], to the bit NumPy's but for -0.0, and faster over so short an axis."""
+    channels = block.shape[1]
+    if channels == 1:
+        return block[:, 0]
+    if channels > 7:  # which NumPy adds in another order
+        return np.asarray(block.mean(axis=1))
+    return np.asarray(sum(block.T) / channels)
 
 
 def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -36,6 +36,28 @@ def find(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
         prefix = f"{inside(folder_path)}/".removeprefix("./")
         paths += [prefix + name for name in files if not name.startswith(".")]
     return sorted(paths), unlisted
+
+
+def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
+    """Files that are not there, in their order; each folder is listed once, which is faster than to look up every file.
+
+    Args:
+        folder: Where they should be.
+        files: Paths relative to the folder.
+    """
+    inside: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        inside[os.path.dirname(file)].append(file)
+    missing = set()
+    for parent, those in inside.items():
+        prefix = os.path.join(parent, "")
+        try:
+            with os.scandir(folder / parent) as entries:
+                there = {prefix + entry.name for entry in entries if entry.is_file()}
+        except OSError:
+            there = set()
+        missing |= {file for file in {*those} - there if not (folder / file).is_file()}
+    return [file for file in files if file in missing]
 
 
 def kinds(files: Iterable[str]) -> str:

@@ -62,9 +62,9 @@ def bar(title: str, total: int | None, unit: str = "", *, done: int = 0, shown: 
         yield Advance(progress, task)
 
 
-def track(items: Iterable[T], title: str, total: int, unit: str = "") -> Iterator[T]:
+def track(items: Iterable[T], title: str, total: int, unit: str = "", *, shown: bool = True) -> Iterator[T]:
     """Passes items through, one step of the bar each."""
-    with bar(title, total, unit) as advance:
+    with bar(title, total, unit, shown=shown) as advance:
         for item in items:
             yield item
             advance(1)

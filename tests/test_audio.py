@@ -32,6 +32,21 @@ def test_channels_are_averaged(tmp_path):
     assert np.allclose(audio.read(tmp_path / "stereo.wav", 16000), left / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 7, 8, 9])
+def test_in_every_format_the_mean_of_the_channels_is_numpys_to_the_bit(tmp_path, channels):
+    waveform = np.random.default_rng(channels).uniform(-1, 1, (3000, channels))
+    waveform[:100] = -0.0
+    for format_ in soundfile.available_formats().keys() - {"RAW"}:
+        path = tmp_path / f"x.{format_.lower()}"
+        for subtype in {"PCM_16", "PCM_24", "FLOAT"} & soundfile.available_subtypes(format_).keys():
+            try:
+                soundfile.write(path, waveform, 44100, subtype, format=format_)
+            except soundfile.SoundFileError:  # it holds one channel or two
+                continue
+            decoded, rate = soundfile.read(path, dtype="float32", always_2d=True)
+            assert audio.read(path, rate).tobytes() == decoded.mean(1).tobytes(), path
+
+
 def test_a_stretch_is_read_alone(tmp_path):
     whole = tone(16000, 3.0)
     soundfile.write(tmp_path / "tone.wav", whole, 16000, subtype="FLOAT")

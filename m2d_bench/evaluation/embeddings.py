@@ -8,11 +8,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 _SHARD = 64
 """Clips a file of the cache; a killed run loses at most one shard."""
 
+_PART = 64 * _SHARD
+"""Clips that are read while as many are encoded."""
+
 _WORTH_SAYING = 2**30
 """Bytes that are said before they are written."""
 
@@ -59,7 +63,13 @@ class Embeddings:
 
 
 def encode(
-    encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage, kept: Kept | None = None
+    encoder: SceneEncoder,
+    dataset: Dataset,
+    compute: Compute,
+    storage: Storage,
+    kept: Kept | None = None,
+    *,
+    shown: bool = True,
 ) -> Embeddings:
     """Embeds every clip of a data set, or reads what an earlier call left in the cache.
 
@@ -71,6 +81,7 @@ def encode(
         compute: Batch size and decoding threads.
         storage: The cache folder.
         kept: What is kept of a clip; by default its scene embedding.
+        shown: Whether a progress bar is.
 
     Raises:
         UsageError: The encoder does not keep the contract.
@@ -85,10 +96,10 @@ def encode(
     features = _features((sets, len(views), *size), storage.cache_root)
     folder = storage.cache_root / "embeddings" / file_name(encoder.digest) / _key(encoder, dataset, kept.name)
     shards = [
-        _Shard(folder / f"{number:05d}.npy", views[start : start + _SHARD], kept, features[:, start : start + _SHARD])
-        for number, start in enumerate(range(0, len(views), _SHARD))
+        _Shard(folder / f"{name}.npy", views[start:end], kept, features[:, start:end])
+        for name, start, end in _layout(dataset, views)
     ]
-    with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops") as advance:
+    with bar(f"Embedding {dataset.task.name}", len(views), "clips and crops", shown=shown) as advance:
 
         def filled(shard: _Shard, fill: Callable[[_Shard], bool]) -> bool:
             if done := fill(shard):
@@ -121,6 +132,53 @@ def _features(shape: Sequence[int], cache: Path) -> np.ndarray:
         return maps.empty(shape, cache)
 
 
+def encode_unread(
+    encoder: SceneEncoder, dataset: Dataset, compute: Compute, storage: Storage, kept: Kept | None = None
+) -> None:
+    """Embeds a huge data set part by part as its files are read, where `encode` begins after the last was read.
+
+    Args:
+        encoder, compute, storage, kept: As of `encode`, which then finds the embeddings in the cache.
+        dataset: The clips; those that cannot be read are left to `Dataset.readable`.
+
+    Raises:
+        UsageError, DataError, StorageError: As of `encode`.
+    """
+    files, contents = dataset.files, dataset.contents
+    unread = {*contents.unread(files)}
+
+    def read(start: int) -> Dataset:
+        part = dataset.only(range(start, min(start + _PART, len(files))))
+        contents.read([file for file in dict.fromkeys(part.files) if file in unread])
+        return part.only([clip for clip in range(len(part.files)) if clip not in part.faults])
+
+    starts = [start for start in range(0, len(files), _PART) if not unread.isdisjoint(files[start : start + _PART])]
+    with bar(f"Reading and embedding {dataset.task.name}", len(starts) * _PART, "clips") as advance:
+        for part in map_ahead(read, starts, jobs=1, ahead=1):
+            if part.files:
+                encode(encoder, part, compute, storage, kept, shown=False)
+            advance(_PART)
+
+
+def _layout(dataset: Dataset, views: Sequence[tuple[int, bool]]) -> Iterator[tuple[str, int, int]]:
+    """Name of each shard, and its first and last view.
+
+    Shards of a huge data set hold the clips of so many lines of its index, and are named by the content of these alone,
+    so that the first can be encoded before the last line's file is read.
+    """
+    if not dataset.task.huge:
+        for number, start in enumerate(range(0, len(views), _SHARD)):
+            yield f"{number:05d}", start, start + _SHARD
+        return
+    contents, start = dataset.clip_contents, 0
+    for (crop, _), group in groupby(views, lambda view: (view[1], dataset.numbers[view[0]] // _SHARD)):
+        clips = [clip for clip, _ in group]
+        words = [(dataset.files[clip], dataset.span_name(clip), contents[clip].digest) for clip in clips]
+        digest = hashlib.sha256(os.fsencode("\0".join((str(crop), *chain(*words))))).hexdigest()
+        yield str(int(digest[:15], 16)), start, start + len(clips)
+        start += len(clips)
+
+
 def _check_room(folder: Path, needed: int) -> None:
     """Says what is going to be written where it is much, and refuses to begin what the disk cannot hold."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +191,8 @@ def _check_room(folder: Path, needed: int) -> None:
 def _key(encoder: Encoder, dataset: Dataset, kept: str = "") -> str:
     """Name of the cache folder of what is kept of these clips in this precision."""
     task = dataset.task
-    identity = f"{task.name} {task.version} {task.clip_seconds} {dataset.fingerprint} {encoder.precision}"
+    clips = "" if task.huge else dataset.fingerprint
+    identity = f"{task.name} {task.version} {task.clip_seconds} {clips} {encoder.precision}"
     identity += f" {kept}" if kept else ""
     return f"{file_name(task.name)}-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]}"
 

@@ -152,7 +152,13 @@ def _evaluator(
         settings: How to evaluate.
         words: Of the command that repeats it; none if it has no name.
     """
-    dataset = datasets.load(task, settings, encoder.sample_rate, settings.jobs).readable(settings.on_bad_file)
+    dataset = datasets.find_all(task, settings, encoder.sample_rate, settings.jobs)
+    if task.huge:
+        first = [each for each in wanted if each.pooling == wanted[0].pooling]
+        kept = kept_for(encoder, first, round(task.clip_seconds * encoder.sample_rate))
+        embeddings.encode_unread(encoder, dataset, settings, settings, kept)
+    dataset.warn()
+    dataset = dataset.readable(settings.on_bad_file)
     blank = _blank_run(encoder, dataset, settings)
     blanks = []
     for representation in wanted:

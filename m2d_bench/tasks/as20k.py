@@ -15,19 +15,20 @@ def list_clips(train: tuple[str, ...], root: Path, _: int) -> tuple[Path, list[E
         root: Folder of the sound files and of the sets' CSV files, or their folder metadata.
     """
     tables = root if (root / "eval_segments.csv").is_file() else root / "metadata"
-    segments = {
-        segment: (mids, split)
-        for name, split in (*((name, "train") for name in train), ("eval_segments", "test"))
-        for segment, _start, _end, mids in index.read_rows(tables / f"{name}.csv", 4)
-    }
+    labels: dict[str, tuple[str, ...]] = {}
+    tested: dict[str, tuple[str, ...]] = {}
+    for name in (*train, "eval_segments"):
+        rows = index.read_rows(tables / f"{name}.csv", 4)
+        tested = {segment: index.labels(mids.split(",")) for segment, _start, _end, mids in rows}
+        labels |= tested
     clips: dict[str, str] = {}
     for sound in folders.find_sounds(root)[0]:
         name = sound.rpartition("/")[2]
         for segment in (name[:11], name[1:12]):
-            if segment in segments:
+            if segment in labels:
                 clips.setdefault(segment, sound)
     return root, [
-        index.entry(sound, segments[segment][0].split(","), segments[segment][1]) for segment, sound in clips.items()
+        Entry(sound, labels[segment], "test" if segment in tested else "train") for segment, sound in clips.items()
     ]
 
 

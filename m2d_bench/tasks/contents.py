@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ logger = logging.getLogger(__name__)
 _SETTLED = 2 * 10**9
 """Nanoseconds after which a change of a file shows in its times, whatever their resolution."""
 
+_CHUNK = 1024
+"""Files that are remembered together; a killed run reads at most so many again."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What is in a sound file.
 
@@ -61,8 +65,8 @@ class Contents:
 
     def __init__(self, root: Path, cache: Path | None = None, jobs: int = 0) -> None:
         self.root, self.jobs = root, jobs
-        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-        self._path = cache / "contents" / name if cache else None
+        self._prefix = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
+        self._folder = cache / "contents" if cache else None
         self._known: dict[str, Content] = {}
 
     def of(self, files: Sequence[str], title: str = "") -> list[Content]:
@@ -72,50 +76,70 @@ class Contents:
             files: Paths relative to the folder.
             title: What a progress bar calls them.
         """
-        if any(file not in self._known for file in files):
-            self._look(files, title)
+        self.read(self.unread(files), title)
         return [self._known[file] for file in files]
 
-    def _look(self, files: Sequence[str], title: str) -> None:
-        """Reads what the cache does not know of the files, and adds it there."""
-        remembered = self._remembered()
-        marks = {file: _mark(self.root / file) for file in files}
-        fresh = [file for file in marks if remembered.get(file, {}).get("mark") != marks[file]]
-        for file in marks.keys() - set(fresh):
-            self._known[file] = Content(**remembered[file]["content"])
-        contents = map_ahead(self._read, fresh, self.jobs, ahead=256)
-        self._known |= zip(fresh, track(contents, f"Reading {title}", len(fresh), "files"), strict=True)
-        latest = time.time_ns() - _SETTLED
-        settled = [file for file in fresh if max(marks[file][1:]) < latest and not self._known[file].fault]
-        if settled and self._path:
-            for file in settled:
-                remembered[file] = {"mark": marks[file], "content": asdict(self._known[file])}
-            try:
-                write_checked(self._path, json.dumps({"reader": _reader(), "files": remembered}).encode())
-            except OSError as error:  # the cache is read-only or full: they are read again
-                logger.info("%s: not written (%s).", self._path, error)
+    def read(self, files: Sequence[str], title: str = "") -> None:
+        """Reads files, and remembers what is in them, some at a time.
 
-    def _read(self, file: str) -> Content:
+        Args:
+            files: Paths relative to the folder.
+            title: What a progress bar calls them; none is shown without.
+        """
+        contents = map_ahead(self._read, files, self.jobs, ahead=256)
+        contents = track(contents, f"Reading {title}", len(files), "files", shown=bool(title))
+        while some := [*islice(contents, _CHUNK)]:
+            self._add(some)
+
+    def unread(self, files: Sequence[str]) -> list[str]:
+        """Files that neither this object nor the cache knows."""
+        unknown = {file: None for file in files if file not in self._known}
+        for remembered in self._remembered() if unknown else ():
+            for file, entry in remembered.items():
+                if file in unknown and entry["mark"] == _mark(self.root / file):
+                    self._known[file] = Content(**entry["content"])
+        return [file for file in unknown if file not in self._known]
+
+    def _add(self, contents: Sequence[tuple[str, Sequence[int], Content]]) -> None:
+        """Remembers what is in files, by their name and the mark they had before they were read."""
+        self._known |= {file: content for file, _, content in contents}
+        latest = time.time_ns() - _SETTLED
+        settled = {
+            file: {"mark": mark, "content": asdict(content)}
+            for file, mark, content in contents
+            if not content.fault and max(mark[1:]) < latest
+        }
+        if settled and self._folder:
+            name = hashlib.sha256(os.fsencode("\0".join(settled))).hexdigest()[:8]
+            path = self._folder / (self._prefix + name)
+            try:
+                write_checked(path, json.dumps({"reader": _reader(), "files": settled}).encode())
+            except OSError as error:  # the cache is read-only or full: they are read again
+                logger.info("%s: not written (%s).", path, error)
+
+    def _read(self, file: str) -> tuple[str, list[int], Content]:
         """Reads a file to its end, as bytes and as what it holds."""
         path, digest = self.root / file, ""
+        mark = _mark(path)
         try:
             digest = sha256(path)
-            return Content(digest, *self.inspect(path))
+            return file, mark, Content(digest, *self.inspect(path))
         except (AudioError, DataError, OSError) as error:
-            return Content(digest, fault=str(error))
+            return file, mark, Content(digest, fault=str(error))
 
     @staticmethod
     def inspect(path: Path) -> tuple[str, float, int, int]:
         """Decodes a file to its end: digest of what it holds, seconds, Hz and channels; see `audio.inspect`."""
         return audio.inspect(path)
 
-    def _remembered(self) -> dict[str, Any]:
-        """Marks and contents of files by an earlier call with the same reader."""
-        stored = self._path and read_checked(self._path)
-        facts = json.loads(stored) if stored else {}
-        if self._path:
-            mark_used(self._path)
-        return facts["files"] if facts.get("reader") == _reader() else {}
+    def _remembered(self) -> Iterator[dict[str, Any]]:
+        """Marks and contents of files by earlier calls with the same reader, some at a time."""
+        reader = _reader()
+        for path in sorted(self._folder.glob(f"{self._prefix}*")) if self._folder else ():
+            stored = read_checked(path)
+            mark_used(path)
+            facts = json.loads(stored) if stored else {}
+            yield facts["files"] if facts.get("reader") == reader else {}
 
 
 def durations(root: Path, clips: Sequence[Entry], cache: Path) -> list[float]:
@@ -147,6 +171,9 @@ def _reader() -> list[str]:
 
 
 def _mark(path: Path) -> list[int]:
-    """Size and times of a file, which change with its content."""
-    status = path.stat()
+    """Size and times of a file, which change with its content; nothing of one that is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

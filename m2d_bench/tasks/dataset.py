@@ -18,6 +18,7 @@ import numpy as np
 
 from m2d_bench import audio
 from m2d_bench.errors import DataError
+from m2d_bench.files import missing_files
 from m2d_bench.registry import resolve
 from m2d_bench.settings import OnBadFile, Storage
 from m2d_bench.tasks import generated, layouts
@@ -30,6 +31,10 @@ CROP_TOLERANCE = 0.01
 """Seconds by which a clip may exceed the unit duration and still count as one of it: a frame of the spectrogram."""
 
 _FEW_CLIPS = 5
+
+_ROWS = 2**14
+"""Clips whose labels are packed or unpacked at a time."""
+
 _SPLITS = {"train", "valid", "test"}
 
 
@@ -42,9 +47,10 @@ class Dataset:
         root: Folder of the data set.
         files: Paths of the clips, relative to the root, [N].
         classes: Class names in order, [C].
-        labels: [N] int64 class numbers, or [N, C] float32 multi-hot.
+        packed_labels: [N] int64 class numbers, or the bits of [N, C] multi-hot, see `np.packbits`.
         splits: Fold of each clip, or its split (train, valid, test), [N] strings.
         spans: Where each clip starts and ends in its file, in seconds, [N, 2]; 0 and infinity are the whole file.
+        numbers: Of each clip in the index, [N]; others than 0 to N - 1 where some are left out.
         contents: What is in the clips' files.
         left_out: Clips of the index that are left out because they cannot be read.
     """
@@ -53,9 +59,10 @@ class Dataset:
     root: Path
     files: tuple[str, ...]
     classes: tuple[str, ...]
-    labels: np.ndarray
+    packed_labels: np.ndarray
     splits: np.ndarray
     spans: np.ndarray
+    numbers: np.ndarray
     contents: Contents
     left_out: tuple[str, ...] = ()
 
@@ -68,7 +75,8 @@ class Dataset:
             words = (file, split, content.digest, *([span] if span else []))
             sha.update("".join(f"{word}\0" for word in words).encode(errors="surrogateescape"))
         sha.update("\0".join(self.classes).encode())
-        sha.update(self.labels.tobytes())
+        for labels in self._label_parts():
+            sha.update(labels.tobytes())
         return sha.hexdigest()[:16]
 
     @property
@@ -102,6 +110,11 @@ class Dataset:
         """A line for each thing that was found, with the first few names."""
         return (f"{self.task.name}: {len(names)} {what}: {_first(names)}." for what, names in found.items() if names)
 
+    def warn(self) -> None:
+        """Warns of what makes scores doubtful, once all clips were read."""
+        for warning in self.warnings:
+            logger.warning("%s", warning)
+
     @cached_property
     def leaks(self) -> tuple[str, ...]:
         """The warning of sounds that lie in several splits or folds, if any do."""
@@ -127,7 +140,8 @@ class Dataset:
             for test, _, trains in self.task.roles(splits)
             for name in sorted(_borne(self, [test]) - _borne(self, trains))
         ]
-        unlabelled = np.flatnonzero(~self.labels.any(1)).tolist() if self.labels.ndim == 2 else []
+        packed = self.packed_labels
+        unlabelled = np.flatnonzero(~packed.any(1)).tolist() if packed.ndim == 2 else []
         capitals = Counter(name.casefold() for name in self.classes)
         ends = [content.seconds + CROP_TOLERANCE for content in self.clip_contents]
         late = np.flatnonzero((self.seconds > 0) & np.isfinite(self.spans[:, 1]) & (self.spans[:, 1] > ends)).tolist()
@@ -153,8 +167,22 @@ class Dataset:
     @property
     def class_counts(self) -> np.ndarray:
         """Clips of each class, [C]."""
-        labels = self.labels
-        return (labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(self.classes))).astype(int)
+        counts = np.zeros(len(self.classes), int)
+        for labels in self._label_parts():
+            counts += labels.sum(0, int) if labels.ndim == 2 else np.bincount(labels, minlength=len(counts))
+        return counts
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[N] int64 class numbers, or [N, C] float32 multi-hot."""
+        return np.concatenate([*self._label_parts()])
+
+    def _label_parts(self) -> Iterator[np.ndarray]:
+        """The labels, some clips at a time."""
+        for start in range(0, len(self.files) or 1, _ROWS):
+            packed = self.packed_labels[start : start + _ROWS]
+            several = packed.ndim == 2
+            yield np.unpackbits(packed, 1, len(self.classes)).astype(np.float32) if several else packed
 
     def span_name(self, clip: int) -> str:
         """Where a clip lies in its file, such as 1.5-4 (seconds); empty for the whole file."""
@@ -163,8 +191,8 @@ class Dataset:
 
     def labels_of(self, clip: int) -> tuple[str, ...]:
         """Names of a clip's classes."""
-        found = self.labels[clip]
-        numbers = [int(found)] if found.ndim == 0 else np.flatnonzero(found).tolist()
+        found = self.packed_labels[clip]
+        numbers = [int(found)] if found.ndim == 0 else np.flatnonzero(np.unpackbits(found)).tolist()
         return tuple(self.classes[number] for number in numbers)
 
     @property
@@ -191,7 +219,8 @@ class Dataset:
         """Some of the clips."""
         files = tuple(self.files[clip] for clip in clips)
         rows = np.array(clips, dtype=np.int64)
-        return replace(self, files=files, labels=self.labels[rows], splits=self.splits[rows], spans=self.spans[rows])
+        parts = ("packed_labels", "splits", "spans", "numbers")
+        return replace(self, files=files, **{part: getattr(self, part)[rows] for part in parts})
 
     def readable(self, on_bad_file: OnBadFile = "stop") -> Dataset:
         """The clips, once all were decoded; without those that cannot be where these are to be skipped.
@@ -279,7 +308,21 @@ def faded(waveform: np.ndarray, samples: int, fade: int) -> np.ndarray:
 
 
 def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) -> Dataset:
-    """Finds a task's clips, checks that all are there, and warns of what makes scores doubtful.
+    """Finds a task's clips, checks that all are there, reads them, and warns of what makes scores doubtful.
+
+    Args:
+        task, storage, sample_rate, jobs: As of `find`.
+
+    Raises:
+        DataError: As of `find_all`.
+    """
+    dataset = find_all(task, storage, sample_rate, jobs)
+    dataset.warn()
+    return dataset
+
+
+def find_all(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) -> Dataset:
+    """Finds a task's clips and checks that all are there; reads none.
 
     Args:
         task, storage, sample_rate, jobs: As of `find`.
@@ -289,8 +332,6 @@ def load(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) 
     """
     dataset = find(task, storage, sample_rate, jobs)
     _raise_first(chain(() if task.vanishing else miscounted(dataset), problems(dataset)))
-    for warning in dataset.warnings:
-        logger.warning("%s", warning)
     return dataset
 
 
@@ -320,15 +361,16 @@ def find(task: Task, storage: Storage, sample_rate: int = 16000, jobs: int = 0) 
         root=root,
         files=tuple(entry.file for entry in entries),
         classes=classes,
-        labels=labels,
+        packed_labels=labels,
         splits=np.array([entry.split for entry in entries], str),
-        spans=np.array([(entry.start, entry.end) for entry in entries]).reshape(-1, 2),
+        spans=np.stack([[entry.start for entry in entries], [entry.end for entry in entries]], 1),
+        numbers=np.arange(len(entries)),
         contents=resolve(task.contents)(root, storage.cache_root, jobs),
     )
 
 
 def _labels(task: Task, entries: Sequence[Entry]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and [N] numbers, or [N, C] multi-hot where a clip may have several labels."""
+    """Class names and [N] numbers, or the bits of [N, C] multi-hot where a clip may have several labels."""
     found = sorted({label for entry in entries for label in entry.labels})
     classes = task.classes or tuple(found)
     if unknown := [label for label in found if label not in classes]:
@@ -340,10 +382,14 @@ def _labels(task: Task, entries: Sequence[Entry]) -> tuple[tuple[str, ...], np.n
                 f"{task.name}: {len(wrong)} clips have not one label: {_first(wrong)}. Give each one, or leave it out."
             )
         return classes, np.array([number[entry.labels[0]] for entry in entries], dtype=np.int64)
-    labels = np.zeros((len(entries), len(classes)), dtype=np.float32)
-    for i, entry in enumerate(entries):
-        labels[i, [number[label] for label in entry.labels]] = 1
-    return classes, labels
+    packed = [np.empty((0, -(-len(classes) // 8)), np.uint8)]
+    for start in range(0, len(entries), _ROWS):
+        part = entries[start : start + _ROWS]
+        labels = np.zeros((len(part), len(classes)), bool)
+        rows = np.repeat(np.arange(len(part)), [len(entry.labels) for entry in part])
+        labels[rows, [number[label] for entry in part for label in entry.labels]] = True
+        packed.append(np.packbits(labels, 1))
+    return classes, np.concatenate(packed)
 
 
 def miscounted(dataset: Dataset) -> Iterator[str]:
@@ -372,7 +418,7 @@ def problems(dataset: Dataset) -> Iterator[str]:
     if not task.folds and not {"train", "test"} <= splits <= _SPLITS:
         yield f"{task.name}: the column split holds {sorted(splits)}; allowed are {sorted(_SPLITS)}."
     yield from _untrained(dataset)
-    if missing := [file for file in dataset.files if not (dataset.root / file).is_file()]:
+    if missing := missing_files(dataset.root, dataset.files):
         yield (
             f"{task.name}: {len(missing)} of {len(dataset.files)} files of the index are missing from {dataset.root}: "
             f"{_first(missing)}. Get them, or leave their lines out."
@@ -399,8 +445,8 @@ def _raise_first(problems: Iterable[str]) -> None:
 
 def _borne(dataset: Dataset, splits: Sequence[str]) -> set[str]:
     """Classes that the clips of some splits bear."""
-    labels = dataset.labels[np.isin(dataset.splits, splits)]
-    numbers = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(0))
+    packed = dataset.packed_labels[np.isin(dataset.splits, splits)]
+    numbers = np.unique(packed) if packed.ndim == 1 else np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(packed)))
     return {dataset.classes[number] for number in numbers}
 
 

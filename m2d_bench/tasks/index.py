@@ -8,6 +8,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def labels(names: Iterable[str]) -> tuple[str, ...]:
     """Labels as they are compared: composed Unicode (NFC) without blanks around it, each once, empty ones left out."""
-    return tuple(dict.fromkeys(label for name in names if (label := unicodedata.normalize("NFC", name).strip())))
+    return tuple(dict.fromkeys(label for label in map(_label, names) if label))
+
+
+@lru_cache(2**16)  # one string for all clips that bear it
+def _label(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def entry(file: str, names: Iterable[str], split: str) -> Entry:

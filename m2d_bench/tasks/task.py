@@ -10,6 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 from m2d_bench.errors import UsageError
 
+_HUGE = 10**6
+"""Clips from which on a data set is huge."""
+
 Metric = Literal["accuracy", "chroma_accuracy", "mAP", "d_prime", "aucroc", "sensitivity", "specificity", "icbhi_score"]
 
 
@@ -195,6 +198,11 @@ class Task:
     def synthetic(self) -> bool:
         """Whether the clips are generated rather than recorded; tables say so."""
         return self.generator is not None
+
+    @property
+    def huge(self) -> bool:
+        """Whether there are so many clips that they are embedded while they are read."""
+        return self.n_clips >= _HUGE
 
     def lasting(self, clip_seconds: float | None) -> Task:
         """The same task with another unit duration in seconds, unless that is None."""

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import soundfile
 import torch
 from filelock import FileLock
 
-from m2d_bench import tasks
+from m2d_bench import audio, tasks
 from m2d_bench.errors import DataError, StorageError, UsageError
 from m2d_bench.evaluation import embeddings, maps
 from m2d_bench.settings import Compute, Storage
-from m2d_bench.tasks import dataset
+from m2d_bench.tasks import contents, dataset
 from tests.conftest import small_encoder, write_tones
+from tests.tasks import test_published
 
 COMPUTE = Compute(device="cpu", precision="fp32")
 
@@ -285,8 +287,6 @@ def test_files_of_any_length_and_rate_are_embedded_as_if_alone(tmp_path):
     assert done == files
     assert len(failures) == 1
     assert "broken.wav" in failures[0]
-    from m2d_bench import audio
-
     for file, scene in zip(files, scenes, strict=True):
         alone = encoder.scene_embeddings(audio.read(file, 16000))[0].numpy()
         assert np.allclose(scene, alone, atol=1e-5)
@@ -345,3 +345,80 @@ def test_names_that_are_not_utf8_are_written(tmp_path):
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"\.npz or \.parquet"):
         embeddings.write_embeddings(tmp_path / "out.csv", [], np.zeros((0, 3)), small_encoder())
+
+
+@pytest.fixture
+def huge(tmp_path, monkeypatch):
+    """AudioSet's layout with seven clips of a tenth of a second, the third longer; shards of two, read one by one."""
+    monkeypatch.setattr(embeddings, "_SHARD", 2)
+    monkeypatch.setattr(embeddings, "_PART", 2)
+    monkeypatch.setattr(contents, "_SETTLED", -(10**9))
+    files = sorted(test_published.as2m(tmp_path))
+    soundfile.write(tmp_path / "AudioSet" / files[2], np.linspace(-0.5, 0.5, 4800), 16000)
+    return Storage(data=tmp_path, cache=tmp_path / "cache")
+
+
+def unread(storage, **changes):
+    return dataset.find_all(replace(tasks.get("as2m"), clip_seconds=0.1, **changes), storage)
+
+
+def streamed(storage, encoder):
+    """Embeddings of a huge set as an evaluation makes them."""
+    data = unread(storage)
+    embeddings.encode_unread(encoder, data, COMPUTE, storage)
+    clips = encoder.clips
+    found = embeddings.encode(encoder, data.readable("skip"), COMPUTE, storage)
+    assert encoder.clips == clips  # all are in the cache
+    return found
+
+
+def test_a_huge_set_is_embedded_while_it_is_read(huge, monkeypatch):
+    read, encoder, inspect = [], Counting(), audio.inspect
+    monkeypatch.setattr(audio, "inspect", lambda path: read.append(path) or inspect(path))
+    started = []
+    scene_embeddings = encoder.scene_embeddings
+    encoder.scene_embeddings = lambda waveform: started.append(len(read)) or scene_embeddings(waveform)
+    found = streamed(huge, encoder)
+    assert started[0] < len(read) == 7
+    plain = embeddings.encode(Counting(), unread(huge, n_clips=7), COMPUTE, huge)
+    for part in ("features", "clips", "crop_rows"):
+        assert torch.equal(getattr(found, part), getattr(plain, part)), part
+
+
+def test_a_huge_set_that_is_killed_is_read_and_embedded_on(huge, monkeypatch):
+    encoder, read, inspect = Counting(), [], audio.inspect
+    scene_embeddings = encoder.scene_embeddings
+
+    def killed(waveform):
+        if encoder.clips >= 4:
+            raise KeyboardInterrupt
+        return scene_embeddings(waveform)
+
+    encoder.scene_embeddings = killed
+    with pytest.raises(KeyboardInterrupt):
+        streamed(huge, encoder)
+    encoder.scene_embeddings, encoder.clips = scene_embeddings, 0
+    monkeypatch.setattr(audio, "inspect", lambda path: read.append(path) or inspect(path))
+    embeddings.encode_unread(encoder, unread(huge), COMPUTE, huge)
+    embeddings.encode(encoder, unread(huge), COMPUTE, huge)
+    assert encoder.clips == 4
+    assert len(read) <= 3
+
+
+def test_an_edit_of_a_huge_set_costs_a_shard_and_a_broken_clip_its_own(huge):
+    first = streamed(huge, encoder := Counting())
+    assert (encoder.clips, len(first.features)) == (8, 8)
+    files = unread(huge).files
+    soundfile.write(huge.data_root / "AudioSet" / files[0], 0.5 * np.ones(1600), 16000)
+    assert len(streamed(huge, encoder := Counting()).features) == 8
+    assert encoder.clips == 2
+    (huge.data_root / "AudioSet" / files[0]).write_bytes(b"no sound")
+    again = streamed(huge, encoder := Counting())
+    assert encoder.clips == 1  # the other one of its shard
+    assert torch.equal(again.features, first.features[1:])
+
+
+def test_a_part_of_a_huge_set_may_hold_broken_clips_alone(huge):
+    for file in unread(huge).files[:2]:
+        (huge.data_root / "AudioSet" / file).write_bytes(b"no sound")
+    assert len(streamed(huge, Counting()).crop_rows) == 5

@@ -74,6 +74,35 @@ def test_files_that_did_not_change_are_read_once(storage, settled, monkeypatch):
     assert read == ["c.wav"]
 
 
+def test_a_killed_reading_goes_on_where_it_was(storage, settled, monkeypatch):
+    whole = loaded(storage).fingerprint
+    (memory,) = storage.cache_root.rglob("contents/*")
+    memory.unlink()
+    monkeypatch.setattr(contents, "_CHUNK", 2)
+    read, inspect = [], audio.inspect
+
+    def killed(path):
+        read.append(path.name)
+        if path.name == "d.wav" and len(read) < 5:
+            raise KeyboardInterrupt
+        return inspect(path)
+
+    monkeypatch.setattr(audio, "inspect", killed)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.load(tiny_task(), storage, jobs=1)
+    assert dataset.load(tiny_task(), storage, jobs=1).fingerprint == whole
+    assert read == ["a.wav", "b.wav", "c.wav", "d.wav", "c.wav", "d.wav"]
+    assert loaded(storage).fingerprint == whole
+    assert len(read) == 6
+
+
+def test_a_file_that_is_gone_is_a_fault_though_it_was_remembered(storage, settled):
+    loaded(storage)
+    (storage.data_root / "tiny" / "b.wav").unlink()
+    (content,) = Contents(storage.data_root / "tiny", storage.cache_root).of(["b.wav"])
+    assert "b.wav" in content.fault
+
+
 def test_files_written_a_moment_ago_are_not_remembered(storage):
     loaded(storage).readable()
     assert not list(storage.cache_root.rglob("contents/*"))

@@ -14,8 +14,11 @@ import soundfile
 from m2d_bench import tasks
 from m2d_bench.cli import main
 from m2d_bench.errors import DataError
+from m2d_bench.evaluation import embeddings
+from m2d_bench.evaluation.linear import linear
 from m2d_bench.settings import Storage
 from m2d_bench.tasks import dataset, index
+from m2d_bench.tasks import task as task_module
 
 ROOT = Path(__file__).parent.parent.parent
 SPLITS = ("train", "train", "valid", "test")
@@ -396,3 +399,16 @@ def test_a_miniature_is_scored(tmp_path, monkeypatch, capsys, small_model, name)
     words = ["--data", tmp_path, "--runs", tmp_path / "runs", "--clip-seconds", "0.1", "--seeds", "1", "--epochs", "1"]
     code = main(["linear", "--model", *map(str, (small_model, "--tasks", name, *words, "--format", "csv"))])
     assert (code, name in capsys.readouterr().out) == (0, True)
+
+
+def test_a_huge_set_scores_what_it_would_if_it_were_read_first(tmp_path, monkeypatch, small_model):
+    as2m(tmp_path)
+    monkeypatch.setattr(embeddings, "_SHARD", 2)
+    monkeypatch.setattr(embeddings, "_PART", 4)
+    runs = []
+    for huge in (1, 10**9):
+        monkeypatch.setattr(task_module, "_HUGE", huge)
+        folders = {"data": tmp_path, "cache": tmp_path / f"{huge}", "runs": tmp_path / f"runs-{huge}"}
+        runs += linear(small_model, "as2m", **folders, clip_seconds=0.1, seeds=1, epochs=2)
+    assert runs[0].task == runs[1].task
+    assert [score.valid_score for score in runs[0].scores] == [score.valid_score for score in runs[1].scores]
