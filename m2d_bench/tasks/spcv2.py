@@ -16,6 +16,13 @@ def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
     return root, [index.entry(file, [file.split("/")[0]], splits.get(file, "train")) for file in files]
 
 
+def layouts(version: int) -> tuple[Layout]:
+    """Where a version of Speech Commands may lie."""
+    name = f"speech_commands_v0.0{version}"
+    names = (name, f"SpeechCommands/{name}", f"speech_commands_v{version}", "speech_commands", f"spcv{version}")
+    return (Layout(folders=names, index=_LISTS["test"]),)
+
+
 TASK = Task(
     name="spcv2",
     domain="speech",
@@ -24,18 +31,7 @@ TASK = Task(
     n_classes=35,
     n_clips=105829,
     split_clips={"train": 84843, "valid": 9981, "test": 11005},
-    layouts=(
-        Layout(
-            folders=(
-                "speech_commands_v0.02",
-                "SpeechCommands/speech_commands_v0.02",
-                "speech_commands_v2",
-                "speech_commands",
-                "spcv2",
-            ),
-            index="testing_list.txt",
-        ),
-    ),
+    layouts=layouts(2),
     lister=list_clips,
     source="http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
 )
