@@ -27,7 +27,7 @@ from m2d_bench.finetuning import network
 from m2d_bench.finetuning.batches import ClipCache, Draws, StepSampler
 from m2d_bench.tasks.task import Metric
 from m2d_bench.training.augment import mask, mix, resize_crops
-from m2d_bench.training.launch import failing_together
+from m2d_bench.training.launch import from_first_process
 from m2d_bench.training.loop import Step, TrainingLoop
 
 if TYPE_CHECKING:  # an extra
@@ -289,9 +289,7 @@ class Trainer(TrainingLoop):
 
     def save(self, name: str) -> None:
         """Writes the model with its head, whole or not at all."""
-        with failing_together(self.fabric):
-            if self.fabric.is_global_zero:
-                self._write(self.folder / name)
+        from_first_process(self.fabric, lambda: self._write(self.folder / name))
 
     def _write(self, path: Path) -> None:
         checkpoint.save(network.merged(self.evaluated), path)

@@ -421,6 +421,7 @@ CLASSES = [replace(predictions(0, fold), classes=np.array([DOLLARS, "b", "c"])) 
 )
 def test_names_with_dollar_signs_are_no_formulas(tmp_path, draw):
     figures.save(draw(), tmp_path / "figure.svg")
+    assert DOLLARS in (tmp_path / "figure.svg").read_text()  # as it is, in what matplotlib notes of each text
 
 
 def test_drawing_leaves_matplotlib_s_settings_alone():
