@@ -134,7 +134,7 @@ def test_the_curve_over_layers_has_a_line_a_pooling_and_no_logarithmic_axis():
 def test_the_verb_draws_what_it_tabulates_and_says_where(tmp_path, monkeypatch, capsys, failed):
     found = layered(RISING) + layered(RISING, pooling="max")
 
-    def linear(model, task_names, settings):
+    def linear(model, task_names, settings, baseline):
         if failed:
             raise TasksFailed({"us8k": UsageError("no data")}, found)
         return found
