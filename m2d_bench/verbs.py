@@ -184,7 +184,13 @@ def show_model(model: str, /, *, storage: Annotated[Storage, Flat] = Storage()) 
 
 @MODELS.command(name="convert")
 def convert_model(
-    model: str, output: Path, /, *, encoder_only: bool = False, storage: Annotated[Storage, Flat] = Storage()
+    model: str,
+    output: Path,
+    /,
+    *,
+    encoder_only: bool = False,
+    half: bool = False,
+    storage: Annotated[Storage, Flat] = Storage(),
 ) -> Output:
     """Write a model as .pth in the released format, or as .safetensors with the configuration inside.
 
@@ -192,13 +198,14 @@ def convert_model(
         model: m2d_tiny, a released name, a path, or random:NAME.
         output: The file.
         encoder_only: Leave out predictor, target encoder, projections and head.
+        half: Round the weights to float16.
         storage: Cache folder of the weights.
     """
     output = output.expanduser()
     loaded = zoo.read(model, storage=storage)
     if encoder_only:
         loaded = replace(loaded, extras={}, head={}, labels=None)
-    checkpoint.save(loaded, output)
+    checkpoint.save(loaded.half() if half else loaded, output)
     again = checkpoint.read(output).config
     if replace(again, name=loaded.config.name) != loaded.config:
         output.unlink()
