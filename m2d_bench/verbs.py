@@ -39,7 +39,7 @@ def linear(
 ) -> Output:
     """Evaluate an encoder on tasks: mean ± 95% CI over seeds.
 
-    Without --tasks, on the built-in ones, beside the log-mel, m2d_tiny (m2d_tiny itself beside random weights) and chance.
+    Without --tasks, on the built-in ones, beside m2d_tiny (that one beside random weights), the log-mel and chance.
 
     Args:
         model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.

@@ -12,6 +12,7 @@ from m2d_bench.results.statistics import Estimate
 from m2d_bench.results.table import Column, Comparison, Row, Value
 from m2d_bench.runs import Run
 
+
 def overview(runs: Sequence[Run], style: str = "text") -> str:
     """The table of runs on synthetic tasks of balanced classes, in one of `render.FORMATS`.
 
