@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 from m2d_bench.results.ranking import marks_of
 from m2d_bench.results.records import record_columns, record_rows
@@ -34,10 +35,6 @@ def overview(runs: Sequence[Run], style: str = "text") -> str:
 def _chance(runs: Sequence[Run], columns: Sequence[Column]) -> Row:
     """What guessing scores: one in as many as there are classes."""
     shares = {run.task_title: 100 / run.task["n_classes"] for run in runs}
-    return Row(model="chance", source="1 / classes", values={column: _exact(shares, column) for column in columns})
-
-
-def _exact(shares: Mapping[str, float], column: Column) -> Value:
-    members = column.members or (column.task,)
-    mean = sum(shares[task] for task in members) / len(members)
-    return Value(estimate=Estimate(mean, None, 1), printed=f"{mean:.1f}")
+    means = {column: fmean(shares[task] for task in column.members or (column.task,)) for column in columns}
+    values = {column: Value(estimate=Estimate(mean, None, 1), printed=f"{mean:.1f}") for column, mean in means.items()}
+    return Row(model="chance", source="1 / classes", values=values)

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from textwrap import fill
 from typing import Any
 
 from tabulate import tabulate
@@ -22,8 +21,6 @@ from m2d_bench.output import csv_text
 from m2d_bench.registry import unknown
 from m2d_bench.results.table import Column, Comparison, Mark, Row, Value
 from m2d_bench.terminal import printable
-
-_LEAST_COLUMNS = 80
 
 FORMATS = ("text", "md", "csv", "json", "latex", "html")
 MISSING = "–"
@@ -219,7 +216,7 @@ class _Renderer:
         escape, markup = self.markup.escape, self.markup
         lines = [
             f"{markup.best.format('best')}, {markup.second.format('second')}; "
-            + escape(f"≈ ties with the best within the 95% interval of the difference; {MISSING} no number.")
+            + escape(f"≈ ties with the best (95% interval of the difference); {MISSING} none.")
         ]
         if self.comparison.baseline:
             lines.append(
@@ -295,8 +292,7 @@ def _as_text(sheet: Sheet) -> str:
     if not sheet.sections and not sheet.title:
         return ""
     body = tabulate(_lines(sheet), headers=sheet.header, tablefmt="simple", disable_numparse=True)
-    width = max(_LEAST_COLUMNS, *map(len, body.splitlines()))
-    return "\n".join(filter(None, [sheet.title, body, *(fill(line, width) for line in sheet.legend)]))
+    return "\n".join(filter(None, [sheet.title, body, *sheet.legend]))
 
 
 def _as_markdown(sheet: Sheet) -> str:
