@@ -166,7 +166,7 @@ def list_models(*, storage: Annotated[Storage, Flat] = Storage()) -> Output:
         storage: Cache folder of the weights.
     """
     folder = storage.cache_root / "weights"
-    rows = [{"model": zoo.DEFAULT, "where": "in this package", "what": "tiny, not yet trained: random weights"}]
+    rows = [{"model": zoo.DEFAULT, "where": "in this package", "what": "M2D of size tiny, pre-trained on free audio"}]
     for release in zoo.RELEASED.values():
         where = "in the cache" if (folder / release.name).is_dir() else f"download ({release.tag})"
         rows.append({"model": release.name, "where": where, "what": release.about})

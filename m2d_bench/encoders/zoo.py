@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "m2d_tiny"
 RANDOM = "random:"
-_DEFAULT_ARCHITECTURE = "m2d_vit_tiny-80x608p16x16"
+_SHIPPED = Path(__file__).with_name(DEFAULT)
+"""Folder of its weights and model card."""
 _RANDOM_SEED = 0
 REPOSITORY = "https://github.com/nttcslab/m2d"
 """Where the released weights and their licence are."""
@@ -190,11 +191,9 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     if _other(name):
         raise _other_family(name)
     if name == DEFAULT:
-        logger.warning("%s: its weights are not trained yet; these are random ones, the floor of every table.", DEFAULT)
-        return _random(DEFAULT, _DEFAULT_ARCHITECTURE, changes)
+        return checkpoint.read(_SHIPPED, **{"name": DEFAULT, **changes})
     if name.startswith(RANDOM):
-        inner = name.removeprefix(RANDOM)
-        return _random(name, _DEFAULT_ARCHITECTURE if inner == DEFAULT else inner, changes)
+        return _random(name, changes)
     if name in RELEASED:
         return checkpoint.read(_released(RELEASED[name], storage.cache_root / "weights"), **changes)
     path = Path(os.path.expanduser(name))
@@ -227,9 +226,10 @@ def _other_family(name: str) -> UsageError:
     )
 
 
-def _random(name: str, architecture: str, changes: dict[str, Any]) -> Checkpoint:
+def _random(name: str, changes: dict[str, Any]) -> Checkpoint:
     """Fresh weights, the same for the same architecture on every machine."""
-    config = checkpoint.parse_name(architecture)
+    architecture = name.removeprefix(RANDOM)
+    config = checkpoint.read(_SHIPPED).config if architecture == DEFAULT else checkpoint.parse_name(architecture)
     if config is None:
         raise UsageError(
             f"{name!r} names no architecture. After {RANDOM} comes {DEFAULT} or a name in the released form, such as "

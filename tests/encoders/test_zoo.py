@@ -19,12 +19,6 @@ from tests.file_server import Server, disk, full_disk, serving, with_flag, zip_o
 CPU = Compute(device="cpu", precision="fp32")
 
 
-def test_default_is_random_and_says_so(caplog):
-    encoder = zoo.load(compute=CPU)
-    assert encoder.config.name == "m2d_tiny"
-    assert "not trained" in caplog.text
-
-
 def test_random_weights_are_the_same_every_time():
     name = "random:m2d_vit_tiny-80x208p16x16"
     first, second = zoo.load(name, compute=CPU), zoo.load(name, compute=CPU)

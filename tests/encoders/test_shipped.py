@@ -1,0 +1,50 @@
+"""The model that ships is what its card says; `python -m tests.encoders.test_shipped CHECKPOINT` ships another."""
+
+import io
+import re
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from m2d_bench.cli import main
+from m2d_bench.encoders import zoo
+from m2d_bench.settings import Compute
+
+FOLDER = Path(zoo.__file__).with_name("m2d_tiny")
+WEIGHTS, CARD = FOLDER / "m2d_tiny.safetensors", FOLDER / "MODEL_CARD.md"
+EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
+
+
+def printed(script):
+    """What the card's script prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        exec(script, {})
+    return out.getvalue()
+
+
+def test_it_is_small_and_gives_the_numbers_of_its_card():
+    script, numbers = EXAMPLE.search(CARD.read_text(encoding="utf-8")).groups()
+    (digest, *found), (expected, *values) = printed(script).split(), numbers.split()
+    assert WEIGHTS.stat().st_size <= 12e6
+    assert digest == expected
+    assert len(values) == 6
+    assert list(map(float, found)) == pytest.approx(list(map(float, values)), abs=2e-3)
+
+
+def test_it_loads_without_a_word_and_beside_random_weights_of_the_same_settings(caplog):
+    compute = Compute(device="cpu", precision="fp32")
+    encoder, random = (zoo.load(name, compute=compute) for name in ("m2d_tiny", "random:m2d_tiny"))
+    assert encoder.config.name == "m2d_tiny"
+    assert replace(random.config, name="m2d_tiny") == encoder.config
+    assert random.digest != encoder.digest
+    assert not caplog.text
+
+
+if __name__ == "__main__":
+    main(["models", "convert", sys.argv[1], str(WEIGHTS), "--encoder-only", "--half"])
+    card = CARD.read_text(encoding="utf-8")
+    script = EXAMPLE.search(card)[1]
+    CARD.write_text(EXAMPLE.sub(lambda _: f"```python\n{script}```\n\n```text\n{printed(script)}```", card), "utf-8")
