@@ -44,7 +44,8 @@ def test_it_loads_without_a_word_and_beside_random_weights_of_the_same_settings(
 
 
 if __name__ == "__main__":
-    main(["models", "convert", sys.argv[1], str(WEIGHTS), "--encoder-only", "--half"])
+    if code := main(["models", "convert", *sys.argv[1:], str(WEIGHTS), "--encoder-only", "--half"]):
+        sys.exit(code)
     card = CARD.read_text(encoding="utf-8")
     script = EXAMPLE.search(card)[1]
     CARD.write_text(EXAMPLE.sub(lambda _: f"```python\n{script}```\n\n```text\n{printed(script)}```", card), "utf-8")
