@@ -39,10 +39,12 @@ def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
 
 def home(task: Task, data: Path) -> Path:
     """The folder of a task's data set: where a layout's index lies, or by its name, whether it is there or not."""
-    if found := _found(task, data):
-        return found[0]
     named = [data / folder for folder in task.layouts[-1].folders]
-    return next((folder for folder in named if folder.is_dir()), named[0])
+    there = next((folder for folder in named if folder.is_dir()), None)
+    found = _found(task, data)
+    if found and not (there and found[0] == data and lacking(task, data)):  # the index lies beside the data set
+        return found[0]
+    return there or named[0]
 
 
 def lacking(task: Task, folder: Path) -> list[Part]:
