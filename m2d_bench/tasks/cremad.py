@@ -35,7 +35,7 @@ def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
     ]
 
 
-FOLDERS = ("CREMA-D", "CREMA-D-master", "crema-d", "crema_d", "cremad", "CREMAD")
+FOLDERS = ("CREMA-D", "CREMA-D-master")
 
 TASK = Task(
     name="cremad",

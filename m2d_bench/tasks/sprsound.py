@@ -63,7 +63,7 @@ TASK = Task(
     n_clips=8085,
     split_clips={"train": 6656, "test": 1429},
     classes=("Normal", "Rhonchi", "Wheeze", "Stridor", "Coarse Crackle", "Fine Crackle", "Wheeze+Crackle"),
-    layouts=tuple(Layout(folders=("SPRSound", "SPRSound-main", "SPRS", "sprsound"), index=known) for known in _KNOWN),
+    layouts=tuple(Layout(folders=("SPRSound", "SPRSound-main", "SPRS"), index=known) for known in _KNOWN),
     lister=list_clips,
     source=_SOURCE,
     parts=(

@@ -303,11 +303,22 @@ def test_sprsound_is_found_where_the_repository_moved_it_and_a_second_copy_count
     assert len(dataset.find(tasks.get("sprsound"), Storage(data=tmp_path)).files) == len(clips)
 
 
+@pytest.mark.parametrize("folder", ["Crema_D", "cremad", "CREMA D", "crema-d-master"])
+def test_a_folder_is_found_whatever_capitals_and_hyphens_its_name_has(tmp_path, folder):
+    cremad(tmp_path)
+    (tmp_path / "CREMA-D").rename(tmp_path / folder)
+    assert layouts.locate(tasks.get("cremad"), tmp_path)[0] == tmp_path / folder
+    (tmp_path / folder / "AudioWAV" / "1001_DFA_ANG_XX.wav").unlink()
+    assert layouts.home(tasks.get("cremad"), tmp_path) == tmp_path / folder
+
+
 @pytest.mark.parametrize("name", ["icbhi2017", "gtzan", "vc1", "surge", "voxforge"])
 def test_a_list_beside_the_folder_is_asked_for_inside(tmp_path, name):
     LAYOUTS[name](tmp_path)
     (folder,) = tmp_path.iterdir()
-    part = next(part for part in tasks.get(name).parts if part.lies_in(folder) and part.holds[0][-4:] in (".txt", ".csv"))
+    part = next(
+        part for part in tasks.get(name).parts if part.lies_in(folder) and part.holds[0][-4:] in (".txt", ".csv")
+    )
     (folder / str(part)).rename(tmp_path / str(part))
     with pytest.raises(DataError, match=re.escape(f"{folder} lacks {part}. Run m2d-bench tasks download {name}")):
         layouts.locate(tasks.get(name), tmp_path)
