@@ -82,6 +82,7 @@ _DAMAGE = re.compile(
 """libsndfile's log tells what its numbers hide: it cuts lengths to the size of the file and leaves out broken pages."""
 
 
+_POINTER = b"version https://git-lfs."
 _GET_WHOLE = "get a whole copy of it, or leave it out."
 _REPAIR = "Repair the header, or leave the file out."
 
@@ -233,7 +234,18 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
         known = os.path.splitext(path)[1].lower() in suffixes()
         formats = "" if known else f" Formats that can be read: {', '.join(sorted(s[1:] for s in suffixes()))}."
         reason = getattr(error, "error_string", "") or str(error) or type(error).__name__
+        if _is_pointer(path):
+            reason = "a pointer of Git LFS; git lfs pull puts the sound in its place"
         raise AudioError(f"{path}: cannot be decoded ({reason}).{formats}") from error
+
+
+def _is_pointer(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is what a clone holds instead of a large file that was not fetched."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except (OSError, ValueError):
+        return False
 
 
 def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:

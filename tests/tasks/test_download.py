@@ -328,6 +328,7 @@ def test_what_is_there_is_left_as_it_is_and_only_the_rest_is_downloaded(tmp_path
     usual = tmp_path / "data" / "fsdnoisy18k"
     shutil.copytree(tmp_path / "published" / "FSDnoisy18k", usual)
     shutil.rmtree(usual / "FSDnoisy18k.meta")
+    (usual / "FSDnoisy18k.meta").mkdir()
     archive = usual / "FSDnoisy18k.audio_train.zip"
     archive.write_bytes(b"kept by its owner")
     before = {path: path.stat().st_mtime_ns for path in usual.rglob("*.wav")}
