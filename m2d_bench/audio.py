@@ -38,7 +38,7 @@ _LOUD = 10.0
 _BLOCK = 2**16
 """Frames that are decoded at once."""
 
-_SAMPLE_BYTES = 3 * 4
+SAMPLE_BYTES = 3 * 4
 """Memory of a mono sample, of which there is room for up to two while they are decoded, and which is resampled."""
 
 _HEADERLESS = {"RAW", "MAT4", "MAT5"}
@@ -163,7 +163,7 @@ def memory_to_read(path: str | os.PathLike[str], seconds: float | None = None) -
     try:
         with _opened(path) as file:
             frames = math.inf if file.frames >= _UNKNOWN_LENGTH else file.endless.guess if file.endless else file.frames
-            return _SAMPLE_BYTES * min(frames, math.inf if seconds is None else seconds * file.samplerate)
+            return SAMPLE_BYTES * min(frames, math.inf if seconds is None else seconds * file.samplerate)
     except AudioError:
         return 0
 
@@ -327,9 +327,9 @@ def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
 
 def _check_memory(path: str | os.PathLike[str], frames: float) -> None:
     """Raises an AudioError where so many mono samples would not fit this machine's memory."""
-    if _SAMPLE_BYTES * frames > _memory():
+    if SAMPLE_BYTES * frames > _memory():
         raise AudioError(
-            f"{path}: its {frames:.0f} samples need {_SAMPLE_BYTES * frames / 2**30:.0f} GiB, more memory than this "
+            f"{path}: its {frames:.0f} samples need {SAMPLE_BYTES * frames / 2**30:.0f} GiB, more memory than this "
             "machine has. Cut the file into shorter ones."
         )
 

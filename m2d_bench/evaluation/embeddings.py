@@ -41,6 +41,9 @@ _SHARD = 64
 _PART = 64 * _SHARD
 """Clips that are read while as many are encoded."""
 
+_MEMORY = 2e9
+"""Bytes that waveforms decoded ahead take together."""
+
 _WORTH_SAYING = 2**30
 """Bytes that are said before they are written."""
 
@@ -253,7 +256,9 @@ def _encode_shard(encoder: Encoder, dataset: Dataset, shard: _Shard, compute: Co
         return dataset.waveform(clip, encoder.sample_rate, place=dataset.crop_place(clip) if crop else 0.0)
 
     names = [dataset.files[clip] for clip, _ in shard.views]
-    waveforms = map_ahead(read, shard.views, compute.jobs, 2 * compute.batch_size)
+    clip_bytes = audio.SAMPLE_BYTES * dataset.task.clip_seconds * encoder.sample_rate
+    ahead = min(2 * compute.batch_size, int(_MEMORY / clip_bytes))
+    waveforms = map_ahead(read, shard.views, compute.jobs, ahead)
     kept = shard.kept
 
     def embed(batch: Tensor, _: list[int], clips: list[str]) -> Tensor:
@@ -349,7 +354,9 @@ def embed_files(
             return error
         return np.pad(waveform, (0, max(0, round(least_seconds * encoder.sample_rate) - len(waveform))))
 
-    waveforms = map_ahead(read, ordered, compute.jobs, compute.batch_size)
+    waveforms = map_ahead(
+        read, ordered, compute.jobs, compute.batch_size, weight=audio.memory_to_read, heaviest=_MEMORY
+    )
     progress = track(waveforms, "Embedding", len(ordered), "files")
     found = _embed(
         lambda batch, lengths, clips: encoder.scene_embeddings(batch, lengths, clips=clips),
