@@ -11,7 +11,7 @@ from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import AudioError, CheckpointError, UsageError
 from m2d_bench.settings import Storage
-from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, launcher, norm_stats, register
+from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, norm_stats, register, runner
 from tests.conftest import random_checkpoint, small_encoder
 
 M2D_S = "random:m2d_s_vit_tiny-80x400p80x2"
@@ -130,9 +130,9 @@ def test_what_s3prl_could_not_use_of_an_encoder_is_told(encoder_folder, name, ch
 def test_what_stays_frozen_is_not_trained(name):
     entry = SimpleNamespace(model=any_upstream(name), trainable=True)
     with pytest.raises(UsageError, match=f"{name} stays frozen: -f takes models of the M2D family"):
-        launcher._check_trainable(entry)
+        runner._check_trainable(entry)
     for other in ({"model": entry.model, "trainable": False}, {"model": upstream(), "trainable": True}):
-        launcher._check_trainable(SimpleNamespace(**other))
+        runner._check_trainable(SimpleNamespace(**other))
 
 
 def test_s3prls_own_classes_take_it():
