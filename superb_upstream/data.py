@@ -59,7 +59,7 @@ SOURCES = {
     ),
     "fluent_commands": Source(
         ("{file_path}/data", "{file_path}/wavs"),
-        "Download Fluent Speech Commands from https://fluent.ai and unpack it with tar xzf.",
+        "Ask for Fluent Speech Commands at https://fluent.ai and unpack it as {file_path}.",
     ),
     "voxceleb1": Source(("{file_path}/dev/wav", "{file_path}/test/wav", "{meta_data}"), f"{_VOXCELEB}iden_split.txt"),
     "sv_voxceleb1": Source(

@@ -44,7 +44,7 @@ _OPTIONAL: dict[str, Any] = {
     "scheduler.name": "",
     "scheduler.num_warmup_steps": 0,
 }
-"""Keys that s3prl reads and settings files may leave out, with a value of their type; None: checked apart."""
+"""Keys that s3prl reads and settings files may leave out, with a value of their type (not the runner's)."""
 
 _OF_THE_WHOLE = (
     *("seed", "hub", "upstream", "upstream_revision", "upstream_trainable", "upstream_feature_selection"),
@@ -81,7 +81,8 @@ def applied(
 
     known = {"config": _OPTIONAL | dict(_flat(config)), "args": vars(arguments)}
     after, of_option = copy.deepcopy(config), argparse.Namespace()
-    for option in filter(None, map(str.strip, (text or "").split(",,"))):
+    text = "" if text is None or text.lower() == "none" else text  # as s3prl reads it
+    for option in filter(None, map(str.strip, text.split(",,"))):
         key, _, value = option.partition("=")
         part, _, name = key.strip().partition(".")
         if part not in known or not value or "=" in value:
@@ -94,7 +95,7 @@ def applied(
         with contextlib.redirect_stderr(io.StringIO()):  # where it says what s3prl says once more
             override(option, of_option, after)
         old, new = known[part][name], vars(of_option)[name] if part == "args" else dict(_flat(after))[name]
-        if not _fits(new, old):
+        if not (name.startswith("runner.") or _fits(new, old)):
             raise UsageError(f"-o {option}: {new!r} is no {type(old).__name__}, as {old!r} is.")
         if going_on and new != old and not _may_change(part, name, old, arguments.mode):
             raise UsageError(

@@ -41,6 +41,7 @@ def m2d_calcnorm(**ignored: _Any) -> _CalcNorm:
     return _CalcNorm()
 
 
+m2d_bench_local = m2d_bench_url = m2d_bench_custom = m2d_bench
 m2d_local = m2d_url = m2d_custom = m2d
 m2d_s_local = m2d_s_url = m2d_s_custom = m2d_s
 m2d_as_local = m2d_as_url = m2d_as_custom = m2d_as
