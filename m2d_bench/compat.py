@@ -265,7 +265,7 @@ def _forget(package: str) -> None:
 
 def _has_sox(torchaudio: Any) -> bool:
     """Whether SoX effects run: torchaudio 2.9 removed them; before, they need its compiled part and SoX's library."""
-    extension = getattr(torchaudio._extension, "lazy_import_sox_ext", None)
+    extension = getattr(sys.modules.get("torchaudio._extension"), "lazy_import_sox_ext", None)
     return hasattr(torchaudio, "sox_effects") and (extension is None or extension().is_available())
 
 

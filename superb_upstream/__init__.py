@@ -5,11 +5,8 @@ Importing this registers them in `s3prl.hub`, where s3prl is installed.
 
 from importlib.util import find_spec
 
-from m2d_bench.superb_upstream.m2d import hubconf
-from m2d_bench.superb_upstream.upstream import CalcNorm, Statistics, Upstream, entries, load, register
-
-ENTRIES = entries(hubconf)
-"""All names of ours in s3prl's hub."""
+from m2d_bench.superb_upstream.registration import ENTRIES, register
+from m2d_bench.superb_upstream.upstream import CalcNorm, Statistics, Upstream, load
 
 if find_spec("s3prl") is not None:
     register()

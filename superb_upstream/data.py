@@ -10,6 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from m2d_bench import files
 from m2d_bench.errors import DataError
 
@@ -89,12 +91,19 @@ def check(downstream: str, config: Mapping[str, Any]) -> None:
         config: The settings.
 
     Raises:
-        DataError: Names the first place that is missing or empty, what to download and which command prepares it.
+        DataError: Names the first place that is missing or empty, or the first clip of a list that is not there; what to
+            download, and which command prepares it.
     """
     for place in _places(downstream, config):
         fault = "does not exist" if not place.exists() else "" if any(_listed(place)) else "holds no files"
         if fault:
             raise DataError(f"{downstream}: {place} {fault}. {SOURCES[downstream].how.format_map(_read(config))}")
+    missing = _missing_clips(downstream, _read(config))
+    if missing:
+        raise DataError(
+            f"{downstream}: {missing[0]}, which the lists name, does not exist, nor do {len(missing) - 1} others. "
+            f"{SOURCES[downstream].how.format_map(_read(config))}"
+        )
 
 
 def fingerprint(downstream: str, config: Mapping[str, Any]) -> str:
@@ -149,6 +158,25 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings say of the data, by key."""
     expert = config.get("downstream_expert", {})
     return {key: value for section in SECTIONS for key, value in expert.get(section, {}).items()}
+
+
+def _missing_clips(downstream: str, values: Mapping[str, Any]) -> list[str]:
+    """Clips that a task's lists name and that are not there; of tasks whose lists say where, none."""
+    if downstream == "voxceleb1":
+        names = [line.split()[1] for line in Path(values["meta_data"]).read_text().splitlines()]
+        return files.missing_files(
+            Path(values["file_path"], "test", "wav"),
+            files.missing_files(Path(values["file_path"], "dev", "wav"), names),
+        )
+    if downstream == "sv_voxceleb1":
+        trials = Path(values["test_meta_data"]).read_text().splitlines()
+        names = sorted({name for trial in trials for name in trial.split()[1:3]})
+        return files.missing_files(Path(values["file_path"], "test", "wav"), names)
+    if downstream == "fluent_commands":
+        lists = [Path(values["file_path"], "data", f"{split}_data.csv") for split in ("train", "valid", "test")]
+        names = [name for file in lists for name in pd.read_csv(file)["path"]]
+        return files.missing_files(Path(values["file_path"]), names)
+    return []
 
 
 def _places(downstream: str, config: Mapping[str, Any]) -> Iterator[Path]:

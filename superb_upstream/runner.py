@@ -9,6 +9,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ def run(storage: Storage, experiment: Path) -> int:
             limit_workers(config)
             self.fingerprint = data.fingerprint(args.downstream, config)
             super().__init__(args, config)
+            _check_encoder(self, experiment / LOG)
             begun = True
             _note(self)
 
@@ -162,6 +164,18 @@ def _warn_of_statistics(args: argparse.Namespace) -> None:
             args.downstream,
             task,
             own,
+        )
+
+
+def _check_encoder(runner: Any, log: Path) -> None:
+    """Refuses to go on with other weights than an experiment was trained with."""
+    model = runner.upstream.model
+    known = re.findall(rf"^{re.escape(MARK)} encoder (\w+)", log.read_text(encoding="utf-8"), re.MULTILINE)
+    going_on = runner.args.past_exp and not runner.upstream.trainable and isinstance(model, Upstream)
+    if going_on and known and known[-1] != model.encoder.digest:
+        raise UsageError(
+            f"{log.parent} was trained with other weights of {model.name} (digest {known[-1]}, now {model.encoder.digest}). "
+            "Name those with -o args.upstream_ckpt=PATH."
         )
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -251,22 +248,3 @@ def _downloaded(url: str, storage: Storage, refresh: bool) -> str:
         file.unlink(missing_ok=True)
     download.fetch(url, file, manual=f"download it as {file}", option="--cache")
     return str(file)
-
-
-def register(storage: Storage = Storage()) -> None:
-    """Puts the entries of `m2d.hubconf` into `s3prl.hub`, with the cache of weights that they are to use.
-
-    Also while s3prl.hub is being imported, by a line in it that imports this package.
-    """
-    from m2d_bench import compat
-    from m2d_bench.superb_upstream.m2d import hubconf
-
-    compat.restore()
-    hub = import_module("s3prl.hub")
-    for name, entry in entries(hubconf).items():
-        setattr(hub, name, partial(entry, storage=storage))
-
-
-def entries(hubconf: ModuleType) -> dict[str, Callable[..., nn.Module]]:
-    """The public functions of a hubconf module."""
-    return {name: value for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}

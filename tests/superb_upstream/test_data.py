@@ -70,6 +70,17 @@ def test_missing_data_says_what_to_do(task, tmp_path):
         data.check(TASKS[task].downstream, empty)
 
 
+@pytest.mark.parametrize("task", ["ic", "sid", "asv"])
+def test_so_do_clips_that_lists_name(task, tmp_path):
+    root, config = written(task, tmp_path / "a")
+    clip = max((root / "VoxCeleb1" / "test" if task == "asv" else root).rglob("*.wav"))
+    clip.unlink()
+    if task == "sid":  # its lists name no clips of test/
+        max((root / "VoxCeleb1" / "dev").rglob("*.wav")).unlink()
+    with pytest.raises(DataError, match=r"\.wav, which the lists name, does not exist, nor do 0 others. Ask for"):
+        data.check(TASKS[task].downstream, config)
+
+
 def test_an_empty_folder_is_missing_data(tmp_path):
     (tmp_path / "speech_commands_v0.01").mkdir()
     with pytest.raises(DataError, match=r"speech_commands_v0\.01 holds no files"):
