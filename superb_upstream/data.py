@@ -91,8 +91,8 @@ def check(downstream: str, config: Mapping[str, Any]) -> None:
         config: The settings.
 
     Raises:
-        DataError: Names the first place that is missing or empty, or the first clip of a list that is not there; what to
-            download, and which command prepares it.
+        DataError: Names the first place that is missing or empty, or clip of a list that is not there; what to download;
+            and which command prepares it.
     """
     for place in _places(downstream, config):
         fault = "does not exist" if not place.exists() else "" if any(_listed(place)) else "holds no files"
@@ -164,10 +164,9 @@ def _missing_clips(downstream: str, values: Mapping[str, Any]) -> list[str]:
     """Clips that a task's lists name and that are not there; of tasks whose lists say where, none."""
     if downstream == "voxceleb1":
         names = [line.split()[1] for line in Path(values["meta_data"]).read_text().splitlines()]
-        return files.missing_files(
-            Path(values["file_path"], "test", "wav"),
-            files.missing_files(Path(values["file_path"], "dev", "wav"), names),
-        )
+        for part in ("dev", "test"):
+            names = files.missing_files(Path(values["file_path"], part, "wav"), names)
+        return names
     if downstream == "sv_voxceleb1":
         trials = Path(values["test_meta_data"]).read_text().splitlines()
         names = sorted({name for trial in trials for name in trial.split()[1:3]})

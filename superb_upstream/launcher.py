@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     if find_spec("s3prl") is None:
         raise UsageError("s3prl is not installed. Run pip install 'm2d-bench[superb]'.")
     from m2d_bench import compat
-    from m2d_bench.superb_upstream import register
+    from m2d_bench.superb_upstream.registration import register
 
     storage = Storage(data=ours.data, cache=ours.cache)
     register(storage)

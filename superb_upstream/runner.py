@@ -174,8 +174,8 @@ def _check_encoder(runner: Any, log: Path) -> None:
     going_on = runner.args.past_exp and not runner.upstream.trainable and isinstance(model, Upstream)
     if going_on and known and known[-1] != model.encoder.digest:
         raise UsageError(
-            f"{log.parent} was trained with other weights of {model.name} (digest {known[-1]}, now {model.encoder.digest}). "
-            "Name those with -o args.upstream_ckpt=PATH."
+            f"{log.parent} was trained with other weights than {model.name} now is: digest {known[-1]}, now "
+            f"{model.encoder.digest}. Name those with -o args.upstream_ckpt=PATH."
         )
 
 
