@@ -10,6 +10,7 @@ from torch.utils.data import SequentialSampler, WeightedRandomSampler
 
 from m2d_bench import compat
 from m2d_bench.errors import UsageError
+from tests.processes import imported_anew
 
 RATE = 16000
 
@@ -113,6 +114,37 @@ def test_restoring_keeps_what_a_package_has(monkeypatch):
         monkeypatch.setattr(torchaudio, name, "theirs", raising=False)
     compat.restore()
     assert (torchaudio.set_audio_backend, torchaudio.info, torchaudio.load) == ("theirs",) * 3
+
+
+LOADED = "raise OSError('libtorchaudio.so does not load')\n"
+UNAVAILABLE = "class NoSox:\n    is_available = staticmethod(lambda: False)\nlazy_import_sox_ext = lambda: NoSox\n"
+BEFORE_2_9 = {
+    "__init__": "from . import _extension, sox_effects\n",
+    "_extension/__init__": "import importlib.util\n"
+    f"if importlib.util.find_spec('torchaudio.lib._torchaudio'):\n    {LOADED}{UNAVAILABLE}",
+    "lib/_torchaudio": "",
+    "sox_effects": "def apply_effects_file(path, effects):\n    raise OSError\n",
+}
+SINCE_2_9 = {
+    "__init__": "from . import functional\n",
+    "_extension/__init__": LOADED,
+    "functional": "from torchaudio._extension import _IS_TORCHAUDIO_EXT_AVAILABLE, fail_if_no_align\n",
+}
+
+
+@pytest.mark.parametrize("modules", [BEFORE_2_9, SINCE_2_9])
+def test_torchaudio_serves_without_its_compiled_part(modules, tmp_path, monkeypatch):
+    for name, text in modules.items():
+        path = tmp_path / "torchaudio" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with imported_anew("torchaudio"):
+        for _ in range(2):
+            compat.restore()
+            from torchaudio.sox_effects import apply_effects_file
+
+            assert apply_effects_file is compat.apply_effects_file
 
 
 def test_names_that_s3prl_imports_are_there():
