@@ -1,7 +1,8 @@
-"""What s3prl 0.4.18 and X-ARES need of torchaudio, huggingface_hub, catalyst and asteroid and no longer find there.
+"""What s3prl 0.4.18, X-ARES and EVAR need of torchaudio, torchvision, huggingface_hub, catalyst and asteroid and no
+longer find there.
 
-`restore` and `restore_torchaudio` add it to this process alone, and only what is missing: where a package still has a
-name, it keeps it.
+`restore`, `restore_for_evar` and `restore_torchaudio` add it to this process alone, and only what is missing: where a
+package still has a name, it keeps it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +47,15 @@ def restore() -> None:
         _module("sox", Transformer=_Transformer)
     _module("tensorboard.compat.notf")  # TensorBoard's own switch: s3prl's logs need no TensorFlow, slow to import
     torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl's checkpoints hold its arguments
+
+
+def restore_for_evar() -> None:
+    """Makes what EVAR's scripts import importable, as far as it is installed; calling it again changes nothing."""
+    for name, restore_library in (("torchaudio", restore_torchaudio), ("torchvision", import_torchvision)):
+        if find_spec(name):
+            restore_library()
+    if "imp" not in sys.modules and not find_spec("imp"):  # left Python with 3.12
+        _module("imp", reload=importlib.reload)
 
 
 def restore_torchaudio() -> ModuleType:
@@ -235,8 +246,7 @@ def import_torchaudio() -> ModuleType:
     try:
         return importlib.import_module("torchaudio")
     except OSError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]
+        _forget("torchaudio")
 
         def unavailable(function: Any) -> Any:
             return function
@@ -248,6 +258,22 @@ def import_torchaudio() -> ModuleType:
             fail_if_no_align=unavailable,
         )
         return importlib.import_module("torchaudio")
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision; where its compiled operators do not load (CUDA build beside a CPU-only torch), without them."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:
+        _forget("torchvision")
+        _module("torchvision._meta_registrations")
+        return importlib.import_module("torchvision")
+
+
+def _forget(package: str) -> None:
+    """Removes what is left of a package whose import failed."""
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
 
 
 def _info(path: str | Path, *args: Any, **kwargs: Any) -> Any:
