@@ -3,7 +3,11 @@
 import sys
 from pathlib import Path
 
+from m2d_bench.errors import M2DBenchError
 from m2d_bench.evar_adapters.clone import run_script
 
 if __name__ == "__main__":
-    run_script(Path(sys.argv[1]), sys.argv[2:])
+    try:
+        run_script(Path(sys.argv[1]), sys.argv[2:])
+    except M2DBenchError as error:
+        sys.exit(f"ERROR: {error}")

@@ -233,7 +233,10 @@ def _check(cfg: MutableMapping[str, Any], **expected: float) -> None:
     """Raises a UsageError where a setting is another than the encoder needs; an empty one is none."""
     for name, value in expected.items():
         if cfg.get(name) is not None and cfg[name] != value:
-            raise UsageError(f"{name}={cfg[name]}, but {cfg.get('weight_file')} takes {value:g}.")
+            raise UsageError(
+                f"{name}={cfg[name]}, but {cfg.get('weight_file')} takes {value:g}: set it, or take the settings "
+                "m2d_32k_bench for a model at 32 kHz."
+            )
 
 
 def _layers(named: Sequence[int] | None, depth: int) -> list[int]:

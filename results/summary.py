@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results.records import PROBES
+from m2d_bench.results.records import PROBES, variants
 from m2d_bench.results.render import as_csv, interval, render_rows
 from m2d_bench.results.statistics import UNITS, estimate, scale, seed_means
 from m2d_bench.runs import Run, read
@@ -23,15 +23,22 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """One row per run and metric: model, task, protocol, metric, unit, mean and ci95 in that unit, n seeds, seconds (of
     the run, on its first row).
 
-    Runs without a finished seed are left out.
+    Runs without a finished seed are left out. Those of other tools' harnesses are told apart by the settings in which
+    they differ.
     """
-    rows = []
+    runs, rows = list(runs), []
+    others = [run for run in runs if "harness" in run.settings]
+    differences = {run.key: label for run, label in zip(others, variants(others), strict=True) if label}
     for run in runs:
         for rank, metric in enumerate((run.task["metric"], *run.task["other_metrics"])):
             scores = list(seed_means(run, metric).values())
             if not scores:
                 continue
-            about = {"model": _model(run), "task": run.task_title, "protocol": run.protocol}
+            about = {
+                "model": _model(run, differences.get(run.key, "")),
+                "task": run.task_title,
+                "protocol": run.protocol,
+            }
             rows.append({**about, **figures(metric, scores), "seconds": None if rank else _seconds(run)})
     return rows
 
@@ -95,11 +102,12 @@ def model_card(digest: str, folder: str | Path) -> dict[str, str]:
     return {"scores": report(own, "md"), "commands": "\n".join(run.command for run in own if run.command)}
 
 
-def _model(run: Run) -> str:
-    """The encoder's name, and what of it was probed where that is not its own embedding."""
-    asked = [f"{name}={run.settings[name]}" for name in _REPRESENTATION if name in run.settings]
+def _model(run: Run, difference: str) -> str:
+    """The encoder's name, and what of it was probed where that is not its own embedding, or what differs."""
+    if run.protocol in PROBES and "harness" not in run.settings:
+        difference = ", ".join(f"{name}={run.settings[name]}" for name in _REPRESENTATION if name in run.settings)
     name: str = run.encoder["name"]
-    return f"{name} ({', '.join(asked)})" if asked and run.protocol in PROBES else name
+    return f"{name} ({difference})" if difference else name
 
 
 def _seconds(run: Run) -> float | None:
