@@ -28,6 +28,7 @@ from m2d_bench.errors import UsageError
 
 def restore() -> None:
     """Makes s3prl importable; calling it again changes nothing."""
+    import_torch_libraries()
     torchaudio: Any = restore_torchaudio()
     _add(torchaudio, set_audio_backend=lambda backend: None, get_audio_backend=lambda: "soundfile", info=_info)
     if not hasattr(torchaudio, "sox_effects"):
@@ -50,10 +51,9 @@ def restore() -> None:
 
 
 def restore_for_evar() -> None:
-    """Makes what EVAR's scripts import importable, as far as it is installed; calling it again changes nothing."""
-    for name, restore_library in (("torchaudio", restore_torchaudio), ("torchvision", import_torchvision)):
-        if find_spec(name):
-            restore_library()
+    """Makes what EVAR's scripts import importable; calling it again changes nothing."""
+    import_torch_libraries()
+    restore_torchaudio()
     if "imp" not in sys.modules and not find_spec("imp"):  # left Python with 3.12
         _module("imp", reload=importlib.reload)
 
@@ -239,6 +239,13 @@ class _Transformer:
 
     def __init__(self) -> None:
         raise UsageError("This needs SoX: install the program, and pip install sox.")
+
+
+def import_torch_libraries() -> None:
+    """Imports torchaudio and torchvision, as far as they are installed, where other libraries would stop at them."""
+    for name, import_library in (("torchaudio", import_torchaudio), ("torchvision", import_torchvision)):
+        if find_spec(name):
+            import_library()
 
 
 def import_torchaudio() -> ModuleType:

@@ -167,7 +167,7 @@ def test_torchvision_is_there_without_its_compiled_operators(tmp_path, monkeypat
         path.write_text("" if loads and "raise" in text else text)
     monkeypatch.syspath_prepend(str(tmp_path))
     forgotten("torchvision")
-    compat.restore_for_evar()
+    compat.import_torch_libraries()
     from torchvision.transforms import Compose
 
     assert Compose.__module__ == "torchvision.transforms"
