@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shlex
 import stat
 import sys
 import tempfile
@@ -78,11 +79,16 @@ def run(clone: Path, script: str, arguments: Sequence[str]) -> None:
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     _check_task(clone, task, _sample_rate(settings, options))
     with _environment_of_scripts():
-        run_script(clone / f"{script}.py", [str(config), task, *_with_weights(settings, options)])
+        run_script(Path.cwd(), clone / f"{script}.py", [str(config), task, *_with_weights(settings, options)])
 
 
-def run_script(script: Path, arguments: Sequence[str]) -> None:
+def run_script(own: Path, script: Path, arguments: Sequence[str]) -> None:
     """Runs a script of a clone as `python script arguments` in its folder would, our classes being there.
+
+    Args:
+        own: The user's folder, searched last for modules: encoders of one's own may lie there.
+        script: The script.
+        arguments: Its arguments.
 
     Raises:
         DataError, UsageError: It imports what is not there; says what to do.
@@ -90,7 +96,7 @@ def run_script(script: Path, arguments: Sequence[str]) -> None:
     folder = script.resolve().parent
     before = sys.argv, sys.path[:], Path.cwd(), sys.dont_write_bytecode
     sys.argv, sys.dont_write_bytecode = [script.name, *arguments], True
-    sys.path[:] = [str(folder), *sys.path, str(before[2])]  # encoders of one's own may lie in the current folder
+    sys.path[:] = [str(folder), *sys.path, str(own)]
     os.chdir(folder)
     try:
         evar = import_module("evar")
@@ -99,19 +105,28 @@ def run_script(script: Path, arguments: Sequence[str]) -> None:
         setattr(evar, MODULE, module)
         runpy.run_path(str(folder / script.name), run_name="__main__")
     except ModuleNotFoundError as error:
-        if error.name in _OTHERS_FILES:
-            target = f"{error.name.replace('.', '/')}.py"
-            raise DataError(
-                f"{folder}: lacks {target}, which lies in another repository. Run there: curl -L "
-                f"{_OTHERS_FILES[error.name]} -o {target}"
-            ) from error
-        raise UsageError(
-            f"{script.name} imports {error.name}, which is not installed. Run pip install 'm2d-bench[evar]', or "
-            f"pip install {error.name}."
-        ) from error
+        if not error.name:  # in its own words
+            raise
+        raise _lacking(script, error.name) from error
     finally:
         sys.argv, sys.path[:], _, sys.dont_write_bytecode = before
         os.chdir(before[2])
+
+
+def _lacking(script: Path, module: str) -> DataError | UsageError:
+    """The error for a module that a script imports and that is not there."""
+    if not module.startswith("evar."):
+        return UsageError(
+            f"{script.name} imports {module}, which is not installed. Run pip install 'm2d-bench[evar]', or "
+            f"pip install {module}."
+        )
+    file = f"{module.replace('.', '/')}.py"
+    if module not in _OTHERS_FILES:
+        return DataError(f"{script}: imports {file}, which this clone lacks. Get it anew.")
+    return DataError(
+        f"{script}: imports {file}, which lies in another repository. Run in the clone: curl -L "
+        f"{_OTHERS_FILES[module]} -o {file}"
+    )
 
 
 def install(clone: Path) -> list[Path]:
@@ -204,14 +219,13 @@ def _config(clone: Path, config: str) -> Path:
 
 def _absolute(name: str) -> str:
     """A model's name, or a path, whose paths of the current folder are absolute: the script runs in another."""
-    parts = re.split("([:@])", name)
-    if name in zoo.RELEASED or Path(name).exists():
-        parts = [name]
-    found = [Path(part).expanduser() for part in parts]
-    whole = len(parts) == 1 and name not in zoo.RELEASED
+    if name in zoo.RELEASED:
+        return name
+    if (path := Path(name).expanduser()).exists():
+        return str(path.absolute())
+    paths = [(part, Path(part).expanduser()) for part in re.split("([:@])", name)]
     return "".join(
-        str(path.absolute()) if path.is_file() or (path.is_dir() and (whole or "/" in part)) else part
-        for part, path in zip(parts, found, strict=True)
+        str(path.absolute()) if path.is_file() or ("/" in part and path.is_dir()) else part for part, path in paths
     )
 
 
@@ -231,7 +245,7 @@ def _with_weights(settings: Mapping[str, Any], options: Sequence[str]) -> list[s
 def _sample_rate(settings: Mapping[str, Any], options: Sequence[str]) -> int:
     """The sample rate of the settings, as the options change it."""
     given = re.search(r"\bsample_rate=(\d+)", " ".join(options))
-    return int(given[1]) if given else settings["sample_rate"]
+    return int(given[1]) if given else settings.get("sample_rate", 16000)
 
 
 def _check_task(clone: Path, task: str, sample_rate: int) -> None:
@@ -262,20 +276,19 @@ def _check_task(clone: Path, task: str, sample_rate: int) -> None:
 
 @contextmanager
 def _environment_of_scripts() -> Iterator[None]:
-    """What scripts that a script starts find: first on the PATH a `python` that gives them our classes, for
-    2pass_lineareval starts lineareval with it; the current folder's modules; and the cache.
+    """Puts a `python` first on the PATH that gives scripts our classes: 2pass_lineareval starts lineareval with it. The
+    cache stays where the current folder has it.
 
     Raises:
-        DataError: One of them failed, which EVAR passes over.
+        DataError: A script that was started with it failed, which EVAR passes over.
     """
     with tempfile.TemporaryDirectory() as folder:
         wrapper, failed = Path(folder) / "python", Path(folder) / "failed"
-        command = f'"{sys.executable}" -m m2d_bench.evar_adapters "$@"'
-        wrapper.write_text(f'#!/bin/sh\n{command} || {{ touch "{failed}"; exit 1; }}\n')
+        command = shlex.join([sys.executable, "-m", "m2d_bench.evar_adapters", os.getcwd()])
+        wrapper.write_text(f'#!/bin/sh\n{command} "$@" || {{ touch {failed}; exit 1; }}\n')
         wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
         before = dict(os.environ)
         os.environ["PATH"] = f"{folder}{os.pathsep}{before['PATH']}"
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before.get("PYTHONPATH"), os.getcwd())))
         if cache := before.get("M2D_BENCH_CACHE"):
             os.environ["M2D_BENCH_CACHE"] = str(Path(cache).expanduser().absolute())
         try:

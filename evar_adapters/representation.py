@@ -70,6 +70,7 @@ class _Representation(BaseAudioRepr):  # type: ignore[misc]
             found = checkpoint.with_input(found, int(frames))
         self.encoder = M2DEncoder.from_checkpoint(found)
         self.labels: Labels | None = None
+        self.takes_log_mel = False
         _check_spectrogram(cfg, self.encoder.front_end)
         self.encoder.requires_grad_(True)
         self.encoder.vit.pos_embed.requires_grad_(False)
@@ -95,9 +96,19 @@ class _Representation(BaseAudioRepr):  # type: ignore[misc]
                 clip_seconds=self.cfg["unit_samples"] / self.encoder.sample_rate,
             )
 
+    def precompute_lms(self, device: Any, data_loader: Any) -> None:
+        """The same for EVAR's task as, whose clips are log-mel spectrograms [B, 1, 80, frames], not normalised."""
+        self.precompute(device, data_loader)
+        self.takes_log_mel = True
+
     def encode_frames(self, wave: Tensor) -> Tensor:
         """[B, samples] → [B, D, T]; while patches are dropped in training, T counts the patches that stay."""
-        log_mel, frames = self.encoder.log_mel(wave.float(), torch.full((len(wave),), wave.shape[-1]))
+        length = torch.full((len(wave),), wave.shape[-1])
+        if self.takes_log_mel:
+            mean, std = self.encoder.config.norm_stats
+            log_mel, frames = (wave.float() - mean) / std, length
+        else:
+            log_mel, frames = self.encoder.log_mel(wave.float(), length)
         if self.training:
             log_mel = self.augment_if_training(log_mel)
             if self.patchout:
@@ -138,9 +149,10 @@ def _rename_saved(ar: _Representation, state: dict[str, Any], prefix: str, metad
 
 def _rename_loaded(ar: _Representation, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Takes the encoder's tensors from the keys of M2D's own class; the others are not needed here."""
+    names = ar.encoder.vit.state_dict().keys()
     for key in [key for key in state if key.startswith(prefix + _RUNTIME)]:
         tensor, inner = state.pop(key), key.removeprefix(prefix + _BACKBONE)
-        if inner in ar.encoder.vit.state_dict():
+        if inner in names:
             state[prefix + _OURS + inner] = tensor
 
 

@@ -84,7 +84,7 @@ def test_a_wrong_call_says_what_is_wrong(words, says, evar, capsys):
 def started(monkeypatch):
     """What a script is started with."""
     words = []
-    monkeypatch.setattr(clone, "run_script", lambda script, arguments: words.extend(arguments))
+    monkeypatch.setattr(clone, "run_script", lambda own, script, arguments: words.extend(arguments))
     return words
 
 
@@ -135,7 +135,7 @@ def test_evar_is_told_the_weights_that_settings_of_ours_leave_open(
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        ("evar.sampler", r"lacks evar/sampler.py.* curl -L https://raw.*/for_evar/sampler.py -o evar/sampler.py"),
+        ("evar.sampler", r"imports evar/sampler.py.* curl -L https://raw.*/for_evar/sampler.py -o evar/sampler.py"),
         ("no_such_package", r"imports no_such_package.*pip install 'm2d-bench\[evar\]'"),
     ],
 )

@@ -80,6 +80,13 @@ def test_statistics_are_the_settings_or_the_checkpoints_and_never_the_data_sets(
     torch.testing.assert_close(ar(noise()), encoder(norm_stats=(-5.0, 3.0)).scene_embeddings(noise()))
 
 
+def test_spectrograms_that_evar_reads_of_audioset_are_taken(classes):
+    ar = classes.AR_M2D(dict(BASE)).eval()
+    expected, log_mel = ar(noise()), ar.encoder.front_end(noise())
+    ar.precompute_lms("cpu", [])
+    torch.testing.assert_close(ar(log_mel), expected)
+
+
 def test_dur_frames_is_one_pass_encoding(classes):
     ar = classes.AR_M2D({**BASE, "dur_frames": 256}).eval()
     expected = encoder(encoding="one_pass", dur_frames=256).scene_embeddings(noise())
