@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="any name of m2d-bench models")
     parser.add_argument("--model-options", type=json.loads, default={}, metavar="JSON", help="as heareval takes them")
     parser.add_argument(
-        "--embeddings-dir", type=Path, default=Path("embeddings"), help="a folder a model is made in it"
+        "--embeddings-dir", type=Path, default=Path("embeddings"), help="in it each model gets a folder"
     )
     known, others = parser.parse_known_args()
     options = {"model_file_path": known.model, **known.model_options}

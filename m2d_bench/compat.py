@@ -271,7 +271,7 @@ def import_torchvision() -> ModuleType:
     """torchvision; where its compiled operators do not load (CUDA build beside a CPU-only torch), without them."""
     try:
         return importlib.import_module("torchvision")
-    except RuntimeError:
+    except (OSError, RuntimeError):
         _forget("torchvision")
         _module("torchvision._meta_registrations")
         return importlib.import_module("torchvision")

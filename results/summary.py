@@ -28,17 +28,14 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """
     runs, rows = list(runs), []
     others = [run for run in runs if "harness" in run.settings]
-    differences = {run.key: label for run, label in zip(others, variants(others), strict=True) if label}
+    differences = iter(variants(others))
     for run in runs:
+        model = _model(run, next(differences) if "harness" in run.settings else "")
         for rank, metric in enumerate((run.task["metric"], *run.task["other_metrics"])):
             scores = list(seed_means(run, metric).values())
             if not scores:
                 continue
-            about = {
-                "model": _model(run, differences.get(run.key, "")),
-                "task": run.task_title,
-                "protocol": run.protocol,
-            }
+            about = {"model": model, "task": run.task_title, "protocol": run.protocol}
             rows.append({**about, **figures(metric, scores), "seconds": None if rank else _seconds(run)})
     return rows
 
@@ -103,11 +100,11 @@ def model_card(digest: str, folder: str | Path) -> dict[str, str]:
 
 
 def _model(run: Run, difference: str) -> str:
-    """The encoder's name, and what of it was probed where that is not its own embedding, or what differs."""
-    if run.protocol in PROBES and "harness" not in run.settings:
-        difference = ", ".join(f"{name}={run.settings[name]}" for name in _REPRESENTATION if name in run.settings)
+    """The encoder's name, and what tells the run from others, or what of it was probed instead of its embedding."""
+    asked = [f"{name}={run.settings[name]}" for name in _REPRESENTATION if name in run.settings]
+    about = difference or (", ".join(asked) if run.protocol in PROBES else "")
     name: str = run.encoder["name"]
-    return f"{name} ({difference})" if difference else name
+    return f"{name} ({about})" if about else name
 
 
 def _seconds(run: Run) -> float | None:
