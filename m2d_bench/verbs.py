@@ -129,8 +129,14 @@ def predict(
     """
     predicting.check_format(style)
     names = predicting.read_classes(head.classes.expanduser()) if head.classes else None
-    told = {"classes": names, "multilabel": head.multilabel, "clip_seconds": head.clip_seconds}
-    classifier = zoo.load_classifier(model, **told, compute=compute, storage=storage)
+    classifier = zoo.load_classifier(
+        model,
+        classes=names,
+        multilabel=head.multilabel,
+        clip_seconds=head.clip_seconds,
+        compute=compute,
+        storage=storage,
+    )
     sounds, missing = _sound_files(files)
     predictions, failures = predicting.predict_files(classifier, sounds, compute, top)
     return Output(predicting.render(predictions, style) if predictions else "", (*missing, *failures))

@@ -156,7 +156,9 @@ def test_clips_are_padded_to_a_duration_that_the_model_does_not_say(tmp_path, so
     words = ["--format", "csv", "--device", "cpu", "--precision", "fp32"]
     main(["predict", str(folder), str(sounds[0]), "--clip-seconds", "5", *words])
     main(["predict", str(folder), str(tmp_path / "padded.wav"), *words])
-    told, padded = [block.splitlines()[1:] for block in capsys.readouterr().out.split("file,rank,class,probability")[1:]]
+    told, padded = [
+        block.splitlines()[1:] for block in capsys.readouterr().out.split("file,rank,class,probability")[1:]
+    ]
     assert len(told) == 3
     assert [line.split(",")[1:] for line in told] == [line.split(",")[1:] for line in padded]
 
