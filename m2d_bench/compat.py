@@ -1,7 +1,8 @@
-"""What s3prl 0.4.18 and X-ARES need of torchaudio, huggingface_hub, catalyst and asteroid and no longer find there.
+"""What s3prl 0.4.18, X-ARES and EVAR need of torchaudio, torchvision, huggingface_hub, catalyst and asteroid and no
+longer find there.
 
-`restore` and `restore_torchaudio` add it to this process alone, and only what is missing: where a package still has a
-name, it keeps it.
+`restore`, `restore_for_evar` and `restore_torchaudio` add it to this process alone, and only what is missing: where a
+package still has a name, it keeps it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +29,7 @@ from m2d_bench.errors import UsageError
 
 def restore() -> None:
     """Makes s3prl importable; calling it again changes nothing."""
+    import_torch_libraries()
     torchaudio: Any = restore_torchaudio()
     _add(torchaudio, set_audio_backend=lambda backend: None, get_audio_backend=lambda: "soundfile", info=_info)
     if not _has_sox(torchaudio):
@@ -47,6 +50,14 @@ def restore() -> None:
     _module("tensorboard.compat.notf")  # TensorBoard's own switch: s3prl's logs need no TensorFlow, slow to import
     logging.getLogger("s3prl.upstream.espnet_hubert.expert").setLevel(logging.ERROR)  # that ESPnet is not installed
     torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl's checkpoints hold its arguments
+
+
+def restore_for_evar() -> None:
+    """Makes what EVAR's scripts import importable; calling it again changes nothing."""
+    import_torch_libraries()
+    restore_torchaudio()
+    if "imp" not in sys.modules and not find_spec("imp"):  # left Python with 3.12
+        _module("imp", reload=importlib.reload)
 
 
 def restore_torchaudio() -> ModuleType:
@@ -232,6 +243,13 @@ class _Transformer:
         raise UsageError("This needs SoX: install the program, and pip install sox.")
 
 
+def import_torch_libraries() -> None:
+    """Imports torchaudio and torchvision, as far as they are installed, where other libraries would stop at them."""
+    for name, import_library in (("torchaudio", import_torchaudio), ("torchvision", import_torchvision)):
+        if find_spec(name):
+            import_library()
+
+
 def import_torchaudio() -> ModuleType:
     """torchaudio; where its compiled extension does not load (CUDA build beside a CPU-only torch), without it."""
     try:
@@ -267,6 +285,16 @@ def _has_sox(torchaudio: Any) -> bool:
     """Whether SoX effects run: torchaudio 2.9 removed them; before, they need its compiled part and SoX's library."""
     extension = getattr(sys.modules.get("torchaudio._extension"), "lazy_import_sox_ext", None)
     return hasattr(torchaudio, "sox_effects") and (extension is None or extension().is_available())
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision; where its compiled operators do not load (CUDA build beside a CPU-only torch), without them."""
+    try:
+        return importlib.import_module("torchvision")
+    except (OSError, RuntimeError):
+        _forget("torchvision")
+        _module("torchvision._meta_registrations")
+        return importlib.import_module("torchvision")
 
 
 def _info(path: str | Path, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,8 @@
 """What is restored for s3prl: right where it can be compared, and never over what is there."""
 
 import argparse
+import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -167,3 +169,47 @@ def test_s3prls_checkpoints_load_without_running_code(tmp_path):
     compat.restore()
     torch.save({"Args": argparse.Namespace(seed=1), "Step": 3}, tmp_path / "states-3.ckpt")
     assert torch.load(tmp_path / "states-3.ckpt")["Args"].seed == 1
+
+
+TORCHVISION = {
+    "__init__.py": "from torchvision import _meta_registrations, transforms\n",
+    "_meta_registrations.py": "raise RuntimeError('operator torchvision::nms does not exist')\n",
+    "transforms.py": "class Compose: ...\n",
+}
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """Removes a package from the modules imported, for one test."""
+
+    def forget(package):
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+
+    yield forget
+    for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "imp")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_torchvision_is_there_without_its_compiled_operators(tmp_path, monkeypatch, forgotten, loads):
+    for name, text in TORCHVISION.items():
+        path = tmp_path / "torchvision" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("" if loads and "raise" in text else text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forgotten("torchvision")
+    compat.import_torch_libraries()
+    from torchvision.transforms import Compose
+
+    assert Compose.__module__ == "torchvision.transforms"
+    assert hasattr(sys.modules["torchvision._meta_registrations"], "__file__") == loads
+
+
+def test_imp_is_there_where_python_left_it_out(monkeypatch, forgotten):
+    forgotten("imp")
+    monkeypatch.setattr(compat, "find_spec", lambda name: None)
+    compat.restore_for_evar()
+    from imp import reload
+
+    assert reload is importlib.reload

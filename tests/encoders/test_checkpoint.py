@@ -98,6 +98,9 @@ def test_evar_fine_tuned_checkpoints_give_encoder_and_head(tmp_path, state, inpu
     copy = tmp_path / NAME / "copy.pth"
     checkpoint.save(found, copy)
     assert checkpoint.read(copy).head.keys() == found.head.keys()
+    assert {key for key in wrapped if ".head." in key} - set(torch.load(copy)["model"]) == {
+        "module.head.norm.num_batches_tracked"
+    }
 
 
 def test_norm_stats_are_found_wherever_a_wrapper_put_them(tmp_path, state):
