@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from m2d_bench import audio, tasks
 from m2d_bench.encoders import checkpoint, zoo
+from m2d_bench.encoders.baseline import NAME as LOG_MEL
 from m2d_bench.encoders.checkpoint import Checkpoint
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.errors import UsageError
@@ -40,6 +41,8 @@ def linear(
 ) -> Output:
     """Evaluate an encoder on tasks: mean ± 95% CI over seeds.
 
+    Without --tasks, on the built-in ones, beside m2d_tiny (that one beside random weights), the log-mel and chance.
+
     Args:
         model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.
         task_names: Names separated by commas or spaces, see m2d-bench tasks; your own data by its path, FOLDER of class
@@ -49,16 +52,29 @@ def linear(
         settings: How to evaluate.
     """
     by_layer = settings.layer == "all"
-    render = resolve(f"m2d_bench.results:{'layer_report' if by_layer else 'report'}")
+    beside = task_names == tasks.BUILT_IN and baseline is None and settings.own_embedding
+    render = resolve(f"m2d_bench.results:{'overview' if beside else 'layer_report' if by_layer else 'report'}")
     resolve("m2d_bench.results:check_format")(style)
-    failures: tuple[str, ...] = ()
-    try:
-        runs: Sequence[Run] = evaluation.linear(model, task_names, settings, baseline)
-    except TasksFailed as error:
-        runs, failures = error.runs, error.messages
+    runs: list[Run] = []
+    failures: dict[str, None] = {}
+    for name in _with_references(model) if beside else [model]:
+        try:
+            runs += evaluation.linear(name, task_names, settings, baseline)
+        except TasksFailed as error:
+            runs += error.runs
+            failures |= dict.fromkeys(error.messages)
     if by_layer:
         resolve("m2d_bench.results.plots.curves:draw_layers")(runs, settings.runs_root)
-    return Output(render(runs, style) if runs else "", failures)
+    text = render(runs, style) if runs else ""
+    if beside and text and style == "text":
+        text += f"\nRecords: {settings.runs_root}. Next: --model own.py:Own, --tasks FOLDER; m2d-bench report."
+    return Output(text, tuple(failures))
+
+
+def _with_references(model: str) -> list[str]:
+    """The model, and what shows how far it has come: m2d_tiny, or its random weights, and the log-mel."""
+    other = f"{zoo.RANDOM}{zoo.DEFAULT}" if model == zoo.DEFAULT else zoo.DEFAULT
+    return list(dict.fromkeys((model, other, LOG_MEL)))
 
 
 def embed(
@@ -205,7 +221,13 @@ def show_model(model: str, /, *, storage: Annotated[Storage, Flat] = Storage()) 
 
 @MODELS.command(name="convert")
 def convert_model(
-    model: str, output: Path, /, *, encoder_only: bool = False, storage: Annotated[Storage, Flat] = Storage()
+    model: str,
+    output: Path,
+    /,
+    *,
+    encoder_only: bool = False,
+    half: bool = False,
+    storage: Annotated[Storage, Flat] = Storage(),
 ) -> Output:
     """Write a model as .pth in the released format, or as .safetensors with the configuration inside.
 
@@ -213,13 +235,14 @@ def convert_model(
         model: m2d_tiny, a released name, a path, or random:NAME.
         output: The file.
         encoder_only: Leave out predictor, target encoder, projections and head.
+        half: Round the weights to float16.
         storage: Cache folder of the weights.
     """
     output = output.expanduser()
     loaded = zoo.read(model, storage=storage)
     if encoder_only:
         loaded = replace(loaded, extras={}, head={}, labels=None)
-    checkpoint.save(loaded, output)
+    checkpoint.save(loaded.half() if half else loaded, output)
     again = checkpoint.read(output).config
     if replace(again, name=loaded.config.name) != loaded.config:
         output.unlink()

@@ -98,13 +98,14 @@ class Sheet:
     right_aligned: range = range(0)
 
 
-def render(comparison: Comparison, style: str) -> str:
-    """A comparison in one of FORMATS."""
+def render(comparison: Comparison, style: str, *, by_task: bool = False) -> str:
+    """A comparison in one of FORMATS, with a row a model, or a row a task."""
     if style == "json":
         return json.dumps({"title": comparison.title, "cells": list(cells(comparison))}, indent=1, ensure_ascii=False)
     if style == "csv":
         return as_csv(list(cells(comparison)))
-    return _FORMATS[style](_Renderer(comparison, _MARKUP[style]).sheet())
+    renderer = _Renderer(comparison, _MARKUP[style])
+    return _FORMATS[style](renderer.sheet_by_task() if by_task else renderer.sheet())
 
 
 def render_rows(header: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:
@@ -171,24 +172,36 @@ class _Renderer:
         self.decimals = {column: self._decimals(column) for column in comparison.columns}
 
     def sheet(self) -> Sheet:
-        """The whole table."""
+        """A row a model and a column a task."""
         first = 1 + len(self.details)
+        headings = [self.markup.line.join(map(self.markup.escape, lines)) for lines in self._headings()]
         return Sheet(
             title=self.comparison.title,
-            header=self._header(),
+            header=["model", *(name for _, name in self.details), *headings, "source"],
             sections=self._sections(),
             legend=self._legend(),
             right_aligned=range(first, first + len(self.comparison.columns)),
         )
 
-    def _header(self) -> list[str]:
-        columns = self.comparison.columns
-        several_protocols = len({column.protocol for column in columns}) > 1
-        headings = [
-            self.markup.line.join(map(self.markup.escape, self._heading(column, several_protocols)))
-            for column in columns
-        ]
-        return ["model", *(heading for _, heading in self.details), *headings, "source"]
+    def sheet_by_task(self) -> Sheet:
+        """A row a task and a column a model; what all tasks count stands in the corner."""
+        headings = self._headings()
+        shared = headings[0][1:] if len({tuple(counted) for _, *counted in headings}) == 1 else []
+        labels = [self.markup.escape(", ".join(heading[:1] if shared else heading)) for heading in headings]
+        models, *cells, _ = zip(*(row for _, rows in self._sections() for row in rows), strict=True)
+        cells.append(tuple(", ".join(map(str, sorted(_counts(row)))) for row in self.comparison.rows))
+        names = [*(name for _, name in self.details), *labels, "n"]
+        return Sheet(
+            title=self.comparison.title,
+            header=[self.markup.escape(", ".join(shared) or "task"), *models],
+            sections=[("", [[name, *line] for name, line in zip(names, cells, strict=True)])],
+            legend=self._legend(),
+            right_aligned=range(1, 1 + len(models)),
+        )
+
+    def _headings(self) -> list[list[str]]:
+        several_protocols = len({column.protocol for column in self.comparison.columns}) > 1
+        return [self._heading(column, several_protocols) for column in self.comparison.columns]
 
     def _sections(self) -> list[tuple[str, list[list[str]]]]:
         """Neighbouring rows that have the same section."""
@@ -203,7 +216,7 @@ class _Renderer:
         escape, markup = self.markup.escape, self.markup
         lines = [
             f"{markup.best.format('best')}, {markup.second.format('second')}; "
-            + escape(f"≈ ties with the best within the 95% interval of the difference; {MISSING} no number.")
+            + escape(f"≈ ties with the best (95% interval of the difference); {MISSING} none.")
         ]
         if self.comparison.baseline:
             lines.append(

@@ -13,6 +13,9 @@ import soundfile
 
 from m2d_bench import runs
 from m2d_bench.cli import VERBS, main
+from m2d_bench.errors import DataError
+from m2d_bench.runs import TasksFailed
+from tests.results.test_overview import built_in
 
 ROOT = Path(__file__).parent.parent
 MODEL = "random:m2d_vit_tiny-80x208p16x16"
@@ -55,6 +58,35 @@ def test_linear_prints_one_table(capsys, options):
     assert len(lines) == 3
     assert lines[2].startswith("small ")
     assert " ± " in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "models"),
+    [
+        ("", ["m2d_tiny", "random:m2d_tiny", "logmel"]),
+        ("--model own.py:Own --probe knn", ["own.py:Own", "m2d_tiny", "logmel"]),
+        ("--model logmel --runs elsewhere", ["logmel", "m2d_tiny"]),
+        ("--model logmel --tasks events", None),
+        ("--model m2d_tiny --pooling max", None),
+        ("--baseline logmel", None),
+    ],
+)
+def test_the_built_in_tasks_are_shown_beside_references(capsys, monkeypatch, words, models):
+    def linear(model, names, settings, baseline):
+        records = [run for run in built_in(model, 0.5) if run.task["name"] in names]
+        raise TasksFailed({"gm_pitch": DataError("no pretty_midi")}, records[:2])
+
+    monkeypatch.setattr("m2d_bench.evaluation.linear.linear", linear)
+    code, out, err = run(capsys, "linear", *words.split())
+    assert code == 1
+    assert err == "ERROR: gm_pitch failed: no pretty_midi\n"
+    if models is None:
+        assert "chance" not in out
+        return
+    assert out.splitlines()[1].split()[3:] == [*models, "chance"]
+    folder = "elsewhere" if "--runs" in words else "runs"
+    assert out.endswith(f"\nRecords: {folder}. Next: --model own.py:Own, --tasks FOLDER; m2d-bench report.\n")
+    assert "Records" not in run(capsys, "linear", *words.split(), "--format", "md")[1]
 
 
 @pytest.mark.parametrize("style", ["md", "csv", "json", "latex", "html"])

@@ -85,6 +85,11 @@ class LinearSettings(ProbeSettings, Compute, Storage):
     on_bad_file: OnBadFile = "stop"
 
     @property
+    def own_embedding(self) -> bool:
+        """Whether it is an encoder's own embedding that is probed, which every encoder has."""
+        return self.layer is None and not self.pooling and self.encoding is None
+
+    @property
     def until(self) -> float | None:
         """The half width that ends the runs, in the table's unit; None where their number is given."""
         return float(self.seeds.removeprefix("until=")) if isinstance(self.seeds, str) else None

@@ -249,6 +249,20 @@ def test_models_are_converted_both_ways_and_read_as_what_they_are(tmp_path, caps
     assert not (tmp_path / "x.pth").exists()
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_model_of_half_the_size_is_the_same_up_to_rounding(tmp_path, suffix):
+    source = next(next(f for f in GOLDEN if f.name.startswith("m2d_vit")).glob("*.pth"))
+    path = tmp_path / source.parent.name / f"half.{suffix}"
+    path.parent.mkdir()
+    assert main(["models", "convert", str(source), str(path), "--half", "--encoder-only"]) == 0
+    before, after = checkpoint.read(source), checkpoint.read(path)
+    assert path.stat().st_size == pytest.approx(2 * sum(t.numel() for t in before.encoder.values()), abs=16000)
+    assert after.config == replace(before.config, name=after.config.name)
+    for key, tensor in after.encoder.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before.encoder[key].half().float())
+
+
 def test_msm_mae_of_2022_is_read_with_biases_of_q_and_v_and_without_class_token(tmp_path, state, caplog):
     del state["cls_token"], state["norm_stats"]
     state["pos_embed"] = state["pos_embed"][:, 1:]
