@@ -3,9 +3,9 @@
     python benchmarks/ablation.py DATA FOLDER [--recipe m2d_tiny_cpu] [--epochs 12] [--variants "NAME=VALUE …" …]
 
 Pre-trains the recipe once for each variant, a few changes as `pretrain --set` takes them ("" for none), on DATA as
-`pretrain --data` takes it; evaluates each by linear probes on the built-in tasks, beside log-mel and random weights; and
-prints a Markdown table: the effective rank of held-out features, their loss, mean accuracy and each task's. What FOLDER
-holds already is not computed again, and a killed training goes on.
+`pretrain --data` takes it; evaluates each by linear probes, beside log-mel and random weights; and prints a Markdown
+table: effective rank and loss of held-out clips, mean accuracy and each task's. What FOLDER holds already is not
+computed again, and a killed training goes on.
 """
 
 from __future__ import annotations

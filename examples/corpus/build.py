@@ -5,10 +5,10 @@
 Needs Debian or Ubuntu with apt-get and dpkg-deb; nothing is installed. Packages are named in packages.csv beside this
 file; one that cannot be fetched is left out, and said. Killed, it goes on where it was when called again.
 
-Left out are files that cannot be decoded, that are shorter than 0.1 s or silent, that are the same byte by byte or sample
-by sample as one before, or as a clip of an evaluation task: the built-in ones and those of the folders after --not-in.
-Of each of the others at most so many minutes are taken; a package's files follow each other without a gap and are cut
-into clips of so many seconds, so that all weigh by their length. FOLDER/log_mels is what `pretrain --data` reads.
+Left out are files that cannot be decoded, that are shorter than 0.1 s or silent, and that are the same, byte by byte or
+sample by sample, as one before or as a clip of an evaluation: of the built-in tasks or in a folder after --not-in. Of
+each of the others at most so many minutes are taken; a package's files follow each other without a gap and are cut into
+clips of so many seconds, so that all weigh by their length. FOLDER/log_mels is what `pretrain --data` reads.
 """
 
 from __future__ import annotations
