@@ -1,0 +1,70 @@
+"""Which values of a recipe learn most in a short pre-training?
+
+    python benchmarks/ablation.py DATA FOLDER [--recipe m2d_tiny_cpu] [--epochs 12] [--variants "NAME=VALUE …" …]
+
+Pre-trains the recipe once for each variant, a few changes as `pretrain --set` takes them ("" for none), on DATA as
+`pretrain --data` takes it; evaluates each by linear probes, beside log-mel and random weights; and prints a Markdown
+table: effective rank and loss of held-out clips, mean accuracy and each task's. What FOLDER holds already is not
+computed again, and a killed training goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from m2d_bench import linear, tasks
+from m2d_bench.pretrain import recipe as recipes
+from m2d_bench.pretrain import weights
+from m2d_bench.pretrain.inputs import Inputs
+from m2d_bench.pretrain.run import RunSettings, pretrain
+from m2d_bench.results.statistics import seed_means
+from m2d_bench.settings import file_name
+from m2d_bench.training.log import METRICS
+from m2d_bench.training.recipes import parse
+
+
+def train(folder: Path, variant: str, arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """Path of a variant's checkpoint, and the last effective rank and loss of held-out clips."""
+    epochs = {"epochs": arguments.epochs, "warmup_epochs": max(1, arguments.epochs // 10)}
+    recipe = recipes.load(arguments.recipe, changes={**epochs, **parse(variant.split())})
+    settings = RunSettings(save_epochs=0, watch_epochs=1, workers=1, resume=any(folder.rglob("resume.pt")))
+    path = pretrain(recipe, Inputs(data=arguments.data), folder, settings)
+    records = map(json.loads, (path.parent / METRICS).read_text().splitlines())
+    *_, last = (record for record in records if "held_out/loss" in record)
+    return str(path), [f"{last['held_out/effective_rank']:.1f}", f"{last['held_out/loss']:.4f}"]
+
+
+def accuracies(model: str, arguments: argparse.Namespace) -> list[str]:
+    """Mean accuracy in % over the tasks, and of each."""
+    scores = []
+    for run in linear(model, arguments.tasks, seeds=arguments.seeds, runs=arguments.folder / "runs"):
+        means = seed_means(run).values()
+        scores.append(100 * sum(means) / len(means))
+    return [f"{score:.1f}" for score in (sum(scores) / len(scores), *scores)]
+
+
+def main() -> None:
+    """Trains what is missing, evaluates, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--recipe", default="m2d_tiny_cpu")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--variants", nargs="+", default=[""])
+    parser.add_argument("--tasks", nargs="+", default=list(tasks.BUILT_IN))
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    vit = recipes.load(arguments.recipe).vit
+    print(f"| variant | rank | loss | mean | {' | '.join(arguments.tasks)} |")
+    print(f"|---|{'---:|' * (3 + len(arguments.tasks))}")
+    for model in ("logmel", f"random:{weights.name_of('m2d', vit, 16000, '')}"):
+        print(f"| {model} | – | – | {' | '.join(accuracies(model, arguments))} |", flush=True)
+    for variant in arguments.variants:
+        path, watched = train(arguments.folder / (file_name(variant) or "recipe"), variant, arguments)
+        print(f"| {variant or arguments.recipe} | {' | '.join(watched + accuracies(path, arguments))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
