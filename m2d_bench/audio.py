@@ -35,8 +35,8 @@ LOUDEST = 1e15
 _LOUD = 10.0
 """Peak from which samples are surely in another unit than full scale: decoders overshoot 1 by little."""
 
-_BLOCK = 2**16
-"""Frames that are decoded at once."""
+_BLOCK = 2**20
+"""Samples of all channels that are decoded at once: few calls, for threads wait for each other between them."""
 
 SAMPLE_BYTES = 3 * 4
 """Memory of a mono sample, of which there is room for up to two while they are decoded, and which is resampled."""
@@ -250,7 +250,9 @@ def _is_pointer(path: str | os.PathLike[str]) -> bool:
 
 def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
     """Decodes up to so many frames in blocks, [n, channels] float32."""
-    size = mp3.FRAME if file.endless else _BLOCK  # a file that ends within a frame loses its last block
+    size = _BLOCK // file.channels
+    if file.endless:  # a file that ends within a frame loses its last block
+        size = mp3.FRAME
     integers = file.subtype == "PCM_16" and file.format in _PLAIN
     while frames > 0:
         try:
