@@ -91,8 +91,8 @@ def check(downstream: str, config: Mapping[str, Any]) -> None:
         config: The settings.
 
     Raises:
-        DataError: Names the first place that is missing or empty, or clip of a list that is not there; what to download;
-            and which command prepares it.
+        DataError: Names the first place that is missing or empty, or listed clip that is missing, what to download, and
+            which command prepares it.
     """
     for place in _places(downstream, config):
         fault = "does not exist" if not place.exists() else "" if any(_listed(place)) else "holds no files"

@@ -104,10 +104,11 @@ def _settings_of(past: Path | None, ours: argparse.Namespace, words: Sequence[st
     """
     with _argv(words):
         arguments = _parsed()
+    config: dict[str, Any]
     if past:
         saved = torch.load(past, map_location="cpu", weights_only=True)
-        config, mode, arguments = saved["Config"], arguments.mode, saved["Args"]
-        arguments.mode = mode
+        saved["Args"].mode = arguments.mode
+        config, arguments = saved["Config"], saved["Args"]
     else:
         clones = Path("downstream") / ours.downstream / "config.yaml"
         file = ours.config or (clones if ours.s3prl_settings and clones.is_file() else None)

@@ -70,7 +70,8 @@ def run(storage: Storage, experiment: Path) -> int:
         def _get_downstream(self) -> Any:
             _warn_of_statistics(self.args)
             _check_trainable(self.upstream)
-            _check_frames(self.args.downstream, self.featurizer.model.downsample_rate)
+            featurizer: Any = self.featurizer.model
+            _check_frames(self.args.downstream, featurizer.downsample_rate)
             prepare(self.args.downstream, self.config, storage, self.fingerprint)
             return super()._get_downstream()
 
