@@ -199,15 +199,19 @@ def _check_frames(downstream: str, rate: int) -> None:
 
 
 def _undoing(folder: Path) -> Callable[[], None]:
-    """What removes whatever a folder holds more than now, and the folder if it is not there now."""
+    """What removes what s3prl writes into a folder before a run begins, and the folder if it is not there now.
+
+    What another process wrote meanwhile, such as checkpoints, stays.
+    """
     there = {path for path in (folder, *folder.parents) if path.exists()}
     before = set(folder.iterdir()) if folder in there else set()
 
     def undo() -> None:
         for path in set(folder.iterdir()) - before if folder.exists() else ():
-            path.unlink()
+            if path.name == LOG or path.suffix in (".yaml", ".yml"):
+                path.unlink()
         for path in (folder, *folder.parents):
-            if path in there:
+            if path in there or not path.exists() or any(path.iterdir()):
                 break
             path.rmdir()
 

@@ -60,7 +60,7 @@ def test_missing_data_says_what_to_do(task, tmp_path):
     _, config = written(task, tmp_path / "a")
     data.check(TASKS[task].downstream, config)
     says = {"er": "python -m s3prl.downstream.emotion.IEMOCAP_preprocess", "ss": "data_prepare.py", "pr": "wget"}
-    for place in list(data._places(TASKS[task].downstream, config)):
+    for place in list(data._places(TASKS[task].downstream, data._read(config))):
         moved = place.rename(tmp_path / "moved")
         with pytest.raises(DataError, match=f"{place} does not exist.*https?://.*{says.get(task, '')}"):
             data.check(TASKS[task].downstream, config)
@@ -70,14 +70,16 @@ def test_missing_data_says_what_to_do(task, tmp_path):
         data.check(TASKS[task].downstream, empty)
 
 
-@pytest.mark.parametrize("task", ["ic", "sid", "asv"])
+@pytest.mark.parametrize("task", ["ic", "sid", "asv", "er", "ss"])
 def test_so_do_clips_that_lists_name(task, tmp_path):
     root, config = written(task, tmp_path / "a")
     clip = max((root / "VoxCeleb1" / "test" if task == "asv" else root).rglob("*.wav"))
     clip.unlink()
     if task == "sid":  # its lists name no clips of test/
         max((root / "VoxCeleb1" / "dev").rglob("*.wav")).unlink()
-    with pytest.raises(DataError, match=r"\.wav, which the lists name, does not exist, nor do 0 others. Ask for"):
+    with pytest.raises(
+        DataError, match=r"\.wav, which the lists name, does not exist, nor do 0 others. (Ask for|Generate)"
+    ):
         data.check(TASKS[task].downstream, config)
 
 
@@ -85,7 +87,14 @@ def test_an_empty_folder_is_missing_data(tmp_path):
     (tmp_path / "speech_commands_v0.01").mkdir()
     with pytest.raises(DataError, match=r"speech_commands_v0\.01 holds no files"):
         data.check("speech_commands", launcher.config_of("speech_commands", tmp_path))
-    data.check("asr", {"downstream_expert": {"datarc": {"path": "/nowhere"}}})
+    with pytest.raises(DataError, match="the settings name no file_path under downstream_expert"):
+        data.check("voxceleb1", {"downstream_expert": {"datarc": {"file_pth": "/nowhere"}, "text": None}})
+
+
+@pytest.mark.parametrize("expert", [{"datarc": {"path": "/nowhere"}}, {"corpus": "name", "text": None}, None])
+def test_what_is_no_task_of_superb_is_not_checked(expert):
+    data.check("asr", {"downstream_expert": expert})
+    assert data.fingerprint("asr", {"downstream_expert": expert}) == ""
 
 
 def test_places_of_s3prls_own_files_are_found_here_or_in_s3prl(tmp_path, monkeypatch):
