@@ -51,7 +51,13 @@ def read(folder: Path) -> Run:
     task = tasks.get(arguments["downstream"])
     if task is None:
         raise DataError(f"{folder}: downstream {arguments['downstream']!r}; known are {', '.join(tasks)}.")
+    if arguments.get("init_ckpt") and not arguments.get("past_exp"):
+        raise DataError(
+            f"{folder}: run with -i {arguments['init_ckpt']}, whose own settings, such as the learning rate, are noted "
+            "nowhere here. Run m2d-bench superb with -e instead."
+        )
     log = _log(task, folder)
+    earlier = (folder / LOG).is_file() and not log.data  # our launcher's of before it noted what was read
     if log.test is None:
         raise DataError(
             f"{folder}: no test score yet. Run m2d-bench superb -m evaluate -e {folder}/dev-best.ckpt "
@@ -69,7 +75,7 @@ def read(folder: Path) -> Run:
         encoder=_encoder(arguments, log.encoder),
         task={
             "name": f"superb:{task}",
-            "version": VERSIONS.get(task, 1),
+            "version": 1 if earlier else VERSIONS.get(task, 1),
             "metric": METRICS.get(task, "accuracy"),
             "other_metrics": (),
             "domain": "speech",

@@ -100,6 +100,28 @@ def test_without_fingerprints_data_is_told_apart_by_where_it_lies(tmp_path):
     assert experiments.read(experiment(tmp_path / "b", old)).key != first.key
 
 
+@pytest.mark.parametrize(
+    ("left_out", "name", "version"), [([], "stdout.log", 2), ([" data "], "stdout.log", 1), ([], "log.log", 2)]
+)
+def test_phonemes_of_before_are_another_version_of_the_task(left_out, name, version, tmp_path):
+    lines = log("dev per: 0.5", mode="train") + log("test per: 0.4", mode="evaluate test")
+    lines = [line for line in lines if not any(word in line for word in left_out)]
+    lines += ["New best on dev at step 2: 0.5", "test at step 2: 0.4"]  # s3prl's own log
+    run = experiments.read(experiment(tmp_path / "a", lines, "ctc", name=name))
+    assert run.task["version"] == version
+
+
+def test_a_training_that_another_experiment_began_is_refused(tmp_path):
+    folder = experiment(tmp_path / "a", TRAINED)
+    (arguments,) = folder.glob("args_*.yaml")
+    values = yaml.safe_load(arguments.read_text())
+    arguments.write_text(yaml.safe_dump({**values, "init_ckpt": "other/states-4.ckpt"}))
+    with pytest.raises(DataError, match=r"run with -i other/states-4\.ckpt.*with -e instead"):
+        experiments.read(folder)
+    arguments.write_text(yaml.safe_dump({**values, "init_ckpt": "a/states-4.ckpt", "past_exp": "a"}))
+    assert experiments.read(folder).scores[0].score == 0.3
+
+
 def test_scores_of_s3prls_own_log_are_read(tmp_path):
     lines = [
         *("dev at step 2: 0.5", "New best on dev at step 2: 0.5", "test at step 2: 0.4"),
