@@ -83,6 +83,7 @@ def test_seeds_join_and_other_data_settings_and_versions_do_not(tmp_path, capsys
     ]
     rows = json.loads(imported(tmp_path, capsys, *folders))
     assert sorted(row["n"] for row in rows) == [1, 1, 2]
+    assert len({row["model"] for row in rows}) == 3
     monkeypatch.setitem(experiments.VERSIONS, "ks", 2)
     imported(tmp_path, capsys, experiment(tmp_path / "e", TRAINED, seed=5))
     assert main(["table", "--runs", str(tmp_path / "runs"), "--format", "csv"]) == 0
