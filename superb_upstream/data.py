@@ -15,6 +15,7 @@ import pandas as pd
 
 from m2d_bench import files
 from m2d_bench.errors import DataError
+from m2d_bench.superb_upstream.libriphone import read_list
 
 SECTIONS = ("datarc", "corpus", "loaderrc", "text")
 """Parts of `downstream_expert` in a settings file that say what is read."""
@@ -85,17 +86,17 @@ SOURCES = {
 
 
 def check(downstream: str, config: Mapping[str, Any]) -> None:
-    """Refuses settings whose data is not there.
+    """Refuses settings of a SUPERB task whose data is not there.
 
     Args:
-        downstream: s3prl's name of the task; one that is not SUPERB's is not checked.
+        downstream: s3prl's name of the task.
         config: The settings.
 
     Raises:
         DataError: Names the first place that is missing or empty, or listed clip that is missing, what to download, and
             which command prepares it.
     """
-    if downstream not in SOURCES:
+    if not is_superb(downstream, config):
         return
     values = _read(config)
     try:
@@ -121,7 +122,7 @@ def fingerprint(downstream: str, config: Mapping[str, Any]) -> str:
 
     Lists count by their content, sound files by name and size, and some of them, spread evenly, by content.
     """
-    if downstream not in SOURCES:
+    if not is_superb(downstream, config):
         return ""
     sha = hashlib.sha256()
     clips = []
@@ -135,6 +136,11 @@ def fingerprint(downstream: str, config: Mapping[str, Any]) -> str:
     for path in clips[:: len(clips) // _SAMPLED + 1]:
         sha.update(path.read_bytes())
     return sha.hexdigest()[:16]
+
+
+def is_superb(downstream: str, config: Mapping[str, Any]) -> bool:
+    """Whether settings are of a task of SUPERB; s3prl's ctc reads other corpora too."""
+    return downstream in SOURCES and (downstream != "ctc" or str(_read(config).get("name")).lower() == "libriphone")
 
 
 def located(config: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _missing_clips(downstream: str, values: Mapping[str, Any]) -> list[str]:
-    """Clips that a task's lists name and that are not there; of tasks whose lists say where, none."""
+    """Clips that a task's lists name and that are not there; none of KS, which has no lists."""
     if downstream == "voxceleb1":
         names = [line.split()[1] for line in Path(values["meta_data"]).read_text().splitlines()]
         for part in ("dev", "test"):
@@ -191,7 +197,7 @@ def _missing_clips(downstream: str, values: Mapping[str, Any]) -> list[str]:
         lists = sorted(Path(values["meta_data"]).glob("*/*_meta_data.json"))
         names = [clip["path"] for file in lists for clip in json.loads(file.read_text())["meta_data"]]
         return files.missing_files(Path(values["root"]), list(dict.fromkeys(names)))
-    if downstream == "separation_stft2":
+    if downstream in ("ctc", "separation_stft2"):
         names = [str(path) for place in _places(downstream, values) for _, path in _listed(place)]
         return files.missing_files(Path(), names)
     return []
@@ -207,11 +213,13 @@ def _places(downstream: str, values: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _listed(place: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file of a place; a wav.scp, which says where clips lie, stands for those."""
+    """Name and path of every file of a place; for a list that says where clips lie, what it says of them and those."""
     names = {place.name: place} if place.is_file() else {name: place / name for name in files.find(place)[0]}
     for name, path in names.items():
         if path.name == "wav.scp":
             lines = filter(None, map(str.split, path.read_text().splitlines()))
-            yield from ((name, Path(clip)) for name, clip, *_ in lines)
+            yield from ((clip, Path(where)) for clip, where, *_ in lines)
+        elif path.suffix == ".csv" and "wav_path" in path.read_text(encoding="utf-8").partition("\n")[0]:
+            yield from ((f"{clip.name} {' '.join(words)}", clip) for clip, words in read_list(path))
         else:
             yield name, path

@@ -15,7 +15,7 @@ import yaml
 
 from m2d_bench.errors import DataError
 from m2d_bench.runs import Run, Score, environment
-from m2d_bench.superb_upstream.data import SECTIONS, is_place
+from m2d_bench.superb_upstream.data import SECTIONS, is_place, is_superb
 from m2d_bench.superb_upstream.norm_stats import TASKS
 from m2d_bench.superb_upstream.runner import LOG, MARK
 
@@ -49,8 +49,11 @@ def read(folder: Path) -> Run:
     arguments, config = _newest(folder, "args"), _newest(folder, "config")
     tasks = {value.downstream: key for key, value in TASKS.items()}
     task = tasks.get(arguments["downstream"])
-    if task is None:
-        raise DataError(f"{folder}: downstream {arguments['downstream']!r}; known are {', '.join(tasks)}.")
+    if task is None or not is_superb(arguments["downstream"], config):
+        raise DataError(
+            f"{folder}: downstream {arguments['downstream']!r}; known are {', '.join(tasks)}, ctc with the corpus "
+            "libriphone."
+        )
     if arguments.get("init_ckpt") and not arguments.get("past_exp"):
         raise DataError(
             f"{folder}: run with -i {arguments['init_ckpt']}, whose own settings, such as the learning rate, are noted "
