@@ -52,7 +52,8 @@ SOURCES = {
             *("{lexicon}", "{vocab_file}"),
         ),
         "Download train-clean-100, dev-clean and test-clean from https://www.openslr.org/12 and unpack each with tar "
-        f"xzf; the lists of words: wget {_LEXICONS}-200k-g2p.txt {_LEXICONS}-allothers-g2p.txt",
+        f"xzf; the lists of words: wget {_LEXICONS}-200k-g2p.txt {_LEXICONS}-allothers-g2p.txt; those of a csv_dir, in "
+        "s3prl/ of a clone: python preprocess/preprocess_superb_pr.py /path/to/LibriSpeech --csv_dir DIR",
     ),
     "speech_commands": Source(
         ("{speech_commands_root}", "{speech_commands_test_root}"),
