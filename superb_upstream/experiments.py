@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def _printed(task: str, text: str) -> _Log:
         if line.startswith(MARK):
             word, _, said = line.removeprefix(MARK).strip().partition(" ")
             log = _Log() if word == "train" else log
-            log.take(word, said)
+            with suppress(ValueError):  # a line that a killed run broke off
+                log.take(word, said)
         elif match := pattern.match(line):
             log.count(match[1], float(match[2]))
     log.better = min if task in ("pr", "asv") else max

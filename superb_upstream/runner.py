@@ -220,9 +220,12 @@ def _undoing(folder: Path) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _logged(folder: Path) -> Iterator[None]:
-    """Whatever is printed also goes to the experiment's log."""
+    """Whatever is printed also goes to the experiment's log, line by line, for a run may be killed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(_Tee(sys.stdout, file)):
+    with (
+        (folder / LOG).open("a", buffering=1, encoding="utf-8") as file,
+        contextlib.redirect_stdout(_Tee(sys.stdout, file)),
+    ):
         yield
 
 

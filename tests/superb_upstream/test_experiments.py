@@ -56,6 +56,12 @@ def test_time_adds_up_over_what_goes_on_and_starts_again_with_training_anew(tmp_
     assert (run.scores[0].seconds, run.scores[0].score) == (60.5, 0.3)
 
 
+def test_a_line_that_a_killed_run_broke_off_is_passed_over(tmp_path):
+    cut = [line[:30] if "environment" in line else line for line in TRAINED]
+    run = experiments.read(experiment(tmp_path / "a", [*cut[:-1], *log(mode="resume", seconds=2), cut[-1][:20]]))
+    assert (run.scores[0].score, run.scores[0].seconds, run.environment) == (0.3, 2, VERSIONS)
+
+
 @pytest.mark.parametrize(
     ("lines", "fingerprint"),
     [
