@@ -68,7 +68,8 @@ def run(storage: Storage, experiment: Path) -> int:
                 print(MARK, "seconds", round(time.monotonic() - begin, 3))
 
         def _get_downstream(self) -> Any:
-            _warn_of_statistics(self.args)
+            if isinstance(self.upstream.model, Upstream):
+                _warn_of_statistics(self.args)
             _check_trainable(self.upstream)
             featurizer: Any = self.featurizer.model
             _check_frames(self.args.downstream, featurizer.downsample_rate)
