@@ -109,7 +109,7 @@ def read(
         rate, announced = file.samplerate, _announced(path, file)
         wanted = math.inf if seconds is None or math.isinf(seconds) else round(seconds * rate)
         _check_memory(path, 0 if announced is None else min(wanted, file.frames - round(offset * rate)))
-        waveform, decoded = np.empty(0 if announced is None else min(wanted, file.frames), np.float32), 0
+        waveform, decoded = np.empty(0 if announced is None else int(min(wanted, file.frames)), np.float32), 0
         for block in _decoded(path, file, announced, offset, wanted):
             start, decoded = decoded, decoded + len(block)
             _check_memory(path, decoded)
