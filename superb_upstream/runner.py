@@ -104,7 +104,7 @@ def prepare(downstream: str, config: dict[str, Any], storage: Storage, fingerpri
     if downstream == "ctc":
         _prepare_phonemes()
     if downstream in ("voxceleb1", "sv_voxceleb1"):
-        identity = repr([config.get("downstream_expert", {}).get("datarc"), fingerprint])
+        identity = repr([config["downstream_expert"]["datarc"]["file_path"], fingerprint])
         cache = storage.cache_root / "superb" / f"{downstream}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
         cache.mkdir(parents=True, exist_ok=True)
         dataset: Any = import_module(f"s3prl.downstream.{downstream}.dataset")
