@@ -170,6 +170,8 @@ class _Log:
             self.environment = self.environment or json.loads(said)
         elif word == "seconds":
             self.seconds += float(said)
+        elif word == "evaluated":
+            self.mode = "train"
         elif word == "data" and self.mode == "evaluate test":
             self.tested_on = said
         elif word == "data" and self.mode in ("train", "resume"):
@@ -182,7 +184,7 @@ class _Log:
     def count(self, split: str, score: float) -> None:
         """Takes a score."""
         if self.mode.startswith("evaluate"):
-            self.evaluated = score if self.mode == "evaluate test" else self.evaluated
+            self.evaluated = score if self.mode == "evaluate test" and split != "dev" else self.evaluated
         elif split == "test" and self.pairs:
             self.pairs[-1].append(score)
         else:

@@ -35,7 +35,7 @@ LOG = "stdout.log"
 
 MARK = "[m2d-bench]"
 """Begins the lines of ours in it: `train` (anew), `resume` or `evaluate SPLIT`; `encoder DIGEST NAME`; `data
-FINGERPRINT`; `environment JSON`; and after a training `seconds NUMBER`."""
+FINGERPRINT`; `environment JSON`; after a training `seconds NUMBER`; and after an evaluation `evaluated`."""
 
 
 def run(storage: Storage, experiment: Path) -> int:
@@ -66,6 +66,12 @@ def run(storage: Storage, experiment: Path) -> int:
                 super().train()
             finally:
                 print(MARK, "seconds", round(time.monotonic() - begin, 3))
+
+        def evaluate(self, *where: Any, **how: Any) -> Any:
+            names = super().evaluate(*where, **how)
+            if self.args.mode == "evaluate":
+                print(MARK, "evaluated")  # the training may go on meanwhile
+            return names
 
         def _get_downstream(self) -> Any:
             if isinstance(self.upstream.model, Upstream):

@@ -56,6 +56,13 @@ def test_time_adds_up_over_what_goes_on_and_starts_again_with_training_anew(tmp_
     assert (run.scores[0].seconds, run.scores[0].score) == (60.5, 0.3)
 
 
+def test_an_evaluation_beside_a_training_that_goes_on_is_told_from_it(tmp_path):
+    begun, after = TRAINED[:6], TRAINED[6:]
+    beside = [*evaluated(0.35)[:-1], "dev acc: 0.55", evaluated(0.35)[-1], "[m2d-bench] evaluated"]
+    run = experiments.read(experiment(tmp_path / "a", [*begun, *beside, *after]))
+    assert (run.scores[0].score, run.scores[0].valid_score, run.scores[0].seconds) == (0.35, 0.6, 60.5)
+
+
 def test_a_line_that_a_killed_run_broke_off_is_passed_over(tmp_path):
     cut = [line[:30] if "environment" in line else line for line in TRAINED]
     run = experiments.read(experiment(tmp_path / "a", [*cut[:-1], *log(mode="resume", seconds=2), cut[-1][:20]]))
