@@ -172,7 +172,7 @@ def test_linear_evaluates_a_metadata_file(tmp_path, capsys):
     [
         (("clip", "label", "fold"), FOLDS, DataError, r"no column file_name \(or .*; it has clip, label, fold"),
         (("file_name", "label", "set"), FOLDS, DataError, "neither a column split nor a column fold"),
-        (("file_name", "label", "split"), FOLDS, DataError, r"split holds \['1', '2'\]; allowed are"),
+        (("file_name", "label", "split"), FOLDS, DataError, r"split holds \['1', '2'\]; it takes train and test"),
     ],
 )
 def test_a_file_that_is_no_metadata_is_refused(tmp_path, header, rows, error, says):
