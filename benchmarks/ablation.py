@@ -56,10 +56,11 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(tasks.BUILT_IN))
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    vit = recipes.load(arguments.recipe).vit
+    recipe = recipes.load(arguments.recipe)
     print(f"| variant | rank | loss | mean | {' | '.join(arguments.tasks)} |")
     print(f"|---|{'---:|' * (3 + len(arguments.tasks))}")
-    for model in ("logmel", f"random:{weights.name_of('m2d', vit, 16000, '')}"):
+    random = f"random:{weights.name_of('m2d', recipe.vit, recipe.sample_rate, '')}"
+    for model in ("logmel", random):
         print(f"| {model} | – | – | {' | '.join(accuracies(model, arguments))} |", flush=True)
     for variant in arguments.variants:
         path, watched = train(arguments.folder / (file_name(variant) or "recipe"), variant, arguments)
