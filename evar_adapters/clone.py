@@ -219,7 +219,7 @@ def _config(clone: Path, config: str) -> Path:
 
 def _absolute(name: str) -> str:
     """A model's name, or a path, whose paths of the current folder are absolute: the script runs in another."""
-    if name in zoo.RELEASED:
+    if name in (zoo.DEFAULT, *zoo.RELEASED):
         return name
     if (path := Path(name).expanduser()).exists():
         return str(path.absolute())
@@ -285,7 +285,7 @@ def _environment_of_scripts() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         wrapper, failed = Path(folder) / "python", Path(folder) / "failed"
         command = shlex.join([sys.executable, "-m", "m2d_bench.evar_adapters", os.getcwd()])
-        wrapper.write_text(f'#!/bin/sh\n{command} "$@" || {{ touch {failed}; exit 1; }}\n')
+        wrapper.write_text(f'#!/bin/sh\n{command} "$@" || {{ touch {shlex.quote(str(failed))}; exit 1; }}\n')
         wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
         before = dict(os.environ)
         os.environ["PATH"] = f"{folder}{os.pathsep}{before['PATH']}"

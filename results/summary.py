@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results.records import PROBES, variants
+from m2d_bench.results.records import PROBES, is_probe, variants
 from m2d_bench.results.render import as_csv, interval, render_rows
 from m2d_bench.results.statistics import UNITS, estimate, scale, seed_means
 from m2d_bench.runs import Run, read
@@ -23,14 +23,13 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """One row per run and metric: model, task, protocol, metric, unit, mean and ci95 in that unit, n seeds, seconds (of
     the run, on its first row).
 
-    Runs without a finished seed are left out. Those of other tools' harnesses are told apart by the settings in which
-    they differ.
+    Runs without a finished seed are left out. Those that are no probes of this package's are told apart by the data and
+    settings in which they differ.
     """
     runs, rows = list(runs), []
-    others = [run for run in runs if "harness" in run.settings]
-    differences = iter(variants(others))
+    differences = iter(variants([run for run in runs if not is_probe(run)]))
     for run in runs:
-        model = _model(run, next(differences) if "harness" in run.settings else "")
+        model = _model(run, "" if is_probe(run) else next(differences))
         for rank, metric in enumerate((run.task["metric"], *run.task["other_metrics"])):
             scores = list(seed_means(run, metric).values())
             if not scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ import pandas as pd
 
 from m2d_bench import files
 from m2d_bench.errors import DataError
+from m2d_bench.superb_upstream.libriphone import read_list
 
 SECTIONS = ("datarc", "corpus", "loaderrc", "text")
 """Parts of `downstream_expert` in a settings file that say what is read."""
@@ -50,7 +52,8 @@ SOURCES = {
             *("{lexicon}", "{vocab_file}"),
         ),
         "Download train-clean-100, dev-clean and test-clean from https://www.openslr.org/12 and unpack each with tar "
-        f"xzf; the lists of words: wget {_LEXICONS}-200k-g2p.txt {_LEXICONS}-allothers-g2p.txt",
+        f"xzf; the lists of words: wget {_LEXICONS}-200k-g2p.txt {_LEXICONS}-allothers-g2p.txt; those of a csv_dir, in "
+        "s3prl/ of a clone: python preprocess/preprocess_superb_pr.py /path/to/LibriSpeech --csv_dir DIR",
     ),
     "speech_commands": Source(
         ("{speech_commands_root}", "{speech_commands_test_root}"),
@@ -84,25 +87,34 @@ SOURCES = {
 
 
 def check(downstream: str, config: Mapping[str, Any]) -> None:
-    """Refuses settings whose data is not there.
+    """Refuses settings of a SUPERB task whose data is not there.
 
     Args:
-        downstream: s3prl's name of the task; one that is not SUPERB's is not checked.
+        downstream: s3prl's name of the task.
         config: The settings.
 
     Raises:
         DataError: Names the first place that is missing or empty, or listed clip that is missing, what to download, and
             which command prepares it.
     """
-    for place in _places(downstream, config):
-        fault = "does not exist" if not place.exists() else "" if any(_listed(place)) else "holds no files"
-        if fault:
-            raise DataError(f"{downstream}: {place} {fault}. {SOURCES[downstream].how.format_map(_read(config))}")
-    missing = _missing_clips(downstream, _read(config))
+    if not is_superb(downstream, config):
+        return
+    values = _read(config)
+    try:
+        how = SOURCES[downstream].how.format_map(values)
+        for place in _places(downstream, values):
+            fault = "does not exist" if not place.exists() else "" if any(_listed(place)) else "holds no files"
+            if fault:
+                raise DataError(f"{downstream}: {place} {fault}. {how}")
+        missing = _missing_clips(downstream, values)
+    except KeyError as error:
+        raise DataError(
+            f"{downstream}: the settings name no {error.args[0]} under downstream_expert, such as datarc. Write it "
+            f"there, as {downstream}.yaml of m2d_bench/superb_upstream/configs does."
+        ) from None
     if missing:
         raise DataError(
-            f"{downstream}: {missing[0]}, which the lists name, does not exist, nor do {len(missing) - 1} others. "
-            f"{SOURCES[downstream].how.format_map(_read(config))}"
+            f"{downstream}: {missing[0]}, which the lists name, does not exist, nor do {len(missing) - 1} others. {how}"
         )
 
 
@@ -111,9 +123,11 @@ def fingerprint(downstream: str, config: Mapping[str, Any]) -> str:
 
     Lists count by their content, sound files by name and size, and some of them, spread evenly, by content.
     """
+    if not is_superb(downstream, config):
+        return ""
     sha = hashlib.sha256()
     clips = []
-    for number, place in enumerate(_places(downstream, config)):
+    for number, place in enumerate(_places(downstream, _read(config))):
         for name, path in _listed(place):
             sha.update(f"{number} {name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
             if path.suffix in (".csv", ".json", ".txt"):
@@ -122,7 +136,12 @@ def fingerprint(downstream: str, config: Mapping[str, Any]) -> str:
                 clips.append(path)
     for path in clips[:: len(clips) // _SAMPLED + 1]:
         sha.update(path.read_bytes())
-    return sha.hexdigest()[:16] if downstream in SOURCES else ""
+    return sha.hexdigest()[:16]
+
+
+def is_superb(downstream: str, config: Mapping[str, Any]) -> bool:
+    """Whether settings are of a task of SUPERB; s3prl's ctc reads other corpora too."""
+    return downstream in SOURCES and (downstream != "ctc" or str(_read(config).get("name")).lower() == "libriphone")
 
 
 def located(config: dict[str, Any]) -> dict[str, Any]:
@@ -156,12 +175,12 @@ def is_place(value: Any) -> bool:
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings say of the data, by key."""
-    expert = config.get("downstream_expert", {})
-    return {key: value for section in SECTIONS for key, value in expert.get(section, {}).items()}
+    expert = config.get("downstream_expert") or {}
+    return {key: value for section in SECTIONS for key, value in (expert.get(section) or {}).items()}
 
 
 def _missing_clips(downstream: str, values: Mapping[str, Any]) -> list[str]:
-    """Clips that a task's lists name and that are not there; of tasks whose lists say where, none."""
+    """Clips that a task's lists name and that are not there; none of KS, which has no lists."""
     if downstream == "voxceleb1":
         names = [line.split()[1] for line in Path(values["meta_data"]).read_text().splitlines()]
         for part in ("dev", "test"):
@@ -175,13 +194,19 @@ def _missing_clips(downstream: str, values: Mapping[str, Any]) -> list[str]:
         lists = [Path(values["file_path"], "data", f"{split}_data.csv") for split in ("train", "valid", "test")]
         names = [name for file in lists for name in pd.read_csv(file)["path"]]
         return files.missing_files(Path(values["file_path"]), names)
+    if downstream == "emotion":
+        lists = sorted(Path(values["meta_data"]).glob("*/*_meta_data.json"))
+        names = [clip["path"] for file in lists for clip in json.loads(file.read_text())["meta_data"]]
+        return files.missing_files(Path(values["root"]), list(dict.fromkeys(names)))
+    if downstream in ("ctc", "separation_stft2"):
+        names = [str(path) for place in _places(downstream, values) for _, path in _listed(place)]
+        return files.missing_files(Path(), names)
     return []
 
 
-def _places(downstream: str, config: Mapping[str, Any]) -> Iterator[Path]:
+def _places(downstream: str, values: Mapping[str, Any]) -> Iterator[Path]:
     """Files and folders of a task's data; a key whose value is a list gives one for each."""
-    values = _read(config)
-    for pattern in SOURCES[downstream].places if downstream in SOURCES else ():
+    for pattern in SOURCES[downstream].places:
         keys = re.findall(r"{(\w+)}", pattern)
         lists = [value if isinstance(value := values.get(key, []), list) else [value] for key in keys]
         for combination in product(*lists):
@@ -189,10 +214,13 @@ def _places(downstream: str, config: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _listed(place: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file of a place; a wav.scp, which says where clips lie, stands for those."""
+    """Name and path of every file of a place; for a list that says where clips lie, what it says of them and those."""
     names = {place.name: place} if place.is_file() else {name: place / name for name in files.find(place)[0]}
     for name, path in names.items():
         if path.name == "wav.scp":
-            yield from ((line.split()[0], Path(line.split()[1])) for line in path.read_text().splitlines())
+            lines = filter(None, map(str.split, path.read_text().splitlines()))
+            yield from ((clip, Path(where)) for clip, where, *_ in lines)
+        elif path.suffix == ".csv" and "wav_path" in path.read_text(encoding="utf-8").partition("\n")[0]:
+            yield from ((f"{clip.name} {' '.join(words)}", clip) for clip, words in read_list(path))
         else:
             yield name, path

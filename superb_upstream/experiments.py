@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 
 from m2d_bench.errors import DataError
 from m2d_bench.runs import Run, Score, environment
-from m2d_bench.superb_upstream.data import SECTIONS, is_place
+from m2d_bench.superb_upstream.data import SECTIONS, is_place, is_superb
 from m2d_bench.superb_upstream.norm_stats import TASKS
 from m2d_bench.superb_upstream.runner import LOG, MARK
 
@@ -49,9 +50,18 @@ def read(folder: Path) -> Run:
     arguments, config = _newest(folder, "args"), _newest(folder, "config")
     tasks = {value.downstream: key for key, value in TASKS.items()}
     task = tasks.get(arguments["downstream"])
-    if task is None:
-        raise DataError(f"{folder}: downstream {arguments['downstream']!r}; known are {', '.join(tasks)}.")
+    if task is None or not is_superb(arguments["downstream"], config):
+        raise DataError(
+            f"{folder}: downstream {arguments['downstream']!r}; known are {', '.join(tasks)}, ctc with the corpus "
+            "libriphone."
+        )
+    if arguments.get("init_ckpt") and not arguments.get("past_exp"):
+        raise DataError(
+            f"{folder}: run with -i {arguments['init_ckpt']}, whose own settings, such as the learning rate, are noted "
+            "nowhere here. Run m2d-bench superb with -e instead."
+        )
     log = _log(task, folder)
+    earlier = (folder / LOG).is_file() and not log.data  # our launcher's of before it noted what was read
     if log.test is None:
         raise DataError(
             f"{folder}: no test score yet. Run m2d-bench superb -m evaluate -e {folder}/dev-best.ckpt "
@@ -69,7 +79,7 @@ def read(folder: Path) -> Run:
         encoder=_encoder(arguments, log.encoder),
         task={
             "name": f"superb:{task}",
-            "version": VERSIONS.get(task, 1),
+            "version": 1 if earlier else VERSIONS.get(task, 1),
             "metric": METRICS.get(task, "accuracy"),
             "other_metrics": (),
             "domain": "speech",
@@ -118,7 +128,8 @@ def _printed(task: str, text: str) -> _Log:
         if line.startswith(MARK):
             word, _, said = line.removeprefix(MARK).strip().partition(" ")
             log = _Log() if word == "train" else log
-            log.take(word, said)
+            with suppress(ValueError):  # a line that a killed run broke off
+                log.take(word, said)
         elif match := pattern.match(line):
             log.count(match[1], float(match[2]))
     log.better = min if task in ("pr", "asv") else max
@@ -159,6 +170,8 @@ class _Log:
             self.environment = self.environment or json.loads(said)
         elif word == "seconds":
             self.seconds += float(said)
+        elif word == "evaluated":
+            self.mode = "train"
         elif word == "data" and self.mode == "evaluate test":
             self.tested_on = said
         elif word == "data" and self.mode in ("train", "resume"):
@@ -171,7 +184,7 @@ class _Log:
     def count(self, split: str, score: float) -> None:
         """Takes a score."""
         if self.mode.startswith("evaluate"):
-            self.evaluated = score if self.mode == "evaluate test" else self.evaluated
+            self.evaluated = score if self.mode == "evaluate test" and split != "dev" else self.evaluated
         elif split == "test" and self.pairs:
             self.pairs[-1].append(score)
         else:

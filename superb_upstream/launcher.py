@@ -77,10 +77,9 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(ours, option):
             words += [f"--{option}", getattr(ours, option)]
     past = _past(ours, experiment, resuming=bool({"-a", "--auto_resume"} & set(rest)))
-    if past and "=" not in str(experiment):  # which s3prl could not read
-        words += ["--override", ",,".join(filter(None, (ours.override, f"args.expdir={str(experiment)!r}")))]
-    elif ours.override:
-        words += ["--override", ours.override]
+    moved = [f"args.expdir={str(experiment)!r}"] if past and "=" not in str(experiment) else []  # s3prl reads one =
+    if options := [*ours.override, *moved]:
+        words += ["--override", ",,".join(options)]
     config = _settings_of(past, ours, words, storage)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "settings.yaml"
@@ -212,6 +211,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("-n", "--expname")
     parser.add_argument("-o", "--override")
     ours, rest = parser.parse_known_args(list(arguments))
+    ours.override = overrides.split(ours.override)
     if ours.downstream in TASKS:
         ours.downstream = TASKS[ours.downstream].downstream
     if ours.past_exp:

@@ -50,7 +50,7 @@ class LibriPhoneDataset(Dataset[Any]):
         known = set(tokenizer._vocab2idx)
         self.clips: list[Clip] = []
         places = [Path(csv_dir or path) / name for name in ([split] if isinstance(split, str) else split)]
-        for file, words in chain.from_iterable(map(_listed if csv_dir else _transcripts, places)):
+        for file, words in chain.from_iterable(map(read_list if csv_dir else _transcripts, places)):
             missing = [word for word in words if word not in phonemes]
             if missing:
                 raise DataError(f"{file}: {', '.join(missing[:5])} in none of {', '.join(lexicon)}.")
@@ -96,8 +96,8 @@ def _transcripts(folder: Path) -> Iterator[tuple[Path, list[str]]]:
             yield chapter.parent / f"{name}.flac", words
 
 
-def _listed(file: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Sound file and words of every row of a list."""
+def read_list(file: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Sound file and words of every row of a list with the columns wav_path and transcription."""
     with file.open(newline="", encoding="utf-8") as rows:
         for row in csv.DictReader(rows):
             yield Path(row["wav_path"]), row["transcription"].split()

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import copy
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -39,6 +39,7 @@ _RUNNER = tuple(field.name for field in fields(RunnerSettings))
 
 _OPTIONAL: dict[str, Any] = {
     **dict.fromkeys(f"runner.{name}" for name in _RUNNER),
+    "optimizer.lr": 0.0,
     "optimizer.weight_decay": 0.0,
     "scheduler": {},
     "scheduler.name": "",
@@ -46,9 +47,12 @@ _OPTIONAL: dict[str, Any] = {
 }
 """Keys that s3prl reads and settings files may leave out, with a value of their type (not the runner's)."""
 
+_BY_OPTION = ("mode", "override", "past_exp", "init_ckpt", "config", "downstream", "expname", "expdir", "auto_resume")
+"""Arguments of s3prl that are read before -o, or that what is checked before a run goes by."""
+
 _OF_THE_WHOLE = (
     *("seed", "hub", "upstream", "upstream_revision", "upstream_trainable", "upstream_feature_selection"),
-    *("upstream_layer_selection", "upstream_feature_normalize", "downstream", "downstream_variant"),
+    *("upstream_layer_selection", "upstream_feature_normalize", "downstream_variant"),
 )
 """Arguments of s3prl that an experiment has one value of."""
 
@@ -62,13 +66,19 @@ _GOING_ON = {
 """What may change of the runner when an experiment goes on, by mode."""
 
 
+def split(text: str | None) -> list[str]:
+    """The options in the text of -o, which separates them by two commas; `none` stands for no text."""
+    text = "" if text is None or text.lower() == "none" else text
+    return [option for option in map(str.strip, text.split(",,")) if option]
+
+
 def applied(
-    text: str | None, config: dict[str, Any], arguments: argparse.Namespace, going_on: bool = False
+    options: Sequence[str], config: dict[str, Any], arguments: argparse.Namespace, going_on: bool = False
 ) -> dict[str, Any]:
     """Settings as s3prl's -o makes them.
 
     Args:
-        text: Of -o, `KEY=VALUE` separated by two commas.
+        options: Of -o, `KEY=VALUE` each.
         config: The settings before.
         arguments: s3prl's, those of the checkpoint where an experiment goes on; its `mode` is the one it goes on in.
         going_on: Whether an experiment goes on: its record states one value of everything that makes a score.
@@ -81,8 +91,7 @@ def applied(
 
     known = {"config": _OPTIONAL | dict(_flat(config)), "args": vars(arguments)}
     after, of_option = copy.deepcopy(config), argparse.Namespace()
-    text = "" if text is None or text.lower() == "none" else text  # as s3prl reads it
-    for option in filter(None, map(str.strip, text.split(",,"))):
+    for option in options:
         key, _, value = option.partition("=")
         part, _, name = key.strip().partition(".")
         if part not in known or not value or "=" in value:
@@ -92,11 +101,18 @@ def applied(
             )
         if name not in known[part]:
             raise unknown("key of -o", key.strip(), [f"{part}.{each}" for each in known[part]], "the settings file -c")
+        if part == "args" and name in _BY_OPTION:
+            raise UsageError(f"-o {option}: comes too late there. Name it by its own option, --{name}.")
         with contextlib.redirect_stderr(io.StringIO()):  # where it says what s3prl says once more
             override(option, of_option, after)
         old, new = known[part][name], vars(of_option)[name] if part == "args" else dict(_flat(after))[name]
-        if not (name.startswith("runner.") or _fits(new, old)):
-            raise UsageError(f"-o {option}: {new!r} is no {type(old).__name__}, as {old!r} is.")
+        if isinstance(new, Mapping):
+            raise UsageError(
+                f"-o {option}: {name} is a group of settings; name one inside it, {key.strip()}.KEY=VALUE."
+            )
+        example = _OPTIONAL.get(name, old)
+        if not _fits(new, example):
+            raise UsageError(f"-o {option}: {new!r} is no {type(example).__name__}, as {example!r} is.")
         if going_on and new != old and not _may_change(part, name, old, arguments.mode):
             raise UsageError(
                 f"-o {option}: the experiment was trained with {old!r}, and its record states one value. Leave it out, "
@@ -127,9 +143,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _fits(value: Any, example: Any) -> bool:
-    """Whether a value has an example's type; whole numbers stand for others, and anything for none."""
+    """Whether a value has an example's type, a list those of its items; whole numbers fit others, and all fits none."""
     if example is None:
         return True
+    if isinstance(example, list) and isinstance(value, list):
+        return not example or all(any(_fits(item, each) for each in example) for item in value)
     if isinstance(example, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(example)

@@ -35,7 +35,7 @@ LOG = "stdout.log"
 
 MARK = "[m2d-bench]"
 """Begins the lines of ours in it: `train` (anew), `resume` or `evaluate SPLIT`; `encoder DIGEST NAME`; `data
-FINGERPRINT`; `environment JSON`; and after a training `seconds NUMBER`."""
+FINGERPRINT`; `environment JSON`; after a training `seconds NUMBER`; and after an evaluation `evaluated`."""
 
 
 def run(storage: Storage, experiment: Path) -> int:
@@ -67,8 +67,15 @@ def run(storage: Storage, experiment: Path) -> int:
             finally:
                 print(MARK, "seconds", round(time.monotonic() - begin, 3))
 
+        def evaluate(self, *where: Any, **how: Any) -> Any:
+            names = super().evaluate(*where, **how)
+            if self.args.mode == "evaluate":
+                print(MARK, "evaluated")  # the training may go on meanwhile
+            return names
+
         def _get_downstream(self) -> Any:
-            _warn_of_statistics(self.args)
+            if isinstance(self.upstream.model, Upstream):
+                _warn_of_statistics(self.args)
             _check_trainable(self.upstream)
             featurizer: Any = self.featurizer.model
             _check_frames(self.args.downstream, featurizer.downsample_rate)
@@ -103,7 +110,7 @@ def prepare(downstream: str, config: dict[str, Any], storage: Storage, fingerpri
     if downstream == "ctc":
         _prepare_phonemes()
     if downstream in ("voxceleb1", "sv_voxceleb1"):
-        identity = repr([config.get("downstream_expert", {}).get("datarc"), fingerprint])
+        identity = repr([config["downstream_expert"]["datarc"]["file_path"], fingerprint])
         cache = storage.cache_root / "superb" / f"{downstream}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
         cache.mkdir(parents=True, exist_ok=True)
         dataset: Any = import_module(f"s3prl.downstream.{downstream}.dataset")
@@ -199,15 +206,19 @@ def _check_frames(downstream: str, rate: int) -> None:
 
 
 def _undoing(folder: Path) -> Callable[[], None]:
-    """What removes whatever a folder holds more than now, and the folder if it is not there now."""
+    """What removes what s3prl writes into a folder before a run begins, and the folder if it is not there now.
+
+    What another process wrote meanwhile, such as checkpoints, stays.
+    """
     there = {path for path in (folder, *folder.parents) if path.exists()}
     before = set(folder.iterdir()) if folder in there else set()
 
     def undo() -> None:
         for path in set(folder.iterdir()) - before if folder.exists() else ():
-            path.unlink()
+            if path.name == LOG or path.suffix in (".yaml", ".yml"):
+                path.unlink()
         for path in (folder, *folder.parents):
-            if path in there:
+            if path in there or not path.exists() or any(path.iterdir()):
                 break
             path.rmdir()
 
@@ -216,9 +227,12 @@ def _undoing(folder: Path) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _logged(folder: Path) -> Iterator[None]:
-    """Whatever is printed also goes to the experiment's log."""
+    """Whatever is printed also goes to the experiment's log, line by line, for a run may be killed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open("a", encoding="utf-8") as file, contextlib.redirect_stdout(_Tee(sys.stdout, file)):
+    with (
+        (folder / LOG).open("a", buffering=1, encoding="utf-8") as file,
+        contextlib.redirect_stdout(_Tee(sys.stdout, file)),
+    ):
         yield
 
 

@@ -178,38 +178,25 @@ TORCHVISION = {
 }
 
 
-@pytest.fixture
-def forgotten(monkeypatch):
-    """Removes a package from the modules imported, for one test."""
-
-    def forget(package):
-        for name in [name for name in sys.modules if name.split(".")[0] == package]:
-            monkeypatch.delitem(sys.modules, name)
-
-    yield forget
-    for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "imp")]:
-        del sys.modules[name]
-
-
 @pytest.mark.parametrize("loads", [True, False])
-def test_torchvision_is_there_without_its_compiled_operators(tmp_path, monkeypatch, forgotten, loads):
+def test_torchvision_is_there_without_its_compiled_operators(tmp_path, monkeypatch, loads):
     for name, text in TORCHVISION.items():
         path = tmp_path / "torchvision" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("" if loads and "raise" in text else text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    forgotten("torchvision")
-    compat.import_torch_libraries()
-    from torchvision.transforms import Compose
+    with imported_anew("torchvision"):
+        compat.import_torch_libraries()
+        from torchvision.transforms import Compose
 
-    assert Compose.__module__ == "torchvision.transforms"
-    assert hasattr(sys.modules["torchvision._meta_registrations"], "__file__") == loads
+        assert Compose.__module__ == "torchvision.transforms"
+        assert hasattr(sys.modules["torchvision._meta_registrations"], "__file__") == loads
 
 
-def test_imp_is_there_where_python_left_it_out(monkeypatch, forgotten):
-    forgotten("imp")
+def test_imp_is_there_where_python_left_it_out(monkeypatch):
     monkeypatch.setattr(compat, "find_spec", lambda name: None)
-    compat.restore_for_evar()
-    from imp import reload
+    with imported_anew("imp"):
+        compat.restore_for_evar()
+        from imp import reload
 
-    assert reload is importlib.reload
+        assert reload is importlib.reload

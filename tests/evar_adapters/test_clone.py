@@ -97,13 +97,14 @@ def started(monkeypatch):
         ("weight_file=hear:own.py@ft/weights.pth", "weight_file=hear:{here}/own.py@{here}/ft/weights.pth"),
         ("--data_path=ft", "--data_path={here}/ft"),
         ("weight_file=random:m2d_tiny", "weight_file=random:m2d_tiny"),
+        ("weight_file=m2d_tiny", "weight_file=m2d_tiny"),
         (f"weight_file={next(iter(zoo.RELEASED))}", f"weight_file={next(iter(zoo.RELEASED))}"),
         ("weight_file=gone.pth", "weight_file=gone.pth"),
     ],
 )
 def test_relative_paths_are_those_of_the_users_folder(evar, started, tmp_path, monkeypatch, word, found):
     monkeypatch.chdir(tmp_path)
-    for name in ("ft", "random", next(iter(zoo.RELEASED))):
+    for name in ("ft", "random", "m2d_tiny", next(iter(zoo.RELEASED))):
         (tmp_path / name).mkdir()
     for name in ("ft/weights.pth", "own.py"):
         (tmp_path / name).touch()

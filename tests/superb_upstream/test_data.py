@@ -60,7 +60,7 @@ def test_missing_data_says_what_to_do(task, tmp_path):
     _, config = written(task, tmp_path / "a")
     data.check(TASKS[task].downstream, config)
     says = {"er": "python -m s3prl.downstream.emotion.IEMOCAP_preprocess", "ss": "data_prepare.py", "pr": "wget"}
-    for place in list(data._places(TASKS[task].downstream, config)):
+    for place in list(data._places(TASKS[task].downstream, data._read(config))):
         moved = place.rename(tmp_path / "moved")
         with pytest.raises(DataError, match=f"{place} does not exist.*https?://.*{says.get(task, '')}"):
             data.check(TASKS[task].downstream, config)
@@ -70,14 +70,16 @@ def test_missing_data_says_what_to_do(task, tmp_path):
         data.check(TASKS[task].downstream, empty)
 
 
-@pytest.mark.parametrize("task", ["ic", "sid", "asv"])
+@pytest.mark.parametrize("task", ["ic", "sid", "asv", "er", "ss"])
 def test_so_do_clips_that_lists_name(task, tmp_path):
     root, config = written(task, tmp_path / "a")
     clip = max((root / "VoxCeleb1" / "test" if task == "asv" else root).rglob("*.wav"))
     clip.unlink()
     if task == "sid":  # its lists name no clips of test/
         max((root / "VoxCeleb1" / "dev").rglob("*.wav")).unlink()
-    with pytest.raises(DataError, match=r"\.wav, which the lists name, does not exist, nor do 0 others. Ask for"):
+    with pytest.raises(
+        DataError, match=r"\.wav, which the lists name, does not exist, nor do 0 others. (Ask for|Generate)"
+    ):
         data.check(TASKS[task].downstream, config)
 
 
@@ -85,7 +87,17 @@ def test_an_empty_folder_is_missing_data(tmp_path):
     (tmp_path / "speech_commands_v0.01").mkdir()
     with pytest.raises(DataError, match=r"speech_commands_v0\.01 holds no files"):
         data.check("speech_commands", launcher.config_of("speech_commands", tmp_path))
-    data.check("asr", {"downstream_expert": {"datarc": {"path": "/nowhere"}}})
+    with pytest.raises(DataError, match="the settings name no file_path under downstream_expert"):
+        data.check("voxceleb1", {"downstream_expert": {"datarc": {"file_pth": "/nowhere"}, "text": None}})
+
+
+@pytest.mark.parametrize(
+    "expert", [{"datarc": {"path": "/nowhere"}}, {"corpus": {"name": "snips"}, "text": None}, None]
+)
+@pytest.mark.parametrize("downstream", ["asr", "ctc"])
+def test_what_is_no_task_of_superb_is_not_checked(downstream, expert):
+    data.check(downstream, {"downstream_expert": expert})
+    assert data.fingerprint(downstream, {"downstream_expert": expert}) == ""
 
 
 def test_places_of_s3prls_own_files_are_found_here_or_in_s3prl(tmp_path, monkeypatch):
@@ -125,11 +137,42 @@ def test_phonemes_are_read_of_one_split_several_or_a_list(tmp_path):
     one = clips("dev-clean", path=corpus["path"])
     assert clips(["dev-clean"], path=corpus["path"]) == one
     assert len(clips(["dev-clean", "test-clean"], path=corpus["path"])) == 8
-    (transcript,) = (root / "LibriSpeech" / "dev-clean").rglob("*.txt")
-    rows = [line.split(" ", 1) for line in transcript.read_text().splitlines()]
-    lines = [f"{transcript.parent / name}.flac,{words}" for name, words in rows]
-    (root / "dev.csv").write_text("\n".join(["wav_path,transcription", *lines]) + "\n")
-    assert clips("dev.csv", csv_dir=str(root)) == one
+    assert clips("dev-clean.csv", csv_dir=write_lists(root)) == one
+
+
+def write_lists(root):
+    """Lists of PR's splits in a folder, as s3prl's own settings read them."""
+    folder = root / "lists"
+    folder.mkdir()
+    for split in ("train-clean-100", "dev-clean", "test-clean"):
+        (transcript,) = (root / "LibriSpeech" / split).rglob("*.txt")
+        rows = [line.split(" ", 1) for line in transcript.read_text().splitlines()]
+        lines = [f"{transcript.parent / name}.flac,{words}" for name, words in rows]
+        (folder / f"{split}.csv").write_text("\n".join(["wav_path,transcription", *lines]) + "\n")
+    return str(folder)
+
+
+def test_lists_of_phonemes_count_by_their_words_and_clips_wherever_those_lie(tmp_path):
+    root, config = written("pr", tmp_path / "a")
+    corpus = config["downstream_expert"]["corpus"]
+    del corpus["path"]
+    corpus |= {"train": "train-clean-100.csv", "dev": "dev-clean.csv", "test": "test-clean.csv"}
+    corpus["csv_dir"] = write_lists(root)
+    data.check("ctc", config)
+    first = fingerprint("pr", config)
+    moved = root.rename(tmp_path / "b")
+    with pytest.raises(DataError, match=r"lists/train-clean-100\.csv does not exist"):
+        data.check("ctc", config)
+    corpus["lexicon"] = [path.replace(str(root), str(moved)) for path in corpus["lexicon"]]
+    corpus["csv_dir"] = str(moved / "lists")
+    with pytest.raises(DataError, match=r"0\.flac, which the lists name, does not exist, nor do 27 others"):
+        data.check("ctc", config)
+    lists = sorted((moved / "lists").iterdir())
+    for path in lists:
+        path.write_text(path.read_text().replace(str(root), str(moved)))
+    assert fingerprint("pr", config) == first
+    lists[0].write_text(lists[0].read_text().replace("BEE", "TEA"))
+    assert fingerprint("pr", config) != first
 
 
 def test_no_more_workers_than_cores():

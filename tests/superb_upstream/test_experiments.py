@@ -56,6 +56,19 @@ def test_time_adds_up_over_what_goes_on_and_starts_again_with_training_anew(tmp_
     assert (run.scores[0].seconds, run.scores[0].score) == (60.5, 0.3)
 
 
+def test_an_evaluation_beside_a_training_that_goes_on_is_told_from_it(tmp_path):
+    begun, after = TRAINED[:6], TRAINED[6:]
+    beside = [*evaluated(0.35)[:-1], "dev acc: 0.55", evaluated(0.35)[-1], "[m2d-bench] evaluated"]
+    run = experiments.read(experiment(tmp_path / "a", [*begun, *beside, *after]))
+    assert (run.scores[0].score, run.scores[0].valid_score, run.scores[0].seconds) == (0.35, 0.6, 60.5)
+
+
+def test_a_line_that_a_killed_run_broke_off_is_passed_over(tmp_path):
+    cut = [line[:30] if "environment" in line else line for line in TRAINED]
+    run = experiments.read(experiment(tmp_path / "a", [*cut[:-1], *log(mode="resume", seconds=2), cut[-1][:20]]))
+    assert (run.scores[0].score, run.scores[0].seconds, run.environment) == (0.3, 2, VERSIONS)
+
+
 @pytest.mark.parametrize(
     ("lines", "fingerprint"),
     [
@@ -83,6 +96,7 @@ def test_seeds_join_and_other_data_settings_and_versions_do_not(tmp_path, capsys
     ]
     rows = json.loads(imported(tmp_path, capsys, *folders))
     assert sorted(row["n"] for row in rows) == [1, 1, 2]
+    assert len({row["model"] for row in rows}) == 3
     monkeypatch.setitem(experiments.VERSIONS, "ks", 2)
     imported(tmp_path, capsys, experiment(tmp_path / "e", TRAINED, seed=5))
     assert main(["table", "--runs", str(tmp_path / "runs"), "--format", "csv"]) == 0
@@ -98,6 +112,28 @@ def test_without_fingerprints_data_is_told_apart_by_where_it_lies(tmp_path):
     assert first.task["fingerprint"].startswith("places-")
     assert "torch" in first.environment["versions"]
     assert experiments.read(experiment(tmp_path / "b", old)).key != first.key
+
+
+@pytest.mark.parametrize(
+    ("left_out", "name", "version"), [([], "stdout.log", 2), ([" data "], "stdout.log", 1), ([], "log.log", 2)]
+)
+def test_phonemes_of_before_are_another_version_of_the_task(left_out, name, version, tmp_path):
+    lines = log("dev per: 0.5", mode="train") + log("test per: 0.4", mode="evaluate test")
+    lines = [line for line in lines if not any(word in line for word in left_out)]
+    lines += ["New best on dev at step 2: 0.5", "test at step 2: 0.4"]  # s3prl's own log
+    run = experiments.read(experiment(tmp_path / "a", lines, "ctc", name=name))
+    assert run.task["version"] == version
+
+
+def test_a_training_that_another_experiment_began_is_refused(tmp_path):
+    folder = experiment(tmp_path / "a", TRAINED)
+    (arguments,) = folder.glob("args_*.yaml")
+    values = yaml.safe_load(arguments.read_text())
+    arguments.write_text(yaml.safe_dump({**values, "init_ckpt": "other/states-4.ckpt"}))
+    with pytest.raises(DataError, match=r"run with -i other/states-4\.ckpt.*with -e instead"):
+        experiments.read(folder)
+    arguments.write_text(yaml.safe_dump({**values, "init_ckpt": "a/states-4.ckpt", "past_exp": "a"}))
+    assert experiments.read(folder).scores[0].score == 0.3
 
 
 def test_scores_of_s3prls_own_log_are_read(tmp_path):

@@ -13,14 +13,23 @@ CONFIG = {
     "runner": {"total_steps": 10, "gradient_clipping": 1, "eval_step": 2, "eval_dataloaders": ["dev"]},
     "optimizer": {"name": "TorchOptim", "lr": 1e-3},
     "downstream_expert": {
-        "datarc": {"root": "/data/x", "test_fold": None, "num_workers": 2, "eval_batch_size": 1, "pre_load": True},
+        "datarc": {
+            "src": ["mix"],
+            "root": "/data/x",
+            "test_fold": None,
+            "num_workers": 2,
+            "eval_batch_size": 1,
+            "pre_load": True,
+        },
         "modelrc": {"dim": 256},
     },
 }
 
 
 def applied(text, mode="train", going_on=False, config=CONFIG):
-    return overrides.applied(text, config, Namespace(mode=mode, seed=1, expdir="x"), going_on)
+    return overrides.applied(
+        overrides.split(text), config, Namespace(mode=mode, seed=1, expdir="x", evaluate_split="test"), going_on
+    )
 
 
 def test_values_are_applied_as_s3prl_does():
@@ -34,7 +43,10 @@ def test_values_are_applied_as_s3prl_does():
     assert found["downstream_expert"]["datarc"]["test_fold"] == "fold2"
     assert (found["runner"]["fp16"], found["scheduler"]) == (True, {"name": "x"})
     assert CONFIG["optimizer"]["lr"] == 1e-3
-    assert applied(None) == applied("None") == CONFIG
+    assert applied(None) == applied("None") == applied(" ,,") == CONFIG
+    whole = {**CONFIG, "optimizer": {"lr": 1, "weight_decay": 0}}
+    changed = applied("config.optimizer.lr=0.5,,config.optimizer.weight_decay=1e-4", config=whole)
+    assert changed["optimizer"] == {"lr": 0.5, "weight_decay": 1e-4}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +70,10 @@ def test_values_are_applied_as_s3prl_does():
         ("config.optimizer.lr=True", "True is no float"),
         ("config.downstream_expert.datarc.pre_load=0", "0 is no bool"),
         ("config.downstream_expert.modelrc=256", "256 is no dict"),
+        ("config.runner={'totalsteps':5}", r"a group of settings; name one inside it, config\.runner\.KEY"),
+        ("config.scheduler={}", "a group of settings"),
+        ("config.downstream_expert.datarc.src=[5]", r"\[5\] is no list, as \['mix'\] is"),
+        ("args.expdir=y", "Name it by its own option, --expdir"),
         ("args.seed=one", "'one' is no int"),
     ],
 )
@@ -88,7 +104,7 @@ def test_so_are_those_of_a_settings_file(group, key, value, says):
         ("config.downstream_expert.datarc.root=/data/y", ("train", "evaluate", "inference")),
         ("config.downstream_expert.datarc.num_workers=0", ("train", "evaluate", "inference")),
         ("config.downstream_expert.datarc.eval_batch_size=2", ("train", "evaluate", "inference")),
-        ("args.expdir=y", ("train", "evaluate", "inference")),
+        ("args.evaluate_split=dev", ("train", "evaluate", "inference")),
     ],
 )
 def test_an_experiment_that_goes_on_keeps_what_its_record_states(text, modes):

@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import runpy
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +144,23 @@ def test_what_stays_frozen_is_not_trained(name):
         runner._check_trainable(SimpleNamespace(**other))
 
 
+def test_a_run_that_does_not_begin_leaves_what_another_process_wrote(tmp_path):
+    folder = tmp_path / "result" / "exp"
+    undo = runner._undoing(folder)
+    folder.mkdir(parents=True)
+    for name in ("args_1.yaml", "config_1.yaml", runner.LOG):
+        (folder / name).touch()
+    undo()
+    assert not list(tmp_path.iterdir())
+    folder.mkdir(parents=True)
+    (folder / runner.LOG).touch()
+    undo = runner._undoing(folder)
+    for name in ("args_2.yaml", "states-2.ckpt"):
+        (folder / name).touch()
+    undo()
+    assert {path.name for path in folder.iterdir()} == {runner.LOG, "states-2.ckpt"}
+
+
 def test_s3prls_own_classes_take_it():
     pytest.importorskip("s3prl")
     import s3prl.nn
@@ -190,6 +209,15 @@ def test_a_line_in_s3prls_own_hub_brings_the_entries(line, tmp_path, monkeypatch
         names = {f"{family}{kind}" for family in ("m2d", "m2d_s", "m2d_as", "msm_mae") for kind in FOUR}
         assert {name for name in vars(hub) if callable(getattr(hub, name))} >= {*names, "m2d_calcnorm"}
         assert hub.m2d_bench_custom(ckpt=f"{M2D_S},ks").name == M2D_S
+
+
+def test_s3prls_hub_with_the_entries_loads_without_m2d_bench(monkeypatch):
+    with imported_anew("m2d_bench.superb_upstream"):
+        monkeypatch.setitem(sys.modules, "m2d_bench", None)
+        entries = runpy.run_path(hubconf.__file__)
+        with pytest.raises(ModuleNotFoundError, match="m2d_bench"):
+            entries["m2d_s_local"](ckpt=M2D_S)
+        monkeypatch.undo()
 
 
 def test_weights_of_an_address_are_downloaded_once_or_anew(tmp_path):
