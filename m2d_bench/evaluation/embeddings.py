@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +28,17 @@ from m2d_bench.evaluation import maps
 from m2d_bench.evaluation.representations import ALIKE, SECONDS_AT_ONCE, Kept, scenes
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
-from m2d_bench.settings import Compute, Storage, file_name, make_folder, read_checked, replacing, write_checked, writing
+from m2d_bench.settings import (
+    Compute,
+    Storage,
+    check_room,
+    file_name,
+    make_folder,
+    read_checked,
+    replacing,
+    write_checked,
+    writing,
+)
 from m2d_bench.tasks.dataset import Dataset
 
 logger = logging.getLogger(__name__)
@@ -187,8 +195,7 @@ def _check_room(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if needed > _WORTH_SAYING:
         logger.warning("%s: %.1f GB are going to be written.", folder, needed / 1e9)
-    if needed > shutil.disk_usage(folder).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    check_room(folder, needed)
 
 
 def _key(encoder: Encoder, dataset: Dataset, kept: str = "") -> str:
