@@ -63,10 +63,8 @@ def read(folder: Path) -> Run:
     log = _log(task, folder)
     earlier = (folder / LOG).is_file() and not log.data  # our launcher's of before it noted what was read
     if log.test is None:
-        raise DataError(
-            f"{folder}: no test score yet. Run m2d-bench superb -m evaluate -e {folder}/dev-best.ckpt "
-            "(a states-*.ckpt for asv, which keeps no best; best-states-dev.ckpt for ss)."
-        )
+        best = {"asv": "states-*.ckpt", "ss": "best-states-dev.ckpt"}.get(task, "dev-best.ckpt")
+        raise DataError(f"{folder}: no test score yet. Run m2d-bench superb -m evaluate -e {folder}/{best}")
     score = Score(
         seed=int(arguments["seed"]),
         fold=_fold(task, arguments, config),
