@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -67,7 +68,7 @@ def linear(
         resolve("m2d_bench.results.plots.curves:draw_layers")(runs, settings.runs_root)
     text = render(runs, style) if runs else ""
     if beside and text and style == "text":
-        text += f"\nRecords: {settings.runs_root}. Next: --model own.py:Own, --tasks FOLDER; m2d-bench report."
+        text += f"\n{_next_steps(settings.runs_root)}"
     return Output(text, tuple(failures))
 
 
@@ -75,6 +76,12 @@ def _with_references(model: str) -> list[str]:
     """The model, and what shows how far it has come: m2d_tiny, or its random weights, and the log-mel."""
     other = f"{zoo.RANDOM}{zoo.DEFAULT}" if model == zoo.DEFAULT else zoo.DEFAULT
     return list(dict.fromkeys((model, other, LOG_MEL)))
+
+
+def _next_steps(folder: Path) -> str:
+    """The line below the first table: where the records lie, and what to try next."""
+    words = ["m2d-bench", "report", *([] if folder == Path(Storage.runs) else [str(folder)]), "-o", "r.html"]
+    return f"Records: {folder}. Next: {shlex.join(words)}; --model own.py:Own, --tasks DIR"
 
 
 def embed(

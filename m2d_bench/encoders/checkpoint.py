@@ -86,12 +86,23 @@ class Checkpoint:
     ignored: tuple[str, ...] = ()
 
     def half(self) -> Checkpoint:
-        """The same with weights rounded to float16, for a file of half the size; `read` gives float32 again."""
+        """The same with weights rounded to float16, for a file of half the size; `read` gives float32 again.
+
+        Raises:
+            CheckpointError: A weight is too large for it.
+        """
         encoder, extras, head = (
-            {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+            {key: _half(key, tensor) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
             for state in (self.encoder, self.extras, self.head)
         )
         return replace(self, encoder=encoder, extras=extras, head=head)
+
+
+def _half(key: str, tensor: Tensor) -> Tensor:
+    rounded = tensor.half()
+    if rounded.isinf().any():
+        raise CheckpointError(f"{key}: reaches {tensor.abs().max():.3g}, float16 only 65504. Keep float32.")
+    return rounded
 
 
 def parse_name(name: str) -> EncoderConfig | None:

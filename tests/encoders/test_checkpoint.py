@@ -263,6 +263,16 @@ def test_a_model_of_half_the_size_is_the_same_up_to_rounding(tmp_path, suffix):
         assert torch.equal(tensor, before.encoder[key].half().float())
 
 
+@pytest.mark.parametrize("kind", ["encoder", "extras", "head"])
+def test_weights_too_large_for_half_the_size_are_named_before_a_file_is_written(tmp_path, capsys, state, kind):
+    key = {"encoder": "blocks.0.mlp.fc1.weight", "extras": "mask_token", "head": "head.mlp.weight"}[kind]
+    state[key] = torch.full_like(state.get(key, torch.ones(3, state["cls_token"].shape[-1])), -1e5)
+    torch.save(state, tmp_path / "large.pth")
+    assert main(["models", "convert", str(tmp_path / "large.pth"), str(tmp_path / "half.safetensors"), "--half"]) == 1
+    assert f"{key.removeprefix('head.')}: reaches 1e+05, float16 only 65504" in capsys.readouterr().err
+    assert not (tmp_path / "half.safetensors").exists()
+
+
 def test_msm_mae_of_2022_is_read_with_biases_of_q_and_v_and_without_class_token(tmp_path, state, caplog):
     del state["cls_token"], state["norm_stats"]
     state["pos_embed"] = state["pos_embed"][:, 1:]

@@ -50,10 +50,10 @@ def folder(built, tmp_path):
     return shutil.copytree(built, tmp_path / "copy")
 
 
-def build(folder):
-    words = ["--packages", "words", "track", "--not-in", str(folder / "evaluation"), "--tasks", "--cache", str(folder)]
+def build(folder, packages=("words", "track"), more=()):
+    words = ["--not-in", str(folder / "evaluation"), "--tasks", "--cache", str(folder), "--minutes", "0.1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["build.py", str(folder), *words, "--minutes", "0.1", "--seconds", "1"])
+        patch.setattr(sys, "argv", ["build.py", str(folder), "--packages", *packages, *words, "--seconds", "1", *more])
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
@@ -79,7 +79,6 @@ def test_corpus_killed_goes_on_where_it_was(folder, capsys):
     table, before = (folder / "sources.csv").read_text(), written(folder)
     (folder / "sources.csv").write_text("".join(table.splitlines(keepends=True)[:2]))  # killed in the second package
     (folder / "clips/track/00009.flac").write_bytes(b"half a clip")
-    shutil.rmtree(folder / "log_mels")
     build(folder)
     assert (folder / "sources.csv").read_text() == table
     assert "8 clips" in capsys.readouterr().out
@@ -91,11 +90,57 @@ def test_corpus_killed_goes_on_where_it_was(folder, capsys):
     }
 
 
-def test_package_that_cannot_be_fetched_is_said_and_left_out(folder, monkeypatch, capsys):
+def test_packages_are_added_and_compared_with_those_before(folder):
+    (folder / "packages/more").mkdir()
+    for name, waveform in {"new.wav": noise(1, 5), "a.wav": noise(0.7, 0)}.items():
+        soundfile.write(folder / "packages/more" / name, waveform, RATE)
+    build(folder, ["more", "more"])
+    with (folder / "sources.csv").open(newline="") as file:
+        *_, row = rows = [*csv.DictReader(file)]
+    assert len(rows) == 3
+    assert row.items() >= {"package": "more", "files": "1", "copies": "1"}.items()
+    assert shards.Index.read(folder / "log_mels").n_clips == 9
+
+
+@pytest.mark.parametrize(
+    ("packages", "more", "says"),
+    [
+        (["{folder}/evaluation"], [], "is no name of a package"),
+        (["words"], ["--seconds", "0"], "--seconds: 0 is not a number from 0.1"),
+        (["words"], ["--seconds", "2"], "was begun with"),
+        (["words"], ["--not-in", "{folder}/nowhere"], "nowhere: no sound files there"),
+        (["words"], ["--not-in", "{folder}/packages/track"], "was begun with"),
+        (["words"], ["--tasks", "evnets"], "Did you mean events"),
+    ],
+)
+def test_misuse_is_said_and_changes_nothing(folder, packages, more, says, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
+    with pytest.raises(SystemExit) as raised:
+        build(folder, *([word.format(folder=folder) for word in words] for words in (packages, more)))
+    assert says in f"{raised.value} {capsys.readouterr().err}"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize(("done", "outcome"), [(2, "left out"), (3, "its clips stay")])
+def test_package_that_cannot_be_fetched_is_said(folder, monkeypatch, capsys, done, outcome):
     fetcher = folder / "apt-get"
     fetcher.write_text("#!/bin/sh\nexit 100\n")
     fetcher.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
+    rows = (folder / "sources.csv").read_text().splitlines(keepends=True)
+    (folder / "sources.csv").write_text("".join(rows[:done]))
     shutil.rmtree(folder / "packages" / "track")
     build(folder)
-    assert "track: cannot be fetched; left out." in capsys.readouterr().err
+    assert f"track: cannot be fetched; {outcome}." in capsys.readouterr().err
+
+
+def test_corpus_of_nothing_and_a_system_without_apt_are_said(tmp_path, monkeypatch):
+    (tmp_path / "evaluation").mkdir()
+    soundfile.write(tmp_path / "evaluation/clip.wav", noise(0.6, 3), RATE)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="apt-get: No such file"):
+        build(tmp_path)
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 100\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    with pytest.raises(SystemExit, match="no package could be fetched"):
+        build(tmp_path)

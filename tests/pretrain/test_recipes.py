@@ -180,7 +180,7 @@ def test_a_recipe_may_be_a_file(tmp_path):
         ("m2d_base", {"beta1": 2}, "beta1 is 2"),
         ("m2d_base", {"mask_ratio": "much"}, "mask_ratio is 'much'; it should be a valid number"),
         ("m2d_base", {"epochs": 2.5}, "epochs is 2.5; it should be a valid integer"),
-        ("m2d_base", {"patch_size": 16}, "patch_size is 16; it should be a valid tuple"),
+        ("m2d_base", {"patch_size": 16}, "patch_size is 16; it should be a list, such as "),
         ("m2d_base", {"patch_size": [16.9, 16.2]}, "patch_size.0 is 16.9; it should be a valid integer"),
         ("m2d_base", {"patch_size": [16, 16, 16]}, "patch_size is .* at most 2 items"),
         ("m2d_base", {"patch_size": [[16, 16], 16]}, "patch_size.0 is .*; it should be a valid integer"),

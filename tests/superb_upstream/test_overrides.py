@@ -65,7 +65,7 @@ def test_values_are_applied_as_s3prl_does():
         ("config.runner.eval_step=0", "greater than 0"),
         ("config.runner.evaluate_ratio=2", "less than or equal to 1"),
         ("config.runner.fp16=1", "fp16 is 1"),
-        ("config.runner.eval_dataloaders=dev", "eval_dataloaders is 'dev'; it should be a valid tuple"),
+        ("config.runner.eval_dataloaders=dev", "eval_dataloaders is 'dev'; it should be a list, such as "),
         ("config.optimizer.lr=fast", "'fast' is no float"),
         ("config.optimizer.lr=True", "True is no float"),
         ("config.downstream_expert.datarc.pre_load=0", "0 is no bool"),
