@@ -304,3 +304,9 @@ def test_heareval_gets_a_folder_for_each_model(tmp_path, monkeypatch, capsys):
         folder("--model", path)
     with pytest.raises(SystemExit, match="Did you mean m2d_tiny"):
         folder("--model", "m2d_tinny")
+    with pytest.raises(SystemExit, match="Did you mean hop_ms"):
+        folder("--model", path, "--model-options", '{"hop": 25}')
+    for text in ("[1]", "hop_ms=25"):
+        with pytest.raises(SystemExit):
+            folder("--model", path, "--model-options", text)
+        assert f"'{text}' is no JSON object, such as" in capsys.readouterr().err
