@@ -1,12 +1,13 @@
 """How fast does pre-training go, and how much of the device does it use?
 
     python benchmarks/pretrain.py [--recipes m2d_base msm_mae_base] [--batch-size N] [--steps N] [--device D]
-                                  [--precisions fp32 bf16] [--compile]
+                                  [--precisions fp32 bf16] [--compile] [--variants "NAME=VALUE …" …]
     python benchmarks/pretrain.py --scenarios [supervised regularisation distillation precomputed] […]
 
 Prints a Markdown table: clips a second, peak memory, model FLOP/s and their share of the device's peak, for each recipe
 and precision, on random input that lies on the device: reading is measured by benchmarks/pretrain_data.py. FLOPs are
-those of the model, see pretrain/flops.py. No GPU has been measured yet.
+those of the model, see pretrain/flops.py. A variant is a recipe with changes, those of `pretrain --set` ("" for none);
+its values hold no space: "patch_size=[16,8] size=small". No GPU has been measured yet.
 
 With --scenarios, of M2D-X on ten-second clips of noise: clips a second, peak memory, and the share of the time that
 goes by before the step: log-mels and the teacher. The teacher of a distillation is a HuBERT of base size with random
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ import soundfile
 import torch
 
 from m2d_bench.encoders.huggingface import import_transformers
+from m2d_bench.errors import M2DBenchError
 from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data import Crop, Crops, Source
@@ -38,6 +41,7 @@ from m2d_bench.pretrain.inputs import Inputs, offline_task, open_clips
 from m2d_bench.pretrain.trainer import Trainer
 from m2d_bench.settings import Compute, Storage
 from m2d_bench.training.launch import launch
+from m2d_bench.training.recipes import parse
 
 SCENARIOS = {"supervised": "m2d_as_base", "regularisation": "m2d_x_icbhi2017", "distillation": "m2d_s_base_400"}
 START = "random:m2d_vit_base-80x200p16x4"
@@ -65,14 +69,19 @@ class Noise(Source):
         return self._values
 
 
+def changed(recipe: str, variant: str, batch_size: int) -> recipes.Recipe:
+    """A recipe with the changes of a variant, its steps of so many samples."""
+    return recipes.load(recipe, changes={"effective_batch": batch_size, **parse(variant.split())})
+
+
 def measure(arguments: argparse.Namespace) -> None:
     """One recipe in one precision, in a process of its own for its peak memory."""
-    recipe = recipes.load(arguments.recipe, changes={"effective_batch": arguments.batch_size})
+    recipe = changed(arguments.recipe, arguments.variant, arguments.batch_size)
     fabric = launch(arguments.device, arguments.precision)
     steps = arguments.warmup + arguments.steps
     columns = recipe.input_size[1] // recipe.patch_size[1] * recipe.patch_size[1]
-    source = Noise(steps * arguments.batch_size, (recipe.channels, recipe.input_size[0], columns))
-    trainer = Trainer(fabric, recipe, source, Path("."), batch_size=arguments.batch_size)
+    source = Noise(steps * recipe.effective_batch, (recipe.channels, recipe.input_size[0], columns))
+    trainer = Trainer(fabric, recipe, source, Path("."), batch_size=recipe.effective_batch)
     trainer.prepare(compile=arguments.compile)
     batches = trainer._batches()
 
@@ -85,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> None:
     started = finish()
     for _ in range(arguments.steps):
         trainer._train(batches)
-    rate = arguments.steps * arguments.batch_size / (finish() - started)
+    rate = arguments.steps * recipe.effective_batch / (finish() - started)
     cuda = fabric.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     flops = rate * trainer.method.flops()
@@ -152,6 +161,14 @@ def write_clips(folder: Path, count: int) -> None:
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder / "hubert")
 
 
+def in_own_process(*words: str) -> list[str]:
+    """What this script prints when called with these words too; where it fails, so does this process."""
+    done = subprocess.run([sys.executable, *sys.argv, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
+    return done.stdout.split()
+
+
 def compare_scenarios(arguments: argparse.Namespace) -> None:
     """Measures the scenarios in turn and prints their table."""
     print("| scenario | recipe | precision | clips/s | peak memory (GiB) | before the step (%) |")
@@ -160,9 +177,8 @@ def compare_scenarios(arguments: argparse.Namespace) -> None:
         write_clips(Path(folder), (arguments.steps + arguments.warmup) * arguments.batch_size)
         for name in arguments.scenarios:
             for precision in arguments.precisions:
-                words = [*sys.argv, "--scenario", name, "--folder", folder, "--precision", precision]
-                done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
-                rate, memory, share = map(float, done.stdout.split()[-3:])
+                words = in_own_process("--scenario", name, "--folder", folder, "--precision", precision)
+                rate, memory, share = map(float, words[-3:])
                 recipe = SCENARIOS["distillation" if name == "precomputed" else name]
                 print(f"| {name} | {recipe} | {precision} | {rate:.2f} | {memory:.2f} | {share:.0f} |", flush=True)
 
@@ -177,6 +193,8 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--variants", nargs="+", default=[""])
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--scenarios", nargs="*")
     parser.add_argument("--scenario", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -193,18 +211,23 @@ def main() -> None:
         arguments.scenarios = arguments.scenarios or [*SCENARIOS, "precomputed"]
         compare_scenarios(arguments)
         return
-    print("| recipe | precision | clips/s | ratio | peak memory (GiB) | TFLOP/s | utilisation (%) |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    for recipe in arguments.recipes:
+    compared = [*product(arguments.recipes, arguments.variants)]
+    for recipe, variant in compared:  # all are checked before the first is measured
+        changed(recipe, variant, arguments.batch_size)
+    print("| recipe | variant | precision | clips/s | ratio | peak memory (GiB) | TFLOP/s | utilisation (%) |")
+    print("|---|---|---|---:|---:|---:|---:|---:|")
+    for recipe, variant in compared:
         first = None
         for precision in arguments.precisions:
-            words = [*sys.argv, "--recipe", recipe, "--precision", precision]
-            done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
-            rate, memory, flops, share = done.stdout.split()[-4:]
+            words = in_own_process("--recipe", recipe, "--variant", variant, "--precision", precision)
+            rate, memory, flops, share = words[-4:]
             first = first or float(rate)
             row = f"{float(rate):.1f} | {float(rate) / first:.2f} | {float(memory):.2f} | {float(flops):.3f} | {share}"
-            print(f"| {recipe} | {precision} | {row} |", flush=True)
+            print(f"| {recipe} | {variant} | {precision} | {row} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except M2DBenchError as error:
+        sys.exit(f"ERROR: {error}")

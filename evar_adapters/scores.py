@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from m2d_bench.errors import DataError
+from m2d_bench.evar_adapters import MODULE
 from m2d_bench.runs import Run, Score
 from m2d_bench.tasks import evar
 
@@ -56,7 +57,8 @@ def read(path: Path) -> tuple[list[Run], list[str]]:
 def _record(line: Mapping[str, str], protocol: str, pattern: re.Pattern[str]) -> Run:
     match = pattern.search(line["report"])
     if match is None:
-        raise ValueError("its report is not in EVAR's form")
+        zero_shot = line["report"].startswith("Zero-shot")
+        raise ValueError("zero-shot scores are out of scope" if zero_shot else "its report is not in EVAR's form")
     config = ast.literal_eval(match["config"])
     settings = config.pop("runtime_cfg")
     seed = settings.pop("seed")
@@ -68,6 +70,8 @@ def _record(line: Mapping[str, str], protocol: str, pattern: re.Pattern[str]) ->
     scores = [float(fold) for fold in folds] or [mean]
     if not all(0 <= score <= 1 for score in (mean, *scores)) or abs(sum(scores) / len(scores) - mean) > 1e-4:
         raise ValueError(f"score {mean} and folds {scores} do not agree")
+    if config["audio_repr"].startswith(f"{MODULE}.") and config.get("feature_d") == 0:
+        settings["passes"] = 2  # our classes set it; where none was made, the embeddings came from the first pass
     weights = str(config["weight_file"])
     identity = hashlib.sha256(f"{config['audio_repr']}|{weights}".encode()).hexdigest()[:16]
     kept = {key: value for key, value in config.items() if key not in _PLACES}

@@ -9,7 +9,6 @@ from cyclopts import App, Parameter
 
 from m2d_bench import runs
 from m2d_bench.errors import UsageError
-from m2d_bench.evar_adapters import clone
 from m2d_bench.output import Flat, Output
 from m2d_bench.registry import resolve
 from m2d_bench.settings import Storage, make_folder
@@ -28,10 +27,10 @@ def run(
     Args:
         script: lineareval, finetune or 2pass_lineareval.
         arguments: The script's: CONFIG TASK and its options. CONFIG may be m2d_bench, m2d_s_bench, m2d_as_bench,
-            msm_mae_bench, encoder_bench (any encoder), or the name of one of the clone's.
+            m2d_32k_bench, msm_mae_bench, encoder_bench (any encoder), or the name of one of the clone's.
         evar: The clone.
     """
-    clone.run(evar, script, arguments)
+    resolve("m2d_bench.evar_adapters.clone:run")(evar, script, arguments)
     return 0
 
 
@@ -42,7 +41,7 @@ def install(path: Path, /) -> Output:
     Args:
         path: The clone.
     """
-    return Output("\n".join(map(str, clone.install(path))))
+    return Output("\n".join(map(str, resolve("m2d_bench.evar_adapters.clone:install")(path))))
 
 
 @EVAR.command
@@ -52,7 +51,7 @@ def uninstall(path: Path, /) -> Output:
     Args:
         path: The clone.
     """
-    return Output("\n".join(map(str, clone.uninstall(path))))
+    return Output("\n".join(map(str, resolve("m2d_bench.evar_adapters.clone:uninstall")(path))))
 
 
 @EVAR.command

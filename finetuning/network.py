@@ -10,9 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from m2d_bench.encoders.checkpoint import Checkpoint, Labels
+from m2d_bench.encoders.checkpoint import Checkpoint, Labels, with_input
 from m2d_bench.encoders.classifier import Classifier, Head
-from m2d_bench.encoders.frontend import N_MELS
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.patchout import encode_kept
 from m2d_bench.encoders.state_dict import State
@@ -90,16 +89,8 @@ def set_trained(vit: ViT, recipe: Recipe, generator: Generator) -> None:
 
 def _adjusted(pretrained: Checkpoint, recipe: Recipe, frames: int) -> M2DEncoder:
     """The encoder with the recipe's features and, where it says so, an input size of the whole clip."""
-    config = replace(pretrained.config, features=recipe.features)
-    state = pretrained.encoder
-    if recipe.adjust_positions:
-        whole = ViT(config.vit)
-        whole.load_state_dict(state)
-        config = replace(config, vit=replace(config.vit, input_size=(N_MELS, frames)))
-        with torch.no_grad():
-            grid = whole.positions(config.vit.grid_size[1]).flatten(0, 1)
-            state = {**state, "pos_embed": torch.cat([whole.pos_embed[:, : whole.n_class_tokens], grid[None]], dim=1)}
-    return M2DEncoder.from_checkpoint(replace(pretrained, config=config, encoder=state))
+    found = replace(pretrained, config=replace(pretrained.config, features=recipe.features))
+    return M2DEncoder.from_checkpoint(with_input(found, frames) if recipe.adjust_positions else found)
 
 
 def merged(classifier: Classifier) -> Checkpoint:

@@ -35,10 +35,10 @@ LOUDEST = 1e15
 _LOUD = 10.0
 """Peak from which samples are surely in another unit than full scale: decoders overshoot 1 by little."""
 
-_BLOCK = 2**16
-"""Frames that are decoded at once."""
+_BLOCK = 2**20
+"""Samples of all channels that are decoded at once: few calls, for threads wait for each other between them."""
 
-_SAMPLE_BYTES = 3 * 4
+SAMPLE_BYTES = 3 * 4
 """Memory of a mono sample, of which there is room for up to two while they are decoded, and which is resampled."""
 
 _HEADERLESS = {"RAW", "MAT4", "MAT5"}
@@ -82,6 +82,7 @@ _DAMAGE = re.compile(
 """libsndfile's log tells what its numbers hide: it cuts lengths to the size of the file and leaves out broken pages."""
 
 
+_POINTER = b"version https://git-lfs."
 _GET_WHOLE = "get a whole copy of it, or leave it out."
 _REPAIR = "Repair the header, or leave the file out."
 
@@ -108,7 +109,7 @@ def read(
         rate, announced = file.samplerate, _announced(path, file)
         wanted = math.inf if seconds is None or math.isinf(seconds) else round(seconds * rate)
         _check_memory(path, 0 if announced is None else min(wanted, file.frames - round(offset * rate)))
-        waveform, decoded = np.empty(0 if announced is None else min(wanted, file.frames), np.float32), 0
+        waveform, decoded = np.empty(0 if announced is None else int(min(wanted, file.frames)), np.float32), 0
         for block in _decoded(path, file, announced, offset, wanted):
             start, decoded = decoded, decoded + len(block)
             _check_memory(path, decoded)
@@ -162,7 +163,7 @@ def memory_to_read(path: str | os.PathLike[str], seconds: float | None = None) -
     try:
         with _opened(path) as file:
             frames = math.inf if file.frames >= _UNKNOWN_LENGTH else file.endless.guess if file.endless else file.frames
-            return _SAMPLE_BYTES * min(frames, math.inf if seconds is None else seconds * file.samplerate)
+            return SAMPLE_BYTES * min(frames, math.inf if seconds is None else seconds * file.samplerate)
     except AudioError:
         return 0
 
@@ -233,12 +234,25 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[_Stream]:
         known = os.path.splitext(path)[1].lower() in suffixes()
         formats = "" if known else f" Formats that can be read: {', '.join(sorted(s[1:] for s in suffixes()))}."
         reason = getattr(error, "error_string", "") or str(error) or type(error).__name__
+        if _is_pointer(path):
+            reason = "a pointer of Git LFS; git lfs pull puts the sound in its place"
         raise AudioError(f"{path}: cannot be decoded ({reason}).{formats}") from error
+
+
+def _is_pointer(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is what a clone holds instead of a large file that was not fetched."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except (OSError, ValueError):
+        return False
 
 
 def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
     """Decodes up to so many frames in blocks, [n, channels] float32."""
-    size = mp3.FRAME if file.endless else _BLOCK  # a file that ends within a frame loses its last block
+    size = _BLOCK // file.channels
+    if file.endless:  # a file that ends within a frame loses its last block
+        size = mp3.FRAME
     integers = file.subtype == "PCM_16" and file.format in _PLAIN
     while frames > 0:
         try:
@@ -315,9 +329,9 @@ def _announced(path: str | os.PathLike[str], file: _Stream) -> int | None:
 
 def _check_memory(path: str | os.PathLike[str], frames: float) -> None:
     """Raises an AudioError where so many mono samples would not fit this machine's memory."""
-    if _SAMPLE_BYTES * frames > _memory():
+    if SAMPLE_BYTES * frames > _memory():
         raise AudioError(
-            f"{path}: its {frames:.0f} samples need {_SAMPLE_BYTES * frames / 2**30:.0f} GiB, more memory than this "
+            f"{path}: its {frames:.0f} samples need {SAMPLE_BYTES * frames / 2**30:.0f} GiB, more memory than this "
             "machine has. Cut the file into shorter ones."
         )
 

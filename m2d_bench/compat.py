@@ -1,15 +1,18 @@
-"""What s3prl 0.4.18 and X-ARES need of torchaudio, huggingface_hub, catalyst and asteroid and no longer find there.
+"""What s3prl 0.4.18, X-ARES and EVAR need of torchaudio, torchvision, huggingface_hub, catalyst and asteroid and no
+longer find there.
 
-`restore` and `restore_torchaudio` add it to this process alone, and only what is missing: where a package still has a
-name, it keeps it.
+`restore`, `restore_for_evar` and `restore_torchaudio` add it to this process alone, and only what is missing: where a
+package still has a name, it keeps it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,9 +29,10 @@ from m2d_bench.errors import UsageError
 
 def restore() -> None:
     """Makes s3prl importable; calling it again changes nothing."""
+    import_torch_libraries()
     torchaudio: Any = restore_torchaudio()
     _add(torchaudio, set_audio_backend=lambda backend: None, get_audio_backend=lambda: "soundfile", info=_info)
-    if not hasattr(torchaudio, "sox_effects"):
+    if not _has_sox(torchaudio):
         effects = _module("torchaudio.sox_effects", apply_effects_file=apply_effects_file)
         effects.apply_effects_tensor = apply_effects  # type: ignore[attr-defined]
         torchaudio.sox_effects = effects
@@ -44,7 +48,16 @@ def restore() -> None:
     if not _imports("sox"):
         _module("sox", Transformer=_Transformer)
     _module("tensorboard.compat.notf")  # TensorBoard's own switch: s3prl's logs need no TensorFlow, slow to import
+    logging.getLogger("s3prl.upstream.espnet_hubert.expert").setLevel(logging.ERROR)  # that ESPnet is not installed
     torch.serialization.add_safe_globals([argparse.Namespace])  # s3prl's checkpoints hold its arguments
+
+
+def restore_for_evar() -> None:
+    """Makes what EVAR's scripts import importable; calling it again changes nothing."""
+    import_torch_libraries()
+    restore_torchaudio()
+    if "imp" not in sys.modules and not find_spec("imp"):  # left Python with 3.12
+        _module("imp", reload=importlib.reload)
 
 
 def restore_torchaudio() -> ModuleType:
@@ -230,24 +243,58 @@ class _Transformer:
         raise UsageError("This needs SoX: install the program, and pip install sox.")
 
 
+def import_torch_libraries() -> None:
+    """Imports torchaudio and torchvision, as far as they are installed, where other libraries would stop at them."""
+    for name, import_library in (("torchaudio", import_torchaudio), ("torchvision", import_torchvision)):
+        if find_spec(name):
+            import_library()
+
+
 def import_torchaudio() -> ModuleType:
     """torchaudio; where its compiled extension does not load (CUDA build beside a CPU-only torch), without it."""
     try:
         return importlib.import_module("torchaudio")
-    except OSError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]
-
-        def unavailable(function: Any) -> Any:
-            return function
-
-        _module(
-            "torchaudio._extension",
-            _IS_TORCHAUDIO_EXT_AVAILABLE=False,
-            _IS_ALIGN_AVAILABLE=False,
-            fail_if_no_align=unavailable,
-        )
+    except (OSError, RuntimeError):  # RuntimeError: of another CUDA
+        pass
+    _forget("torchaudio")
+    sys.modules["torchaudio.lib._torchaudio"] = None  # type: ignore[assignment]  # before 2.9, it then does without
+    try:
         return importlib.import_module("torchaudio")
+    except (OSError, RuntimeError):
+        _forget("torchaudio")
+
+    def unavailable(function: Any) -> Any:
+        return function
+
+    _module(
+        "torchaudio._extension",
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False,
+        _IS_ALIGN_AVAILABLE=False,
+        fail_if_no_align=unavailable,
+    )
+    return importlib.import_module("torchaudio")
+
+
+def _forget(package: str) -> None:
+    """Lets a package that broke off half imported be imported anew."""
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
+
+
+def _has_sox(torchaudio: Any) -> bool:
+    """Whether SoX effects run: torchaudio 2.9 removed them; before, they need its compiled part and SoX's library."""
+    extension = getattr(sys.modules.get("torchaudio._extension"), "lazy_import_sox_ext", None)
+    return hasattr(torchaudio, "sox_effects") and (extension is None or extension().is_available())
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision; where its compiled operators do not load (CUDA build beside a CPU-only torch), without them."""
+    try:
+        return importlib.import_module("torchvision")
+    except (OSError, RuntimeError):
+        _forget("torchvision")
+        _module("torchvision._meta_registrations")
+        return importlib.import_module("torchvision")
 
 
 def _info(path: str | Path, *args: Any, **kwargs: Any) -> Any:

@@ -51,7 +51,8 @@ def explain(error: ValidationError) -> str:
     field = ".".join(map(str, fault["loc"]))
     received = repr(fault["input"])
     received = received if len(received) <= 200 else f"{received[:200]}…"
-    return f"{field} is {received}; {fault['msg'].replace('Input', 'it', 1)}."
+    allowed = fault["msg"].replace("Input", "it", 1).replace("a valid tuple", "a list, such as [A, B]")
+    return f"{field} is {received}; {allowed}."
 
 
 def _usage_error(error: ValidationError) -> UsageError:

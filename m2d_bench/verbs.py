@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
+from pydantic import Field
 from tabulate import tabulate
 
 from m2d_bench import audio, tasks
@@ -27,6 +29,7 @@ from m2d_bench.output import Flat, Names, Output
 from m2d_bench.registry import resolve
 from m2d_bench.runs import Run, TasksFailed
 from m2d_bench.settings import Compute, Storage
+from m2d_bench.values import Checked
 
 
 def linear(
@@ -65,7 +68,7 @@ def linear(
         resolve("m2d_bench.results.plots.curves:draw_layers")(runs, settings.runs_root)
     text = render(runs, style) if runs else ""
     if beside and text and style == "text":
-        text += f"\nRecords: {settings.runs_root}. Next: --model own.py:Own, --tasks FOLDER; m2d-bench report."
+        text += f"\n{_next_steps(settings.runs_root)}"
     return Output(text, tuple(failures))
 
 
@@ -73,6 +76,12 @@ def _with_references(model: str) -> list[str]:
     """The model, and what shows how far it has come: m2d_tiny, or its random weights, and the log-mel."""
     other = f"{zoo.RANDOM}{zoo.DEFAULT}" if model == zoo.DEFAULT else zoo.DEFAULT
     return list(dict.fromkeys((model, other, LOG_MEL)))
+
+
+def _next_steps(folder: Path) -> str:
+    """The line below the first table: where the records lie, and what to try next."""
+    words = ["m2d-bench", "report", *([] if folder == Path(Storage.runs) else [str(folder)]), "-o", "r.html"]
+    return f"Records: {folder}. Next: {shlex.join(words)}; --model own.py:Own, --tasks DIR"
 
 
 def embed(
@@ -104,14 +113,28 @@ def embed(
     return Output(f"{output}: {len(embedded)} embeddings of {embeddings.shape[1]} numbers", (*missing, *failures))
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings(Checked):
+    """What a fine-tuned model may not say of its head.
+
+    Args:
+        classes: CSV file that names the classes: AudioSet's class_labels_indices.csv, or one with a column name.
+        multilabel: Whether a clip may have several classes.
+        clip_seconds: Duration of the clips it was trained on; shorter files are zero-padded to it.
+    """
+
+    classes: Path | None = None
+    multilabel: Annotated[bool | None, Parameter(negative="--single-label")] = None
+    clip_seconds: Annotated[float | None, Field(ge=0, le=86400)] = None
+
+
 def predict(
     model: str,
     files: tuple[Path, ...],
     /,
     *,
     top: int = 5,
-    classes: Path | None = None,
-    multilabel: Annotated[bool | None, Parameter(negative="--single-label")] = None,
+    head: Annotated[HeadSettings, Flat] = HeadSettings(),
     style: Annotated[str, Parameter(name="--format")] = "text",
     compute: Annotated[Compute, Flat] = Compute(),
     storage: Annotated[Storage, Flat] = Storage(),
@@ -122,16 +145,21 @@ def predict(
         model: What m2d-bench finetune wrote, or a released name of a fine-tuned model; see m2d-bench models.
         files: Sound files of any length and rate, or folders of them, searched with their subfolders.
         top: Classes a file, the most probable first.
-        classes: CSV file that names the classes where the model does not: AudioSet's class_labels_indices.csv, or one
-            with a column name.
-        multilabel: Whether a clip may have several classes, where the model does not say.
+        head: What the model does not say of its head.
         style: text, csv, or jsonl, a line of JSON a file.
         compute: Device, precision, batch size, decoding threads.
         storage: Cache folder of the weights.
     """
     predicting.check_format(style)
-    names = predicting.read_classes(classes.expanduser()) if classes else None
-    classifier = zoo.load_classifier(model, classes=names, multilabel=multilabel, compute=compute, storage=storage)
+    names = predicting.read_classes(head.classes.expanduser()) if head.classes else None
+    classifier = zoo.load_classifier(
+        model,
+        classes=names,
+        multilabel=head.multilabel,
+        clip_seconds=head.clip_seconds,
+        compute=compute,
+        storage=storage,
+    )
     sounds, missing = _sound_files(files)
     predictions, failures = predicting.predict_files(classifier, sounds, compute, top)
     return Output(predicting.render(predictions, style) if predictions else "", (*missing, *failures))

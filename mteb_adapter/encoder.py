@@ -211,8 +211,7 @@ def import_mteb() -> Any:
             "MTEB needs the package mteb. Run pip install 'm2d-bench[mteb]' with Python 3.11 or newer; this is "
             f"{sys.version_info.major}.{sys.version_info.minor}."
         )
-    if find_spec("torchaudio"):
-        compat.import_torchaudio()  # libraries that mteb imports would stop at one whose compiled part does not load
+    compat.import_torch_libraries()  # libraries that mteb imports would stop at one whose compiled part does not load
     if not sys.stderr.isatty():
         resolve("datasets").disable_progress_bars()
     return resolve("mteb")

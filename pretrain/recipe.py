@@ -141,9 +141,9 @@ def resolve(values: Mapping[str, Any]) -> Recipe:
         UsageError: Unknown names, or values of another type than the default's.
     """
     arguments = method.arguments_of(str(values.get("method", Recipe.method)))
-    own = {field.name for field in fields(Recipe)} - {"arguments"}
+    own = [field.name for field in fields(Recipe) if field.name != "arguments"]
     check_names("value of a recipe", values, [*own, *(field.name for field in fields(arguments))])
     given = {name: value for name, value in values.items() if name not in own}
     checked = vars(arguments(**given))
     chosen = {name: checked[name] for name in given}
-    return Recipe(**{name: values[name] for name in own & values.keys()}, arguments=chosen)
+    return Recipe(**{name: values[name] for name in own if name in values}, arguments=chosen)

@@ -113,20 +113,30 @@ def _recipes() -> str:
     return tabulate(rows, headers="keys", tablefmt="simple")
 
 
-def prepare(paths: tuple[Path, ...], /, *, settings: Annotated[PrepareSettings, Flat] = PrepareSettings()) -> Output:
+def prepare(
+    paths: tuple[Path, ...],
+    /,
+    *,
+    settings: Annotated[PrepareSettings, Flat] = PrepareSettings(),
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> Output:
     """Turn sound files into log-mel shards for pre-training: `m2d-bench prepare AUDIO … OUT`.
 
     An interrupted run goes on where it was when it is started again. Files and folders that cannot be read are named at
     the end and in OUT/failures.csv; the others are written.
 
     Args:
-        paths: Folders of sound files, searched with their subfolders, and last the folder to write.
+        paths: Folders of sound files, searched with their subfolders, or task:NAME, the clips of a task but for an
+            official test split; and last the folder to write.
         settings: How.
+        data: Folder of the data sets of task:NAME; else the environment's M2D_BENCH_DATA.
+        cache: Cache folder of tasks.
     """
     if len(paths) < 2:
         raise UsageError("Name at least one folder of sound files, then the folder to write: prepare AUDIO … OUT.")
-    *folders, out = (path.expanduser() for path in paths)
-    index = prepare_shards(folders, out, settings).index
+    *sources, out = (path.expanduser() for path in paths)
+    index = prepare_shards(sources, out, settings, Storage(data=data, cache=cache)).index
     hours = index.n_frames * index.hop_length / index.sample_rate / 3600
     text = (
         f"{out}: {index.n_clips} clips, {hours:.1f} hours at {index.sample_rate} Hz, {len(index.shard_bytes)} shards, "

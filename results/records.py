@@ -43,11 +43,11 @@ def variants(runs: Sequence[Run], *, keys: bool = True) -> list[str]:
     labels = [""] * len(runs)
     same = lambda i: (runs[i].encoder["name"], runs[i].protocol, str(runs[i].settings.get("encoding")))  # noqa: E731
     for members in _grouped(range(len(runs)), same):
-        shared = _differing([identities[i] for i in members if _is_probe(runs[i])], _OF_THE_TASK)
+        shared = _differing([identities[i] for i in members if is_probe(runs[i])], _OF_THE_TASK)
         for of_task in _grouped(members, lambda i: runs[i].task["name"]):
             differing = shared | _differing([identities[i] for i in of_task], set())
             for i in of_task:
-                labels[i] = _variant(identities[i], differing, _DEFAULTS if _is_probe(runs[i]) else {})
+                labels[i] = _variant(identities[i], differing, _DEFAULTS if is_probe(runs[i]) else {})
             if keys and len({labels[i] for i in of_task}) < len(of_task):
                 for i in of_task:
                     labels[i] = ", ".join(filter(None, (labels[i], f"key={runs[i].key}")))
@@ -75,7 +75,7 @@ def train_fraction(run: Run) -> float:
     return float(run.settings.get("train_fraction", 1.0))
 
 
-def _is_probe(run: Run) -> bool:
+def is_probe(run: Run) -> bool:
     """Whether it is of this package's harness, whose settings are the same for all tasks."""
     return run.protocol in PROBES and "harness" not in run.settings
 

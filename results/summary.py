@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_bench.errors import UsageError
-from m2d_bench.results.records import PROBES
+from m2d_bench.results.records import PROBES, is_probe, variants
 from m2d_bench.results.render import as_csv, interval, render_rows
 from m2d_bench.results.statistics import UNITS, estimate, scale, seed_means
 from m2d_bench.runs import Run, read
@@ -23,15 +23,18 @@ def summary(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """One row per run and metric: model, task, protocol, metric, unit, mean and ci95 in that unit, n seeds, seconds (of
     the run, on its first row).
 
-    Runs without a finished seed are left out.
+    Runs without a finished seed are left out. Those that are no probes of this package's are told apart by the data and
+    settings in which they differ.
     """
-    rows = []
+    runs, rows = list(runs), []
+    differences = iter(variants([run for run in runs if not is_probe(run)]))
     for run in runs:
+        model = _model(run, "" if is_probe(run) else next(differences))
         for rank, metric in enumerate((run.task["metric"], *run.task["other_metrics"])):
             scores = list(seed_means(run, metric).values())
             if not scores:
                 continue
-            about = {"model": _model(run), "task": run.task_title, "protocol": run.protocol}
+            about = {"model": model, "task": run.task_title, "protocol": run.protocol}
             rows.append({**about, **figures(metric, scores), "seconds": None if rank else _seconds(run)})
     return rows
 
@@ -95,11 +98,12 @@ def model_card(digest: str, folder: str | Path) -> dict[str, str]:
     return {"scores": report(own, "md"), "commands": "\n".join(run.command for run in own if run.command)}
 
 
-def _model(run: Run) -> str:
-    """The encoder's name, and what of it was probed where that is not its own embedding."""
+def _model(run: Run, difference: str) -> str:
+    """The encoder's name, and what tells the run from others, or what of it was probed instead of its embedding."""
     asked = [f"{name}={run.settings[name]}" for name in _REPRESENTATION if name in run.settings]
+    about = difference or (", ".join(asked) if run.protocol in PROBES else "")
     name: str = run.encoder["name"]
-    return f"{name} ({', '.join(asked)})" if asked and run.protocol in PROBES else name
+    return f"{name} ({about})" if about else name
 
 
 def _seconds(run: Run) -> float | None:

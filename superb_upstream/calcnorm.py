@@ -18,8 +18,10 @@ from m2d_bench.errors import UsageError
 from m2d_bench.progress import track
 from m2d_bench.registry import unknown
 from m2d_bench.settings import Storage
-from m2d_bench.superb_upstream.launcher import config_of, in_threads, prepare
+from m2d_bench.superb_upstream import data
+from m2d_bench.superb_upstream.launcher import config_of
 from m2d_bench.superb_upstream.norm_stats import TASKS
+from m2d_bench.superb_upstream.runner import in_threads, prepare
 from m2d_bench.superb_upstream.upstream import SAMPLE_RATE, Statistics
 
 
@@ -67,7 +69,8 @@ class _Waveforms(Dataset[torch.Tensor]):
     def __init__(self, task: str, storage: Storage) -> None:
         downstream = TASKS[task].downstream
         config = config_of(downstream, storage.data)
-        module: Any = prepare(downstream, config, storage)
+        data.check(downstream, config)
+        module: Any = prepare(downstream, config, storage, data.fingerprint(downstream, config))
         with tempfile.TemporaryDirectory() as folder, in_threads():
             expert = module.DownstreamExpert(
                 upstream_dim=1, upstream_rate=160, downstream_expert=config["downstream_expert"], expdir=folder

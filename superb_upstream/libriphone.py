@@ -1,12 +1,15 @@
 """LibriSpeech as phonemes, the data set of s3prl's phoneme recognition; s3prl's package on PyPI leaves its own out.
 
-Clips and words are read from LibriSpeech as published, `{path}/{split}/**/*.trans.txt` beside `.flac` files; each word
-becomes its first entry in the lexicons. Read by s3prl as `s3prl.downstream.ctc.corpus.libriphone`.
+Clips and words are read from LibriSpeech as published, `{path}/{split}/**/*.trans.txt` beside `.flac` files, or from
+lists `{csv_dir}/{split}` with the columns wav_path and transcription; each word becomes its first entry in the
+lexicons. Read by s3prl as `s3prl.downstream.ctc.corpus.libriphone`.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,12 @@ class LibriPhoneDataset(Dataset[Any]):
     """Paths of clips and their phonemes, those with most phonemes first, one by one or in buckets of like length.
 
     Args:
-        split: Name of a LibriSpeech split, such as train-clean-100.
+        split: Name of a LibriSpeech split, such as train-clean-100, or of a list; or several.
         tokenizer: s3prl's text encoder over the phonemes.
         bucket_size: Clips an item; 1 gives single clips.
         lexicon: Text files, a word and its phonemes a line.
         path: Folder of LibriSpeech.
+        csv_dir: Folder of lists, instead.
         ignored: s3prl's other corpus settings.
 
     Raises:
@@ -33,12 +37,20 @@ class LibriPhoneDataset(Dataset[Any]):
     """
 
     def __init__(
-        self, split: str, tokenizer: Any, bucket_size: int, lexicon: Sequence[str], path: str, **ignored: Any
+        self,
+        split: str | Sequence[str],
+        tokenizer: Any,
+        bucket_size: int,
+        lexicon: Sequence[str],
+        path: str = "",
+        csv_dir: str = "",
+        **ignored: Any,
     ) -> None:
         phonemes = _read_lexicon(lexicon)
         known = set(tokenizer._vocab2idx)
         self.clips: list[Clip] = []
-        for file, words in _transcripts(Path(path) / split):
+        places = [Path(csv_dir or path) / name for name in ([split] if isinstance(split, str) else split)]
+        for file, words in chain.from_iterable(map(read_list if csv_dir else _transcripts, places)):
             missing = [word for word in words if word not in phonemes]
             if missing:
                 raise DataError(f"{file}: {', '.join(missing[:5])} in none of {', '.join(lexicon)}.")
@@ -47,7 +59,7 @@ class LibriPhoneDataset(Dataset[Any]):
                 raise DataError(f"{file}: phonemes {', '.join(unknown)} are not in the vocabulary.")
             self.clips.append((str(file), tokenizer.encode(" ".join(spoken))))
         if not self.clips:
-            raise DataError(f"{Path(path) / split}: no *.trans.txt; expected LibriSpeech as published.")
+            raise DataError(f"{', '.join(map(str, places))}: no *.trans.txt; expected LibriSpeech as published.")
         self.clips.sort(key=lambda clip: -len(clip[1]))
         self.bucket_size = min(bucket_size, len(self.clips))
 
@@ -82,3 +94,10 @@ def _transcripts(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         for line in chapter.read_text(encoding="utf-8").splitlines():
             name, *words = line.split()
             yield chapter.parent / f"{name}.flac", words
+
+
+def read_list(file: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Sound file and words of every row of a list with the columns wav_path and transcription."""
+    with file.open(newline="", encoding="utf-8") as rows:
+        for row in csv.DictReader(rows):
+            yield Path(row["wav_path"]), row["transcription"].split()

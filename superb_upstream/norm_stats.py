@@ -62,6 +62,17 @@ def parse(ckpt: str) -> tuple[str, tuple[float, float] | None]:
     return name, _checked(mean, std, f"-k {ckpt}")
 
 
+def task_of(ckpt: str | None, model_config: str | None) -> str | None:
+    """The task whose statistics -k or the file of -g names, if they name one."""
+    _, comma, word = (ckpt or "").rpartition(",")
+    if comma and word.strip() in TASKS:
+        return word.strip()
+    if not model_config:
+        return None
+    values = yaml.safe_load(Path(model_config).expanduser().read_text(encoding="utf-8"))
+    return str(values["task"]) if isinstance(values, dict) and values.get("task") in TASKS else None
+
+
 def read(path: str | Path) -> tuple[float, float]:
     """Mean and standard deviation from a YAML file with the keys `mean` and `std`, as `superb calcnorm` writes it.
 

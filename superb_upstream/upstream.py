@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from m2d_bench.encoders import variants, zoo
+from m2d_bench import download
+from m2d_bench.encoders import checkpoint, tensor_file, variants, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.encoders.m2d import M2DEncoder
 from m2d_bench.encoders.protocol import Encoder, wrap
 from m2d_bench.encoders.waveform import check_waveform
 from m2d_bench.errors import AudioError, UsageError
-from m2d_bench.settings import Compute, Storage
+from m2d_bench.settings import Compute, Storage, file_name
 from m2d_bench.superb_upstream import norm_stats
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 SAMPLE_RATE = 16000
 
 Features = dict[str, Any]
+
+FAMILIES = ("m2d", "m2d_s", "m2d_as", "msm_mae")
+"""Each with entries of its own in s3prl's hub, which look for its weights where -k names none; all take any encoder."""
 
 _TOLERANCE = 5
 """Frames by which s3prl lets a batch differ from what its longest clip and the rate say, itself excluded."""
@@ -181,6 +186,7 @@ def load(
     variant: str,
     ckpt: str | Path | None,
     model_config: str | Path | None = None,
+    refresh: bool = False,
     storage: Storage = Storage(),
     **settings: Any,
 ) -> Upstream:
@@ -188,9 +194,10 @@ def load(
 
     Args:
         variant: m2d, m2d_s, m2d_as or msm_mae: whose weights to look for without `ckpt`; empty for the default model.
-        ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo`, alone or, of the M2D family, with statistics
-            (`norm_stats.parse`).
+        ckpt: s3prl's -k: any name or path of `m2d_bench.encoders.zoo` or an address of weights, alone or, of the M2D
+            family, with statistics (`norm_stats.parse`).
         model_config: s3prl's -g: a YAML file with statistics (`norm_stats.read`).
+        refresh: s3prl's -r: whether weights of an address are downloaded anew.
         storage: The cache of weights.
         settings: Of the encoder, as for `zoo.load`.
 
@@ -199,6 +206,8 @@ def load(
         CheckpointError: No weights, or not what they claim to be.
     """
     name, stats = weights(variant, ckpt, model_config, storage)
+    if "://" in name:
+        name = _downloaded(name, storage, refresh)
     if stats:
         settings["norm_stats"] = stats
     settings = {"compute": Compute(device="cpu", precision="fp32"), **settings}
@@ -219,47 +228,23 @@ def load(
     return Upstream(encoder)
 
 
-def _entry(name: str) -> Callable[..., Upstream]:
-    """A function of s3prl's hub."""
-    variant = VARIANTS[name]
+def _downloaded(url: str, storage: Storage, refresh: bool) -> str:
+    """Name or path of the weights of an address: of released ones their name, of others a file in the cache.
 
-    def entry(
-        ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **settings: Any
-    ) -> Upstream:
-        return load(variant, ckpt, model_config, **settings)
-
-    entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"{variant or 'Any encoder'} as an s3prl upstream; see `superb_upstream.upstream.load`."
-    return entry
-
-
-def m2d_calcnorm(**ignored: Any) -> CalcNorm:
-    """The upstream that measures mean and standard deviation."""
-    return CalcNorm()
-
-
-VARIANTS = {
-    "m2d_bench": "",
-    **{f"{name}{local}": name for local in ("", "_local") for name in ("m2d", "m2d_s", "m2d_as", "msm_mae")},
-}
-"""Names in s3prl's hub and the variant whose weights each looks for; all take any encoder after -k.
-
-`_local` is s3prl's habit for entries that take -k.
-"""
-
-ENTRIES: dict[str, Callable[..., nn.Module]] = {
-    **{name: _entry(name) for name in VARIANTS},
-    "m2d_calcnorm": m2d_calcnorm,
-}
-"""All names of ours in s3prl's hub."""
-
-
-def register(storage: Storage = Storage()) -> None:
-    """Puts the entries into `s3prl.hub`, with the cache of weights that they are to use."""
-    from m2d_bench import compat
-
-    compat.restore()
-    import s3prl.hub
-
-    for name, entry in ENTRIES.items():
-        setattr(s3prl.hub, name, partial(entry, storage=storage))
+    The file lies in a folder named after the address's, which says what the model is.
+    """
+    for release in zoo.RELEASED.values():
+        if url == release.url:
+            return release.name
+    path = Path(urlsplit(url).path)
+    if path.suffix.lower() not in tensor_file.SUFFIXES:
+        raise UsageError(
+            f"-k {url}: an address is one of released weights (.zip) or of a file {', '.join(tensor_file.SUFFIXES)}."
+        )
+    name = path.parent.name if checkpoint.parse_name(path.parent.name) else path.stem
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    file = storage.cache_root / "weights" / file_name(f"{name}-{digest}") / path.name
+    if refresh:
+        file.unlink(missing_ok=True)
+    download.fetch(url, file, manual=f"download it as {file}", option="--cache")
+    return str(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -76,10 +77,12 @@ def import_experiments(
         try:
             run = runs.add(experiments.read(folder), runs_folder)
             records[run.path(runs_folder)] = run
-            n_folds, tested = run.task["n_folds"], {score.fold for score in run.scores}
-            if len(tested) < n_folds:
-                logger.warning("%s: %s of %s folds; it is shown when all are there.", folder, len(tested), n_folds)
         except (M2DBenchError, OSError) as error:
             failures.append(str(error))
+    for path, run in records.items():
+        n_folds, folds = run.task["n_folds"], Counter(seed for seed, _ in run.by_fold)
+        for seed, count in folds.items():
+            if count < n_folds:
+                logger.warning("%s: seed %s: %s of %s folds; it counts when all are there.", path, seed, count, n_folds)
     text = resolve("m2d_bench.results:report")(records.values(), style) if records else ""
     return Output(text, tuple(failures))

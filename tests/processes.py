@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Barrier
 
@@ -13,6 +14,26 @@ import pytest
 import torch
 
 TIMEOUT = 60  # seconds, after which a process that waits in vain fails
+
+
+@contextmanager
+def imported_anew(*packages):
+    """Packages as a process that has not imported them finds them; afterwards they are what they were before."""
+
+    def theirs():
+        return {name for name in sys.modules if any(f"{name}.".startswith(f"{package}.") for package in packages)}
+
+    before = {name: sys.modules.pop(name) for name in theirs()}
+    try:
+        yield
+    finally:
+        for name in theirs():
+            del sys.modules[name]
+        sys.modules.update(before)
+        for package in before.keys() & set(packages):
+            parent, _, name = package.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], name, before[package])
 
 
 class Meeting:

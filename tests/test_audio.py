@@ -298,11 +298,13 @@ def test_names_of_any_bytes_are_opened(tmp_path):
 def test_what_is_no_file_of_sound_is_named(tmp_path):
     (tmp_path / "x.raw").write_bytes(bytes(1000))
     (tmp_path / "x.m4a").write_bytes(bytes(1000))
+    (tmp_path / "x.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     os.mkfifo(tmp_path / "pipe.wav")
     write(tmp_path / "short.wav", tone(16000)[:2], 96000)
     for name, message in {
         "x.raw": "bare samples",
         "x.m4a": r"cannot be decoded .*Formats that can be read: .*flac",
+        "x.wav": r"cannot be decoded \(a pointer of Git LFS; git lfs pull",
         "pipe.wav": "is not a file",
         "": "is not a file",
         "nul\0.wav": "null (byte|character)",

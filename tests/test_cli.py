@@ -65,7 +65,7 @@ def test_linear_prints_one_table(capsys, options):
     [
         ("", ["m2d_tiny", "random:m2d_tiny", "logmel"]),
         ("--model own.py:Own --probe knn", ["own.py:Own", "m2d_tiny", "logmel"]),
-        ("--model logmel --runs elsewhere", ["logmel", "m2d_tiny"]),
+        ("--model logmel --runs else/where", ["logmel", "m2d_tiny"]),
         ("--model logmel --tasks events", None),
         ("--model m2d_tiny --pooling max", None),
         ("--baseline logmel", None),
@@ -84,8 +84,10 @@ def test_the_built_in_tasks_are_shown_beside_references(capsys, monkeypatch, wor
         assert "chance" not in out
         return
     assert out.splitlines()[1].split()[3:] == [*models, "chance"]
-    folder = "elsewhere" if "--runs" in words else "runs"
-    assert out.endswith(f"\nRecords: {folder}. Next: --model own.py:Own, --tasks FOLDER; m2d-bench report.\n")
+    folder, named = ("else/where", "else/where ") if "--runs" in words else ("runs", "")
+    line = f"Records: {folder}. Next: m2d-bench report {named}-o r.html; --model own.py:Own, --tasks DIR"
+    assert out.endswith(f"\n{line}\n")
+    assert len(line) <= 80 or named
     assert "Records" not in run(capsys, "linear", *words.split(), "--format", "md")[1]
 
 

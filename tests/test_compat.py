@@ -1,6 +1,8 @@
 """What is restored for s3prl: right where it can be compared, and never over what is there."""
 
 import argparse
+import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch.utils.data import SequentialSampler, WeightedRandomSampler
 
 from m2d_bench import compat
 from m2d_bench.errors import UsageError
+from tests.processes import imported_anew
 
 RATE = 16000
 
@@ -115,6 +118,37 @@ def test_restoring_keeps_what_a_package_has(monkeypatch):
     assert (torchaudio.set_audio_backend, torchaudio.info, torchaudio.load) == ("theirs",) * 3
 
 
+LOADED = "raise OSError('libtorchaudio.so does not load')\n"
+UNAVAILABLE = "class NoSox:\n    is_available = staticmethod(lambda: False)\nlazy_import_sox_ext = lambda: NoSox\n"
+BEFORE_2_9 = {
+    "__init__": "from . import _extension, sox_effects\n",
+    "_extension/__init__": "import importlib.util\n"
+    f"if importlib.util.find_spec('torchaudio.lib._torchaudio'):\n    {LOADED}{UNAVAILABLE}",
+    "lib/_torchaudio": "",
+    "sox_effects": "def apply_effects_file(path, effects):\n    raise OSError\n",
+}
+SINCE_2_9 = {
+    "__init__": "from . import functional\n",
+    "_extension/__init__": LOADED,
+    "functional": "from torchaudio._extension import _IS_TORCHAUDIO_EXT_AVAILABLE, fail_if_no_align\n",
+}
+
+
+@pytest.mark.parametrize("modules", [BEFORE_2_9, SINCE_2_9])
+def test_torchaudio_serves_without_its_compiled_part(modules, tmp_path, monkeypatch):
+    for name, text in modules.items():
+        path = tmp_path / "torchaudio" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with imported_anew("torchaudio"):
+        for _ in range(2):
+            compat.restore()
+            from torchaudio.sox_effects import apply_effects_file
+
+            assert apply_effects_file is compat.apply_effects_file
+
+
 def test_names_that_s3prl_imports_are_there():
     pytest.importorskip("s3prl")
     compat.restore()
@@ -135,3 +169,34 @@ def test_s3prls_checkpoints_load_without_running_code(tmp_path):
     compat.restore()
     torch.save({"Args": argparse.Namespace(seed=1), "Step": 3}, tmp_path / "states-3.ckpt")
     assert torch.load(tmp_path / "states-3.ckpt")["Args"].seed == 1
+
+
+TORCHVISION = {
+    "__init__.py": "from torchvision import _meta_registrations, transforms\n",
+    "_meta_registrations.py": "raise RuntimeError('operator torchvision::nms does not exist')\n",
+    "transforms.py": "class Compose: ...\n",
+}
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_torchvision_is_there_without_its_compiled_operators(tmp_path, monkeypatch, loads):
+    for name, text in TORCHVISION.items():
+        path = tmp_path / "torchvision" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("" if loads and "raise" in text else text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with imported_anew("torchvision"):
+        compat.import_torch_libraries()
+        from torchvision.transforms import Compose
+
+        assert Compose.__module__ == "torchvision.transforms"
+        assert hasattr(sys.modules["torchvision._meta_registrations"], "__file__") == loads
+
+
+def test_imp_is_there_where_python_left_it_out(monkeypatch):
+    monkeypatch.setattr(compat, "find_spec", lambda name: None)
+    with imported_anew("imp"):
+        compat.restore_for_evar()
+        from imp import reload
+
+        assert reload is importlib.reload

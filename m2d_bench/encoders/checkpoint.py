@@ -34,6 +34,10 @@ from m2d_bench.values import Checked, explain
 
 logger = logging.getLogger(__name__)
 
+CONFIGURATION = "m2d_bench"
+"""Key of configuration and labels in a file's metadata: those of .safetensors, or a module's in a saved state dict."""
+HEAD_LAYERS = "head_layers"
+"""Key of the layers that a head was trained on, where they are not the last alone."""
 _LABELS = "labels"
 _SHA256 = "sha256"
 _NO_WEIGHTS = re.compile(r"\.|optimizer|scheduler|scaler|sampler|rng_state|training_args")
@@ -82,12 +86,23 @@ class Checkpoint:
     ignored: tuple[str, ...] = ()
 
     def half(self) -> Checkpoint:
-        """The same with weights rounded to float16, for a file of half the size; `read` gives float32 again."""
+        """The same with weights rounded to float16, for a file of half the size; `read` gives float32 again.
+
+        Raises:
+            CheckpointError: A weight is too large for it.
+        """
         encoder, extras, head = (
-            {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+            {key: _half(key, tensor) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
             for state in (self.encoder, self.extras, self.head)
         )
         return replace(self, encoder=encoder, extras=extras, head=head)
+
+
+def _half(key: str, tensor: Tensor) -> Tensor:
+    rounded = tensor.half()
+    if rounded.isinf().any():
+        raise CheckpointError(f"{key}: reaches {tensor.abs().max():.3g}, float16 only 65504. Keep float32.")
+    return rounded
 
 
 def parse_name(name: str) -> EncoderConfig | None:
@@ -163,15 +178,18 @@ def _malformed(path: Path) -> Iterator[None]:
 
 
 def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]) -> Checkpoint:
-    config: EncoderConfig | None = None
+    name = path.parent.name if parse_name(path.parent.name) else path.stem
     content: Any
-    written: Any
+    metadata: Mapping[str, Any]
     if path.suffix.lower() == ".safetensors":
         content, metadata = tensor_file.read_safetensors(path)
         config, written = _written_configuration(path, content, metadata)
     else:
         content = tensor_file.read_pickle(path)
-        written = content.get(_LABELS) if isinstance(content, Mapping) else None
+        metadata = _module_metadata(content)
+        config, written = _written_configuration(path, {}, metadata)
+        config = config and replace(config, name=name)  # what it was fine-tuned from has that name
+        written = written or (content.get(_LABELS) if isinstance(content, Mapping) else None)
     encoder, extras, head, ignored = sort_keys(path, unwrap(path, content))
     if "norm_stats" in changes:
         extras.pop("norm_stats", None)
@@ -182,12 +200,15 @@ def _interpret(path: Path, stated: EncoderConfig | None, changes: dict[str, Any]
     if config is None:
         vit = _shape(path, encoder, stated, patch_size)
         config = EncoderConfig(
-            name=path.parent.name if parse_name(path.parent.name) else path.stem,
+            name=name,
             vit=vit,
             sample_rate=_sample_rate(path, stated),
             norm_stats=_norm_stats(path, norm_stats) if "norm_stats" not in changes else DEFAULT_NORM_STATS,
             features=_features(path, head, vit),
         )
+    if HEAD_LAYERS in metadata:
+        logger.warning("%s: its head is on layers %s; it is left out.", path, metadata[HEAD_LAYERS])
+        head = {}
     _check_shapes(path, encoder, head, config)
     return Checkpoint(
         config=config, encoder=encoder, extras=extras, head=head, labels=_labels(written), ignored=ignored
@@ -214,18 +235,39 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     mean_std = torch.tensor(checkpoint.config.norm_stats)
     places = {key: place for place, key in HEAD.items()}
-    head = {f"head.{places.get(key, key)}": value for key, value in checkpoint.head.items()}
+    head = {f"module.head.{places.get(key, key)}": value for key, value in checkpoint.head.items()}  # as EVAR names it
     state = {**checkpoint.encoder, **checkpoint.extras, **head, "norm_stats": mean_std}
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path}: a checkpoint's suffix is one of {', '.join(SUFFIXES)}.")
     labels = {_LABELS: asdict(checkpoint.labels)} if checkpoint.labels else {}
     with replacing(path) as file:
         if path.suffix == ".safetensors":
-            configuration = json.dumps({**asdict(checkpoint.config), **labels})
-            metadata = {"m2d_bench": configuration, _SHA256: digest_of(configuration, state)}
+            configuration = configuration_text(checkpoint.config, checkpoint.labels)
+            metadata = {CONFIGURATION: configuration, _SHA256: digest_of(configuration, state)}
             file.write(safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, metadata))
         else:
             torch.save({"model": state, **labels}, file)
+
+
+def configuration_text(config: EncoderConfig, labels: Labels | None) -> str:
+    """Configuration and labels as JSON, for a file's metadata."""
+    return json.dumps({**asdict(config), **({_LABELS: asdict(labels)} if labels else {})})
+
+
+def with_input(checkpoint: Checkpoint, frames: int) -> Checkpoint:
+    """A checkpoint for windows of another length: its positions resized to more columns, or the first of them.
+
+    Args:
+        checkpoint: What was read.
+        frames: Frames of a window.
+    """
+    config = replace(checkpoint.config, vit=replace(checkpoint.config.vit, input_size=(N_MELS, frames)))
+    vit = ViT(checkpoint.config.vit)
+    vit.load_state_dict(checkpoint.encoder)
+    with torch.no_grad():
+        grid = vit.positions(config.vit.grid_size[1]).flatten(0, 1)
+        positions = torch.cat([vit.pos_embed[:, : vit.n_class_tokens], grid[None]], dim=1)
+    return replace(checkpoint, config=config, encoder={**checkpoint.encoder, "pos_embed": positions})
 
 
 def _file(path: Path) -> Path:
@@ -249,15 +291,21 @@ def _labels(found: Any) -> Labels | None:
     return Labels(**found)
 
 
+def _module_metadata(content: Any) -> Mapping[str, Any]:
+    """The metadata of the module that says its configuration, of a state dict that torch saved."""
+    modules = getattr(content, "_metadata", {}).values()
+    return next((metadata for metadata in modules if CONFIGURATION in metadata), {})
+
+
 def _written_configuration(
-    path: Path, state: State, metadata: Mapping[str, str]
+    path: Path, state: State, metadata: Mapping[str, Any]
 ) -> tuple[EncoderConfig | None, dict[str, Any] | None]:
     """Configuration and labels as `save` writes them beside the tensors, which have to be the same as then."""
-    if "m2d_bench" not in metadata:
+    if CONFIGURATION not in metadata:
         return None, None
-    if _SHA256 in metadata and metadata[_SHA256] != digest_of(metadata["m2d_bench"], state):
+    if _SHA256 in metadata and metadata[_SHA256] != digest_of(metadata[CONFIGURATION], state):
         raise CheckpointError(f"{path}: damaged, its checksum does not match. Get or make the file anew.")
-    values = json.loads(metadata["m2d_bench"])
+    values = json.loads(metadata[CONFIGURATION])
     labels = values.pop(_LABELS, None)
     if beside := set(values) - {each.name for each in fields(EncoderConfig)}:
         raise CheckpointError(f"{path}: the configuration inside has unknown settings: {listing(sorted(beside))}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Generator, Tensor, nn
 
@@ -73,7 +74,12 @@ class Classifier(nn.Module):
         return logits.sigmoid() if self.labels.multilabel else logits.softmax(1)
 
 
-def build(found: Checkpoint, classes: Sequence[str] | None = None, multilabel: bool | None = None) -> Classifier:
+def build(
+    found: Checkpoint,
+    classes: Sequence[str] | None = None,
+    multilabel: bool | None = None,
+    clip_seconds: float | None = None,
+) -> Classifier:
     """The classifier of a checkpoint with a head, frozen and in evaluation mode.
 
     Args:
@@ -81,6 +87,7 @@ def build(found: Checkpoint, classes: Sequence[str] | None = None, multilabel: b
         classes: Names of the head's outputs; by default those that the checkpoint says, else numbers.
         multilabel: Whether a clip may have several; by default what the checkpoint says, else whether they are as many
             as AudioSet's.
+        clip_seconds: Duration that shorter clips are zero-padded to; by default what the checkpoint says, else none.
 
     Raises:
         CheckpointError: It has no head, or one for another number of features or classes.
@@ -105,6 +112,8 @@ def build(found: Checkpoint, classes: Sequence[str] | None = None, multilabel: b
             f"({found.config.features})."
         )
     labels = _labels(found, n_classes, classes, multilabel)
+    if clip_seconds is not None:
+        labels = replace(labels, clip_seconds=clip_seconds)
     head = Head(width, n_classes).requires_grad_(False).load(found.head)
     return Classifier(encoder, head, labels).eval()
 

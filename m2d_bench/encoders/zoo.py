@@ -164,6 +164,7 @@ def load_classifier(
     *,
     classes: Sequence[str] | None = None,
     multilabel: bool | None = None,
+    clip_seconds: float | None = None,
     compute: Compute = Compute(),
     storage: Storage = Storage(),
 ) -> Classifier:
@@ -173,6 +174,7 @@ def load_classifier(
         name: As for `load`; a model with a head.
         classes: Names of the head's outputs; by default those the checkpoint says, else numbers.
         multilabel: Whether a clip may have several; by default what the checkpoint says.
+        clip_seconds: Duration that shorter clips are zero-padded to; by default what the checkpoint says.
         compute: Device and precision.
         storage: The cache folder released weights are downloaded into.
 
@@ -180,7 +182,7 @@ def load_classifier(
         UsageError: Unknown name.
         CheckpointError: The weights cannot be had, or have no head or another number of classes.
     """
-    found = classifier.build(read(name, storage=storage), classes, multilabel).to(compute.torch_device())
+    found = classifier.build(read(name, storage=storage), classes, multilabel, clip_seconds).to(compute.torch_device())
     found.encoder.precision = compute.resolved_precision()
     return found
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +28,17 @@ from m2d_bench.evaluation import maps
 from m2d_bench.evaluation.representations import ALIKE, SECONDS_AT_ONCE, Kept, scenes
 from m2d_bench.parallel import map_ahead
 from m2d_bench.progress import bar, track
-from m2d_bench.settings import Compute, Storage, file_name, make_folder, read_checked, replacing, write_checked, writing
+from m2d_bench.settings import (
+    Compute,
+    Storage,
+    check_room,
+    file_name,
+    make_folder,
+    read_checked,
+    replacing,
+    write_checked,
+    writing,
+)
 from m2d_bench.tasks.dataset import Dataset
 
 logger = logging.getLogger(__name__)
@@ -40,6 +48,9 @@ _SHARD = 64
 
 _PART = 64 * _SHARD
 """Clips that are read while as many are encoded."""
+
+_MEMORY = 2e9
+"""Bytes that waveforms decoded ahead take together."""
 
 _WORTH_SAYING = 2**30
 """Bytes that are said before they are written."""
@@ -184,8 +195,7 @@ def _check_room(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if needed > _WORTH_SAYING:
         logger.warning("%s: %.1f GB are going to be written.", folder, needed / 1e9)
-    if needed > shutil.disk_usage(folder).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    check_room(folder, needed)
 
 
 def _key(encoder: Encoder, dataset: Dataset, kept: str = "") -> str:
@@ -253,7 +263,9 @@ def _encode_shard(encoder: Encoder, dataset: Dataset, shard: _Shard, compute: Co
         return dataset.waveform(clip, encoder.sample_rate, place=dataset.crop_place(clip) if crop else 0.0)
 
     names = [dataset.files[clip] for clip, _ in shard.views]
-    waveforms = map_ahead(read, shard.views, compute.jobs, 2 * compute.batch_size)
+    clip_bytes = audio.SAMPLE_BYTES * dataset.task.clip_seconds * encoder.sample_rate
+    ahead = min(2 * compute.batch_size, int(_MEMORY / clip_bytes))
+    waveforms = map_ahead(read, shard.views, compute.jobs, ahead)
     kept = shard.kept
 
     def embed(batch: Tensor, _: list[int], clips: list[str]) -> Tensor:
@@ -349,7 +361,9 @@ def embed_files(
             return error
         return np.pad(waveform, (0, max(0, round(least_seconds * encoder.sample_rate) - len(waveform))))
 
-    waveforms = map_ahead(read, ordered, compute.jobs, compute.batch_size)
+    waveforms = map_ahead(
+        read, ordered, compute.jobs, compute.batch_size, weight=audio.memory_to_read, heaviest=_MEMORY
+    )
     progress = track(waveforms, "Embedding", len(ordered), "files")
     found = _embed(
         lambda batch, lengths, clips: encoder.scene_embeddings(batch, lengths, clips=clips),

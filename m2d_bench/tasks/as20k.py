@@ -32,7 +32,7 @@ def list_clips(train: tuple[str, ...], root: Path, _: int) -> tuple[Path, list[E
     ]
 
 
-_FOLDERS = ("AudioSet", "audioset", "as")
+_FOLDERS = ("AudioSet", "as")
 _SOURCE = "https://research.google.com/audioset/download.html"
 _FILES = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
 _TRAIN = ("balanced_train_segments",)

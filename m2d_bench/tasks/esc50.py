@@ -2,7 +2,7 @@
 
 from m2d_bench.tasks.task import Folds, Layout, Part, Task
 
-LAYOUT = Layout(folders=("ESC-50-master", "ESC-50", "esc50"), index="meta/esc50.csv", file="audio/{filename}")
+LAYOUT = Layout(folders=("ESC-50-master", "ESC-50"), index="meta/esc50.csv", file="audio/{filename}")
 PART = Part(
     holds=("meta/esc50.csv", "meta/esc10.csv"),
     files={"https://github.com/karolpiczak/ESC-50/archive/33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6.zip": ""},

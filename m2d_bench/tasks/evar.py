@@ -100,6 +100,14 @@ def read_definition(file: Path) -> Definition:
         return Definition(task, fault=f"{path}: {error}")
 
 
+def names(clone: Path) -> list[str]:
+    """The tasks that a clone lists in `ds_tasks.py`; none where that cannot be parsed."""
+    try:
+        return list(_definitions(clone / "evar" / "ds_tasks.py"))
+    except (OSError, SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return []
+
+
 def sound_folder(file: Path, name: str, sample_rate: int) -> Path:
     """Where a clone keeps sound files.
 
@@ -123,22 +131,27 @@ def _value(path: Path, task: str) -> object:
     Raises:
         OSError, SyntaxError, ValueError, TypeError, MemoryError, RecursionError: There is none, or it is no literal.
     """
-    if not path.is_file():
-        raise ValueError("no such file")
-    values = {
-        key.value: value
-        for statement in ast.parse(path.read_bytes(), path.name).body
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict)
-        if "_defs" in map(ast.unparse, statement.targets)
-        for key, value in zip(statement.value.keys, statement.value.values, strict=True)
-        if isinstance(key, ast.Constant)
-    }
+    values = _definitions(path)
     if task not in values:
         raise ValueError(f"its _defs = {{…}} does not list {task!r}")
     try:
         return ast.literal_eval(values[task])
     except ValueError:
         raise ValueError(f"{task!r}: {ast.unparse(values[task]):.100} is not {_FORM} in plain values") from None
+
+
+def _definitions(path: Path) -> dict[str, ast.expr]:
+    """The dictionary `_defs` of a Python file, its values as they stand there. Raises as `_value` does."""
+    if not path.is_file():
+        raise ValueError("no such file")
+    return {
+        str(key.value): value
+        for statement in ast.parse(path.read_bytes(), path.name).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict)
+        if "_defs" in map(ast.unparse, statement.targets)
+        for key, value in zip(statement.value.keys, statement.value.values, strict=True)
+        if isinstance(key, ast.Constant)
+    }
 
 
 def _undeclared_seconds(file: Path, lister: Lister, cache: Path) -> tuple[float, str]:

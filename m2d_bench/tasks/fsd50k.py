@@ -34,7 +34,7 @@ TASK = Task(
     n_classes=200,
     n_clips=51197,
     split_clips={"train": 36796, "valid": 4170, "test": 10231},
-    layouts=(Layout(folders=("FSD50K", "fsd50k"), index="FSD50K.ground_truth/dev.csv"),),
+    layouts=(Layout(folders=("FSD50K",), index="FSD50K.ground_truth/dev.csv"),),
     lister=list_clips,
     source="https://zenodo.org/record/4060432",
     parts=(

@@ -23,7 +23,7 @@ TASK = Task(
     n_classes=20,
     n_clips=18532,
     split_clips={"train": 17585, "test": 947},
-    layouts=(Layout(folders=("FSDnoisy18k", "fsdnoisy18k"), index="FSDnoisy18k.meta/test.csv"),),
+    layouts=(Layout(folders=("FSDnoisy18k",), index="FSDnoisy18k.meta/test.csv"),),
     lister=list_clips,
     source="https://zenodo.org/record/2529934",
     parts=tuple(

@@ -29,7 +29,14 @@ TASK = Task(
     split_clips={"train": 443, "valid": 197, "test": 290},
     layouts=(
         Layout(
-            folders=("genres", "genres_original", "Data/genres_original", "GTZAN/genres", "GTZAN", "gtzan"),
+            folders=(
+                "genres",
+                "genres_original",
+                "Data/genres_original",
+                "GTZAN/genres",
+                "GTZAN/genres_original",
+                "GTZAN",
+            ),
             index=_LISTS["test"],
         ),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
@@ -39,10 +41,12 @@ def locate(task: Task, data: Path | None) -> tuple[Path, Layout]:
 
 def home(task: Task, data: Path) -> Path:
     """The folder of a task's data set: where a layout's index lies, or by its name, whether it is there or not."""
-    if found := _found(task, data):
+    named = [root for root, layout in _places(task, data) if layout == task.layouts[-1] and root != data]
+    there = next((folder for folder in named if folder.is_dir()), None)
+    found = _found(task, data)
+    if found and not (there and found[0] == data and lacking(task, data)):  # the index lies beside the data set
         return found[0]
-    named = [data / folder for folder in task.layouts[-1].folders]
-    return next((folder for folder in named if folder.is_dir()), named[0])
+    return there or named[0]
 
 
 def lacking(task: Task, folder: Path) -> list[Part]:
@@ -67,10 +71,21 @@ def _found(task: Task, data: Path) -> tuple[Path, Layout] | None:
 
 
 def _places(task: Task, data: Path) -> Iterator[tuple[Path, Layout]]:
-    """Where a task's data set may lie, by the layout it then has."""
+    """Where a task's data set may lie, by the layout it then has; last, where names are alike (see `_plain`)."""
     for layout in task.layouts:
         for root in (*(data / folder for folder in layout.folders), data):
             yield root, layout
+    alike = {_plain(name): name for name in (sorted(os.listdir(data)) if data.is_dir() else ())}
+    for layout in task.layouts:
+        for folder in layout.folders:
+            top, _, below = folder.partition("/")
+            if name := alike.get(_plain(top)):
+                yield data / name / below, layout
+
+
+def _plain(name: str) -> str:
+    """A name in small letters without what separates its words."""
+    return re.sub("[-_ ]", "", name).lower()
 
 
 def read_entries(task: Task, root: Path, layout: Layout) -> list[Entry]:

@@ -31,7 +31,7 @@ TASK = Task(
     n_classes=11,
     n_clips=305979,
     split_clips={"train": 289205, "valid": 12678, "test": 4096},
-    layouts=(Layout(folders=("nsynth", "NSynth"), index="nsynth-test/examples.json"),),
+    layouts=(Layout(folders=("nsynth",), index="nsynth-test/examples.json"),),
     lister=partial(list_notes, "instrument_family_str"),
     source="https://magenta.tensorflow.org/datasets/nsynth",
     parts=tuple(

@@ -17,9 +17,14 @@ _ANNOTATIONS = {
 }
 _KNOWN = tuple(
     f"{folder}/inter_test_json/40890405_3.3_0_p3_3655.json"
-    for folder in ("BioCAS2022/test2022_json", "Classification/valid_classification_json/2022", "test_json")
+    for folder in (
+        "releases/BioCAS2022/test2022_json",
+        "BioCAS2022/test2022_json",
+        "Classification/valid_classification_json/2022",
+        "test_json",
+    )
 )
-"""An annotation in the repository's layouts, from the newest to the oldest."""
+"""An annotation in the repository's layouts, from the newest to the oldest; some hold another one's files too."""
 
 
 def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
@@ -29,9 +34,8 @@ def list_clips(root: Path, _: int) -> tuple[Path, list[Entry]]:
     return root, [
         clip
         for split, pattern in _ANNOTATIONS.items()
-        for file in others
-        if re.fullmatch(pattern, file)
-        for clip in _events(root / file, recordings.get(Path(file).stem, f"{Path(file).stem}.wav"), split)
+        for stem, file in {Path(file).stem: file for file in others if re.fullmatch(pattern, file)}.items()
+        for clip in _events(root / file, recordings.get(stem, f"{stem}.wav"), split)
     ]
 
 
@@ -59,7 +63,7 @@ TASK = Task(
     n_clips=8085,
     split_clips={"train": 6656, "test": 1429},
     classes=("Normal", "Rhonchi", "Wheeze", "Stridor", "Coarse Crackle", "Fine Crackle", "Wheeze+Crackle"),
-    layouts=tuple(Layout(folders=("SPRSound", "SPRSound-main", "SPRS", "sprsound"), index=known) for known in _KNOWN),
+    layouts=tuple(Layout(folders=("SPRSound", "SPRSound-main", "SPRS"), index=known) for known in _KNOWN),
     lister=list_clips,
     source=_SOURCE,
     parts=(

@@ -26,7 +26,7 @@ TASK = Task(
     split_clips={"train": 148896, "valid": 17160, "test": 17336},
     layouts=(
         Layout(
-            folders=("surge", "Surge"),
+            folders=("surge",),
             index=_SPLITS,
         ),
     ),

@@ -96,8 +96,9 @@ class Part:
         return self.what or self.holds[0]
 
     def lies_in(self, folder: Path) -> bool:
-        """Whether the part is in the data set's folder."""
-        return any(next(folder.glob(pattern), None) for pattern in self.holds)
+        """Whether the part is in the data set's folder; an empty folder is none."""
+        found = (path for pattern in self.holds for path in folder.glob(pattern))
+        return any(not path.is_dir() or next(path.iterdir(), None) for path in found)
 
 
 @dataclass(frozen=True, kw_only=True)

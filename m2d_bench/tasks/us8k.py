@@ -13,7 +13,7 @@ TASK = Task(
     folds=Folds(column="fold", count=10),
     layouts=(
         Layout(
-            folders=("UrbanSound8K", "urbansound8k", "us8k"),
+            folders=("UrbanSound8K", "us8k"),
             index="metadata/UrbanSound8K.csv",
             file="audio/fold{fold}/{slice_file_name}",
         ),

@@ -31,7 +31,7 @@ TASK = Task(
     split_clips={"train": 138361, "valid": 6904, "test": 8251},
     layouts=(
         Layout(
-            folders=("VoxCeleb1", "voxceleb1", "VoxCeleb1 Dataset", "VoxCeleb", "vox1", "vc1"),
+            folders=("VoxCeleb1", "VoxCeleb1 Dataset", "VoxCeleb", "vox1", "vc1"),
             index="iden_split.txt",
         ),
     ),

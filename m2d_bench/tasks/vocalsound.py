@@ -30,7 +30,7 @@ TASK = Task(
     split_clips={"train": 15570, "valid": 1860, "test": 3594},
     layouts=(
         Layout(
-            folders=("vs_release_16k", "vs_release_44k", "VocalSound_16k", "VocalSound", "vocalsound"),
+            folders=("vs_release_16k", "vs_release_44k", "VocalSound_16k", "VocalSound"),
             index="datafiles/te.json",
         ),
     ),

@@ -14,7 +14,7 @@ TASK = Task(
     split_clips={"train": 121281, "valid": 26684, "test": 28463},
     layouts=(
         Layout(
-            folders=("voxforge", "VoxForge"),
+            folders=("voxforge",),
             index="voxforge.csv",
             file="{file_name}",
         ),

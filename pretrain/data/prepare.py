@@ -1,4 +1,4 @@
-"""Turns trees of sound files into log-mel shards: in parallel, resumable, the same bytes for any number of jobs."""
+"""Turns sound files into log-mel shards: in parallel, resumable, the same bytes for any number of jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from m2d_bench import audio
+from m2d_bench import audio, tasks
 from m2d_bench.encoders.frontend import N_MELS, LogMel
 from m2d_bench.errors import AudioError, DataError, UsageError
 from m2d_bench.files import sha256
@@ -26,7 +26,8 @@ from m2d_bench.pretrain.data.listing import Files
 from m2d_bench.pretrain.data.parts import UNFINISHED, Part, PrepareSettings, write_parts
 from m2d_bench.pretrain.data.shards import Index, TeacherFacts
 from m2d_bench.pretrain.data.teachers import SpeechTeacher
-from m2d_bench.settings import Compute, make_folder, replacing
+from m2d_bench.settings import Compute, Storage, make_folder, replacing
+from m2d_bench.tasks import dataset
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +51,24 @@ class Prepared:
     index: Index
 
 
-def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Prepared:
-    """Turns trees of sound files into log-mel shards with an index, see `m2d_bench.pretrain.data.shards`.
+def prepare(sources: Sequence[Path], out: Path, settings: PrepareSettings, storage: Storage = Storage()) -> Prepared:
+    """Turns sound files into log-mel shards with an index, see `m2d_bench.pretrain.data.shards`.
 
     Called again after an interruption it continues after the last finished shard; a finished folder is left as it is.
 
     Args:
-        folders: Trees of sound files. Clips are named by their paths relative to them, or to what they have in common.
+        sources: Trees of sound files, or task:NAME: the files of a task, but for those of an official test split. Clips
+            are named by their paths relative to their folders, or to what these have in common.
         out: Folder to write.
         settings: How.
+        storage: Where tasks' data sets lie.
 
     Raises:
         UsageError: The folder was begun with other files or settings, is in use, or holds other shards; an unknown
             teacher or layer.
         DataError: No sound files, or none that can be read.
     """
-    files = _list_files(folders)
+    files = _list_files(sources, storage)
     teacher = None
     if settings.teacher:
         compute = Compute(device=settings.device, trust_remote_code=settings.trust_remote_code)
@@ -94,29 +97,40 @@ def prepare(folders: Sequence[Path], out: Path, settings: PrepareSettings) -> Pr
         return Prepared(folder=out, index=Index.read(out))
 
 
-def _list_files(folders: Sequence[Path]) -> Files:
-    """The sound files of all trees, each once, in order of their paths."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder. Name folders of sound files, then the folder to write.")
-    root = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+def _list_files(sources: Sequence[Path], storage: Storage) -> Files:
+    """The sound files of all sources, each once, in order of their paths."""
+    found = [_find_sounds(source, storage) for source in sources]
+    root = Path(os.path.commonpath([os.path.abspath(folder) for folder, _, _ in found]))
     inside_root: set[str] = set()
     unlisted: dict[str, str] = {}
-    for folder in folders:
+    for folder, sounds, failures in found:
         inside = os.path.relpath(os.path.abspath(folder), root).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
-        sounds, others, failures = audio.find_sounds(folder)
-        audio.warn_of_others(folder, others)
         inside_root.update(prefix + path for path in sounds)
         unlisted.update((os.path.normpath(prefix + path), reason) for path, reason in failures)
     if not inside_root:
-        where, looked_for = ", ".join(map(str, folders)), ", ".join(sorted(audio.suffixes()))
+        where, looked_for = ", ".join(map(str, sources)), ", ".join(sorted(audio.suffixes()))
         denied = "".join(f" {root / path}: {reason}" for path, reason in unlisted.items())
         raise DataError(f"{where}: no sound files. Looked for {looked_for}, in subfolders too.{denied}")
     paths = sorted(inside_root)
     names = [root / path for path in paths]  # a broken link has size −1 and will be among the failures
     sizes = [os.path.getsize(name) if os.path.exists(name) else -1 for name in names]
     return Files(root=root, paths=paths, sizes=sizes, unlisted=sorted(unlisted.items()))
+
+
+def _find_sounds(source: Path, storage: Storage) -> tuple[Path, Sequence[str], Sequence[tuple[str, str]]]:
+    """A source's folder, its sound files there, and folders there that cannot be listed, with the reason."""
+    kind, _, name = str(source).partition(":")
+    if kind == "task":
+        clips = dataset.find(tasks.get(name, storage), storage)
+        return clips.root, [file for file, split in zip(clips.files, clips.splits, strict=True) if split != "test"], []
+    if not source.is_dir():
+        raise UsageError(
+            f"{source}: no such folder. Name folders of sound files, or task:NAME, then the folder to write."
+        )
+    sounds, others, unlisted = audio.find_sounds(source)
+    audio.warn_of_others(source, others)
+    return source, sounds, unlisted
 
 
 def _size_of_features(files: Files, teacher: TeacherFacts, max_seconds: float) -> str:

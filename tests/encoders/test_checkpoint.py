@@ -98,6 +98,9 @@ def test_evar_fine_tuned_checkpoints_give_encoder_and_head(tmp_path, state, inpu
     copy = tmp_path / NAME / "copy.pth"
     checkpoint.save(found, copy)
     assert checkpoint.read(copy).head.keys() == found.head.keys()
+    assert {key for key in wrapped if ".head." in key} - set(torch.load(copy)["model"]) == {
+        "module.head.norm.num_batches_tracked"
+    }
 
 
 def test_norm_stats_are_found_wherever_a_wrapper_put_them(tmp_path, state):
@@ -258,6 +261,16 @@ def test_a_model_of_half_the_size_is_the_same_up_to_rounding(tmp_path, suffix):
     for key, tensor in after.encoder.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, before.encoder[key].half().float())
+
+
+@pytest.mark.parametrize("kind", ["encoder", "extras", "head"])
+def test_weights_too_large_for_half_the_size_are_named_before_a_file_is_written(tmp_path, capsys, state, kind):
+    key = {"encoder": "blocks.0.mlp.fc1.weight", "extras": "mask_token", "head": "head.mlp.weight"}[kind]
+    state[key] = torch.full_like(state.get(key, torch.ones(3, state["cls_token"].shape[-1])), -1e5)
+    torch.save(state, tmp_path / "large.pth")
+    assert main(["models", "convert", str(tmp_path / "large.pth"), str(tmp_path / "half.safetensors"), "--half"]) == 1
+    assert f"{key.removeprefix('head.')}: reaches 1e+05, float16 only 65504" in capsys.readouterr().err
+    assert not (tmp_path / "half.safetensors").exists()
 
 
 def test_msm_mae_of_2022_is_read_with_biases_of_q_and_v_and_without_class_token(tmp_path, state, caplog):

@@ -302,6 +302,26 @@ class Fragile:
         return torch.where(quiet, torch.nan, torch.cat([waveform.mean(1, True), waveform.std(1, keepdim=True)], 1))
 
 
+@pytest.mark.parametrize(("memory", "bounded"), [(2e9, False), (1, True)])
+def test_sounds_that_take_much_memory_are_not_decoded_far_ahead(storage, monkeypatch, memory, bounded):
+    begun, most, read = [], [], audio.read
+    monkeypatch.setattr(audio, "read", lambda *words, **options: begun.append(1) or read(*words, **options))
+    monkeypatch.setattr(embeddings, "_MEMORY", memory)
+
+    class Watching(Counting):
+        def scene_embeddings(self, waveform):
+            time.sleep(0.3 if not self.clips else 0)
+            most.append(len(begun) - self.clips)
+            return super().scene_embeddings(waveform)
+
+    compute = replace(COMPUTE, batch_size=2, jobs=1)
+    embeddings.encode(Watching(), dataset.load(tasks.get("esc10"), storage), compute, storage)
+    assert (most[0] <= 3) == bounded
+    begun.clear(), most.clear()
+    embeddings.embed_files(Watching(), sorted((storage.data_root / "esc10" / "audio").iterdir())[:9], compute)
+    assert (most[0] <= 3) == bounded
+
+
 def test_a_clip_whose_embedding_is_not_finite_is_named_and_takes_no_other_with_it(tmp_path):
     files = [tmp_path / f"{i}.wav" for i in range(5)]
     for i, file in enumerate(files):

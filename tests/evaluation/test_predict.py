@@ -149,6 +149,20 @@ def test_audiosets_names_go_by_their_mid_as_evar_sorts_its_labels(tmp_path, soun
     assert found.probabilities[0] == pytest.approx(float(logits.max().sigmoid()), abs=1e-5)
 
 
+def test_clips_are_padded_to_a_duration_that_the_model_does_not_say(tmp_path, sounds, capsys):
+    folder = evar_file(tmp_path / "m2d_vit_small-80x208p16x16-ft", n_classes=3)
+    waveform = soundfile.read(sounds[0])[0]
+    soundfile.write(tmp_path / "padded.wav", np.pad(waveform, (0, 5 * 16000 - len(waveform))), 16000, subtype="FLOAT")
+    words = ["--format", "csv", "--device", "cpu", "--precision", "fp32"]
+    main(["predict", str(folder), str(sounds[0]), "--clip-seconds", "5", *words])
+    main(["predict", str(folder), str(tmp_path / "padded.wav"), *words])
+    told, padded = [
+        block.splitlines()[1:] for block in capsys.readouterr().out.split("file,rank,class,probability")[1:]
+    ]
+    assert len(told) == 3
+    assert [line.split(",")[1:] for line in told] == [line.split(",")[1:] for line in padded]
+
+
 def test_without_names_classes_are_numbered_and_it_is_said(tmp_path, sounds, caplog):
     folder = evar_file(tmp_path / "m2d_vit_small-80x208p16x16-ft")
     classifier = zoo.load_classifier(folder, compute=CPU)
@@ -232,6 +246,7 @@ def test_folders_are_walked_and_damaged_files_are_named_after_the_others(fine_tu
         (["--format", "xml"], 2, "Unknown format 'xml'. See these: text, csv, jsonl"),
         (["--top", "0"], 2, "top is 0; it must be at least 1"),
         (["--classes", "none.csv"], 2, "none.csv: no CSV file of class names"),
+        (["--clip-seconds", "-1"], 2, 'Invalid value "-1.0" for --clip-s'),
     ],
 )
 def test_bad_usage_is_said(fine_tuned, sounds, more, code, says, capsys):

@@ -58,7 +58,10 @@ import sys
 for seed in (42, 43):
     subprocess.run(["python", "lineareval.py", *sys.argv[1:], f"--seed={seed}"], check=True)
 """,
-    "config/m2d.yaml": "audio_repr: ar_m2d.AR_M2D\n",
+    "config/m2d.yaml": "audio_repr: ar_m2d.AR_M2D\nsample_rate: 16000\n",
+    "evar/ds_tasks.py": "_defs = {'esc50': [1, 5.0, 'ESC', False], 'us8k': [10, 4.0, None, False]}\n",
+    "evar/metadata/esc50.csv": "file_name,label,fold\n",
+    "work/16k/ESC/1.wav": "",
 }
 
 

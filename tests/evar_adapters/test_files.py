@@ -172,7 +172,7 @@ def test_linear_evaluates_a_metadata_file(tmp_path, capsys):
     [
         (("clip", "label", "fold"), FOLDS, DataError, r"no column file_name \(or .*; it has clip, label, fold"),
         (("file_name", "label", "set"), FOLDS, DataError, "neither a column split nor a column fold"),
-        (("file_name", "label", "split"), FOLDS, DataError, r"split holds \['1', '2'\]; allowed are"),
+        (("file_name", "label", "split"), FOLDS, DataError, r"split holds \['1', '2'\]; it takes train and test"),
     ],
 )
 def test_a_file_that_is_no_metadata_is_refused(tmp_path, header, rows, error, says):
@@ -265,6 +265,31 @@ def test_seeds_of_the_same_settings_join_one_record(tmp_path, capsys):
     assert "checkpoint-300" not in record.read_text().split('"settings"')[1].split('"repeated"')[0]
 
 
+def test_scores_that_differ_in_a_setting_are_told_apart(tmp_path, capsys):
+    runtime = config()["runtime_cfg"]
+    rows = [
+        linear(0.9, feature_d=960, unit_samples=16000),
+        linear(0.8, feature_d=0, unit_samples=16000),  # of a second pass, which makes no model
+        linear(0.7, feature_d=960, unit_samples=32000),
+        linear(0.6, feature_d=960, unit_samples=16000, runtime_cfg={**runtime, "lr": 0.1}),
+    ]
+    path = write_scores(tmp_path / "scores.csv", rows)
+    assert main(["evar", "results", str(path), "--runs", str(tmp_path / "runs")]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("m2d_vit_base")]
+    assert [row.split(" esc50")[0].rstrip() for row in printed] == [
+        "m2d_vit_base (unit_samples=16000, lr=3e-05)",
+        "m2d_vit_base (unit_samples=16000, lr=3e-05, passes=2)",
+        "m2d_vit_base (unit_samples=32000, lr=3e-05)",
+        "m2d_vit_base (unit_samples=16000, lr=0.1)",
+    ]
+
+
+def test_scores_of_other_classes_say_nothing_of_passes(tmp_path):
+    row = linear(0.9, audio_repr="ar_m2d.AR_M2D", feature_d=0)
+    ((run,), _) = scores.read(write_scores(tmp_path / "scores.csv", [row]))
+    assert "passes" not in run.settings
+
+
 @pytest.mark.parametrize("name", ["hf:facebook/wav2vec2-base", "/own/own.py:Own", "random:m2d_vit_tiny-80x208p16x16"])
 def test_encoders_that_are_no_files_keep_their_names(tmp_path, name):
     ((run,), _) = scores.read(write_scores(tmp_path / "scores.csv", [linear(0.9, weight_file=name)]))
@@ -294,13 +319,15 @@ def test_what_cannot_be_parsed_is_listed_and_the_rest_read(tmp_path, capsys):
         linear(0.9, runtime_cfg={"lr": 1}),
         linear(0.9, **seeded("forty")),
         linear(9.0),
+        ["AR-M2D", "zs_esc50", "0.9", "bad3", "Zero-shot evaluation: x zs_esc50 -> 0.9\n{}"],
         ["AR-M2D", "esc50", "0.9", "bad2", "Linear evaluation: x y -> 0.9\n{'a': open('x')}\nlogs"],
     ]
     path = write_scores(tmp_path / "scores.csv", rows)
     assert main(["evar", "results", str(path), "--runs", str(tmp_path / "runs")]) == 1
     printed = capsys.readouterr()
     assert "90.00" in printed.out
-    assert [f"record {number}" in printed.err for number in range(1, 7)] == [False, True, True, True, True, True]
+    assert [f"record {number}" in printed.err for number in range(1, 8)] == [False, True, True, True, True, True, True]
+    assert "zero-shot scores are out of scope" in printed.err
 
 
 def test_another_file_is_refused(tmp_path):

@@ -2,13 +2,17 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from m2d_bench.encoders import zoo
+from m2d_bench.encoders.checkpoint import Labels
 from m2d_bench.encoders.patchout import draw_patches
 from m2d_bench.errors import CheckpointError, UsageError
+from m2d_bench.settings import Compute
 from tests.evar_adapters.evar_clone import write_clone
 
 M2D = "random:m2d_vit_tiny-80x208p16x16"
@@ -76,6 +80,13 @@ def test_statistics_are_the_settings_or_the_checkpoints_and_never_the_data_sets(
     torch.testing.assert_close(ar(noise()), encoder(norm_stats=(-5.0, 3.0)).scene_embeddings(noise()))
 
 
+def test_spectrograms_that_evar_reads_of_audioset_are_taken(classes):
+    ar = classes.AR_M2D(dict(BASE)).eval()
+    expected, log_mel = ar(noise()), ar.encoder.front_end(noise())
+    ar.precompute_lms("cpu", [])
+    torch.testing.assert_close(ar(log_mel), expected)
+
+
 def test_dur_frames_is_one_pass_encoding(classes):
     ar = classes.AR_M2D({**BASE, "dur_frames": 256}).eval()
     expected = encoder(encoding="one_pass", dur_frames=256).scene_embeddings(noise())
@@ -130,6 +141,80 @@ def test_patchout_takes_whole_rows_and_columns_about_the_ratio(ratio):
     assert not torch.equal(kept[0], kept[1]) or ratio == 0
     with pytest.raises(UsageError, match="below 1"):
         draw_patches((5, 38), 1.0, 4)
+
+
+class TaskNetwork(nn.Module):
+    """A representation with a head, under the names of EVAR's fine-tuning."""
+
+    def __init__(self, ar):
+        super().__init__()
+        self.ar, self.head = ar, nn.Module()
+        self.head.norm, self.head.mlp = nn.BatchNorm1d(ar.cfg["feature_d"], affine=False), nn.Module()
+        self.head.mlp.mlp = nn.Sequential(nn.Linear(ar.cfg["feature_d"], 3))
+
+    def forward(self, wave):
+        return self.head.mlp.mlp(self.head.norm(self.ar(wave)))
+
+
+def network(ar):
+    """As EVAR saves and loads it."""
+    return nn.DataParallel(TaskNetwork(ar))
+
+
+def fine_tuned(classes, small_model, **settings):
+    """A network after a step of training on three classes, clips of two seconds."""
+    torch.manual_seed(0)
+    ar = classes.AR_M2D({**BASE, "weight_file": str(small_model), "unit_samples": 32000, **settings})
+    ar.precompute("cpu", SimpleNamespace(dataset=SimpleNamespace(classes=["a", "b", 3], multi_label=False)))
+    trained = network(ar).train()
+    optimizer = torch.optim.SGD([each for each in trained.parameters() if each.requires_grad], 0.1)
+    trained(noise(4, 32000)).square().sum().backward()
+    optimizer.step()
+    return trained.eval()
+
+
+@pytest.mark.parametrize("settings", [{}, {"mean": -5.0, "std": 3.0, "flat_features": True, "dur_frames": 250}])
+def test_fine_tuned_weights_score_the_same_wherever_they_are_read(classes, small_model, tmp_path, settings, caplog):
+    trained = fine_tuned(classes, small_model, **settings)
+    path = tmp_path / "any_name" / "weights_ep1it0-0.36.pth"
+    path.parent.mkdir()
+    torch.save(trained.state_dict(), path)
+    logits = trained(noise()).detach()
+    classifier = zoo.load_classifier(path, compute=Compute(device="cpu", precision="fp32"))
+    assert classifier.labels == Labels(classes=("a", "b", "3"), multilabel=False, clip_seconds=2.0)
+    torch.testing.assert_close(classifier.head(classifier.encoder.scene_embeddings(noise())), logits)
+    assert classifier.encoder.config.norm_stats == (settings.get("mean", -7.1), settings.get("std", 4.2))
+    assert not caplog.messages
+    flat = {"flat_features": settings.get("flat_features")}
+    again = network(classes.AR_M2D({**BASE, "weight_file": str(path), **flat})).eval()
+    again.load_state_dict(torch.load(path))
+    assert torch.equal(again(noise()), logits)
+
+
+def test_fine_tuned_weights_are_exchanged_with_m2ds_own_class(classes, small_model, tmp_path):
+    trained = fine_tuned(classes, small_model)
+    theirs = {
+        **{f"backbone.{key}": value for key, value in trained.module.ar.encoder.vit.state_dict().items()},
+        "backbone.norm_stats": torch.tensor([-7.1, 4.2]),
+        **{f"to_spec.{name}": None for name in ("mel_basis", "stft.wsin", "stft.wcos", "stft.window_mask")},
+    }
+    saved = trained.state_dict()
+    assert {key for key in saved if ".ar." in key} == {f"module.ar.runtime.{key}" for key in theirs}
+    path = tmp_path / "m2d_vit_own-80x208p16x16-ft" / "weights.pth"
+    path.parent.mkdir()
+    torch.save({**saved, "module.ar.runtime.backbone.decoder_pred.weight": torch.ones(2, 2)}, path)
+    assert not hasattr(torch.load(path), "_metadata")
+    again = network(classes.AR_M2D({**BASE, "weight_file": str(path)})).eval()
+    again.load_state_dict(torch.load(path))
+    assert torch.equal(again(noise()), trained(noise()))
+
+
+def test_a_head_on_other_layers_than_the_last_is_not_taken_for_one_on_it(classes, small_model, tmp_path, caplog):
+    path = tmp_path / "weights.pth"
+    torch.save(fine_tuned(classes, small_model, output_layers=[0]).state_dict(), path)
+    with pytest.raises(CheckpointError, match="has no head"):
+        zoo.load_classifier(path)
+    assert "its head is on layers [0]; it is left out" in caplog.text
 
 
 def test_weights_are_found_where_none_are_named(classes, monkeypatch):

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -269,3 +271,42 @@ def test_check_finds_a_broken_rule(spoil, rule, monkeypatch):
     monkeypatch.setattr("m2d_bench.hear_api.check.get_timestamp_embeddings", lambda a, m: spoil(*right(a, m)))
     broken = [f.rule for f in findings(model) if f.kept is False]
     assert any(name.endswith(rule) for name in broken), broken
+
+
+def test_heareval_gets_a_folder_for_each_model(tmp_path, monkeypatch, capsys):
+    runner = tmp_path / "heareval" / "embeddings" / "runner.py"
+    runner.parent.mkdir(parents=True)
+    runner.write_text("import json\n\ndef runner(arguments): print(json.dumps(arguments))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def folder(*words):
+        monkeypatch.setattr(sys, "argv", ["m2d_bench.hear_api", *map(str, words), "--tasks-dir", "tasks"])
+        runpy.run_module("m2d_bench.hear_api", run_name="__main__")
+        module, _, options, _, embeddings, *others = json.loads(capsys.readouterr().out)
+        assert (module, json.loads(options)["model_file_path"]) == ("m2d_bench.hear_api", str(words[1]))
+        assert others == ["--tasks-dir", "tasks"]
+        return embeddings
+
+    path = tmp_path / "model.safetensors"
+    digests = []
+    for frames in (208, 304):
+        encoder = small_encoder(frames=frames)
+        found = checkpoint.Checkpoint(config=encoder.config, encoder=encoder.vit.state_dict())
+        checkpoint.save(found, path)
+        digests.append(folder("--model", path))
+        assert digests[-1] == f"embeddings/{encoder.digest}"
+    assert digests[0] != digests[1]
+    assert folder("--model", path, "--embeddings-dir", tmp_path) == f"{tmp_path}/{encoder.digest}"
+    for name in ("heareval", "heareval.embeddings", "heareval.embeddings.runner"):
+        monkeypatch.delitem(sys.modules, name)
+    runner.write_text("import tensorflow_of_heareval\n")
+    with pytest.raises(SystemExit, match=r"there is no tensorflow_of_heareval\. docs/hear\.md says"):
+        folder("--model", path)
+    with pytest.raises(SystemExit, match="Did you mean m2d_tiny"):
+        folder("--model", "m2d_tinny")
+    with pytest.raises(SystemExit, match="Did you mean hop_ms"):
+        folder("--model", path, "--model-options", '{"hop": 25}')
+    for text in ("[1]", "hop_ms=25"):
+        with pytest.raises(SystemExit):
+            folder("--model", path, "--model-options", text)
+        assert f"'{text}' is no JSON object, such as" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -427,6 +428,22 @@ def test_the_fingerprint_tells_other_sounds_apart(sounds, prepared, tmp_path):
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         PrepareSettings(**settings)
+
+
+def test_of_a_task_the_files_that_are_not_tested_are_written(sounds, prepared, tmp_path, capsys):
+    files = [str(path.relative_to(sounds)) for path in sorted(sounds.rglob("*.*")) if path.is_file()]
+    splits = ["test" if number % 3 == 0 else "train" for number in range(len(files))]
+    lines = [f"{file},{number % 2},{split}" for number, (file, split) in enumerate(zip(files, splits, strict=True))]
+    (tmp_path / "clips.csv").write_text("\n".join(["file_name,label,split", *lines, "gone.wav,0,train"]))
+    words = [f"task:{tmp_path / 'clips.csv'}", str(tmp_path / "out"), "--data", str(sounds)]
+    assert cli.main(["prepare", *words, "--cache", str(tmp_path / "cache")]) == 1
+    assert "ERROR: gone.wav: no such file." in capsys.readouterr().err
+    trained = {file for file, split in zip(files, splits, strict=True) if split == "train"}
+    whole, found = dict(clips(prepared.folder)), dict(clips(tmp_path / "out"))
+    assert found.keys() == trained
+    assert all(np.array_equal(found[file], whole[file]) for file in trained)
+    with pytest.raises(UsageError, match="Unknown task 'event'"):
+        prepare([Path("task:event")], tmp_path / "none", SMALL)
 
 
 def test_folders_without_sounds_are_refused(tmp_path):

@@ -145,9 +145,11 @@ def test_a_task_trains_evaluates_and_is_read_into_a_record(task, upstream, super
     run = runs.load(path)
     assert run.task["name"] == f"superb:{task}"
     assert run.encoder["name"] == model_for(task, upstream)
-    assert len(run.encoder["digest"]) == 16
+    assert len(run.encoder["digest"]) == len(run.task["fingerprint"]) == 16
+    assert {"s3prl", "torchaudio"} <= set(run.environment["versions"])
     (found_score,) = run.scores
     assert found_score.seed == 7
+    assert found_score.seconds > 0
     assert found_score.score == pytest.approx(score, abs=1e-4)  # s3prl prints four digits for SS
     assert found_score.fold == ("fold1" if task == "er" else "test")
     assert run.settings["optimizer"]["lr"] == TASKS[task].learning_rate
@@ -178,6 +180,11 @@ def test_a_folder_trained_anew_is_not_read_as_what_it_held_before(superb, tmp_pa
 def test_a_resumed_run_goes_on_and_needs_a_new_test(superb, tmp_path):
     train("ic", "m2d_s", superb, tmp_path)
     evaluate(tmp_path)
+    before = set((tmp_path / "exp").iterdir())
+    found = s3prl("-m", "train", "-e", "exp", "-o", "config.optimizer.lr=7e-4", folder=tmp_path)
+    assert found.returncode == 2
+    assert "was trained with 0.001" in found.stderr
+    assert set((tmp_path / "exp").iterdir()) == before
     found = s3prl("-m", "train", "-e", "exp", "-o", "config.runner.total_steps=6", folder=tmp_path)
     assert found.returncode == 0, found.stderr[-3000:]
     assert (tmp_path / "exp" / "states-6.ckpt").is_file()
@@ -198,6 +205,7 @@ def test_python_m_is_the_same_command(tmp_path):
     found = subprocess.run([*command, "calcnorm", "--task", "kss"], capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert "Unknown task 'kss'" in found.stderr
+    command[-1] += ".run_downstream"
     assert "usage: m2d-bench superb" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -211,21 +219,33 @@ def test_an_encoder_of_ones_own_that_the_environment_names_is_named_in_the_recor
     assert (encoder["name"], encoder["digest"]) == ("own.py:Layers", zoo.load("own.py:Layers", device="cpu").digest)
 
 
-@pytest.mark.parametrize("upstream", ["fbank", "m2d_calcnorm"])
-def test_upstreams_without_weights_run_too(upstream, superb, tmp_path):
+@pytest.mark.parametrize(("upstream", "settings"), [("fbank", ["--s3prl_settings"]), ("m2d_calcnorm", [])])
+def test_upstreams_without_weights_and_settings_of_a_clone_run_too(upstream, settings, superb, tmp_path):
+    clones = tmp_path / "downstream" / "speech_commands" / "config.yaml"
+    clones.parent.mkdir(parents=True)
+    config = launcher.config_of("speech_commands", superb)
+    config["optimizer"]["lr"], config["downstream_expert"]["datarc"]["num_workers"] = 3e-3, 1000
+    clones.write_text(yaml.safe_dump(config))
     found = s3prl(
         *("-m", "train", "-u", upstream, "-d", "speech_commands", "-n", "fb", "--data", superb, "-o", override()),
+        *settings,
         folder=tmp_path,
     )
     assert found.returncode == 0, found.stderr[-3000:]
-    assert (tmp_path / "result/downstream/fb/states-4.ckpt").is_file()
+    assert "ESPnet" not in found.stderr
+    experiment = tmp_path / "result" / "downstream" / "fb"
+    saved = torch.load(experiment / "states-4.ckpt")["Config"]
+    assert saved["optimizer"]["lr"] == (3e-3 if settings else 1e-4)
+    assert saved["downstream_expert"]["datarc"]["num_workers"] <= os.cpu_count()
 
 
 def test_a_model_too_coarse_for_verification_is_refused_before_anything_is_read(superb, tmp_path):
-    words = ["-m", "train", "-u", "m2d", "-k", f"{MODELS['m2d']},asv", "-d", "asv", "-n", "x", "--data", superb]
+    words = ["-m", "train", "-u", "m2d", "-k", f"{MODELS['m2d']},ks", "-d", "asv", "-n", "x", "--data", superb]
     found = s3prl(*words, folder=tmp_path)
     assert found.returncode != 0
     assert "needs 15 frames in 2 s, and this upstream's last 160 ms" in found.stderr
+    assert "mean and std of ANOTHER TASK, ks" in found.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trainable_upstream_changes(superb, tmp_path):
@@ -298,6 +318,11 @@ def test_emotion_is_shown_when_its_five_folds_are_there(superb, tmp_path, caplog
         (["-m", "train", "-u", "m2d_ss", "-d", "ks", "-n", "x", "--data", "."], "Unknown upstream 'm2d_ss'"),
         (["-m", "train", "-u", "m2d_s", "-d", "asr", "-n", "x", "--data", "."], "No settings for 'asr' come"),
         (["-m", "train", "-u", "m2d_s", "-d", "ks", "-n", "x", "--data", "nowhere"], "data folder nowhere does not"),
+        (["-m", "train", "-u", "fbank", "-d", "ks", "-n", "x", "--data", "."], "mkdir -p"),
+        (
+            ["-m", "train", "-u", "fbank", "-d", "ks", "-n", "x", "--data", ".", "-o", "config.runner.totalsteps=5"],
+            "Did you mean config.runner.total_steps",
+        ),
         (
             ["-m", "train", "-u", "m2d_s", "-d", "ks", "-n", "x", "--data", ".", "--cache", "mine"],
             "the cache mine/weights holds no folder m2d_s_vit_*",
@@ -314,7 +339,7 @@ def test_a_wrong_call_says_what_is_wrong_in_one_line(words, says, tmp_path, monk
     assert found.returncode in (1, 2)
     assert says in found.stderr
     assert "Traceback" not in found.stderr
-    assert not list(tmp_path.rglob("*.log"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_experiment_is_refused(tmp_path):

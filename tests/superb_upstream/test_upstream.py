@@ -1,6 +1,11 @@
 """The upstreams under s3prl's contract, and how users name weights and statistics."""
 
+import importlib
 import math
+import runpy
+import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +16,12 @@ from m2d_bench.encoders import checkpoint, zoo
 from m2d_bench.encoders.frontend import LogMel
 from m2d_bench.errors import AudioError, CheckpointError, UsageError
 from m2d_bench.settings import Storage
-from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, launcher, norm_stats, register
+from m2d_bench.superb_upstream import ENTRIES, CalcNorm, Statistics, Upstream, norm_stats, register, runner
+from m2d_bench.superb_upstream import upstream as upstream_module
+from m2d_bench.superb_upstream.m2d import hubconf
 from tests.conftest import random_checkpoint, small_encoder
+from tests.file_server import Server, serving
+from tests.processes import imported_anew
 
 M2D_S = "random:m2d_s_vit_tiny-80x400p80x2"
 M2D = "random:m2d_vit_tiny-80x608p16x16"
@@ -130,17 +139,34 @@ def test_what_s3prl_could_not_use_of_an_encoder_is_told(encoder_folder, name, ch
 def test_what_stays_frozen_is_not_trained(name):
     entry = SimpleNamespace(model=any_upstream(name), trainable=True)
     with pytest.raises(UsageError, match=f"{name} stays frozen: -f takes models of the M2D family"):
-        launcher._check_trainable(entry)
+        runner._check_trainable(entry)
     for other in ({"model": entry.model, "trainable": False}, {"model": upstream(), "trainable": True}):
-        launcher._check_trainable(SimpleNamespace(**other))
+        runner._check_trainable(SimpleNamespace(**other))
+
+
+def test_a_run_that_does_not_begin_leaves_what_another_process_wrote(tmp_path):
+    folder = tmp_path / "result" / "exp"
+    undo = runner._undoing(folder)
+    folder.mkdir(parents=True)
+    for name in ("args_1.yaml", "config_1.yaml", runner.LOG):
+        (folder / name).touch()
+    undo()
+    assert not list(tmp_path.iterdir())
+    folder.mkdir(parents=True)
+    (folder / runner.LOG).touch()
+    undo = runner._undoing(folder)
+    for name in ("args_2.yaml", "states-2.ckpt"):
+        (folder / name).touch()
+    undo()
+    assert {path.name for path in folder.iterdir()} == {runner.LOG, "states-2.ckpt"}
 
 
 def test_s3prls_own_classes_take_it():
     pytest.importorskip("s3prl")
-    from s3prl.nn import S3PRLUpstream
+    import s3prl.nn
     from s3prl.upstream.interfaces import Featurizer
 
-    model = S3PRLUpstream("m2d_s", path_or_url=f"{M2D_S},ks").eval()
+    model = s3prl.nn.S3PRLUpstream("m2d_s", path_or_url=f"{M2D_S},ks").eval()
     assert (model.num_layers, model.hidden_sizes[0], model.downsample_rates[0]) == (12, 192, 320)
     wavs = torch.nn.utils.rnn.pad_sequence(noise(32000, 700, 16000), batch_first=True)
     with torch.no_grad():
@@ -149,6 +175,8 @@ def test_s3prls_own_classes_take_it():
     assert lengths[0].tolist() == [100, 3, 50]
     torch.testing.assert_close(layers[-1][2, :50], alone[-1][0], rtol=1e-4, atol=1e-4)
 
+    weighted, _ = s3prl.nn.Featurizer(model)(layers, lengths)
+    torch.testing.assert_close(weighted, torch.stack(layers).mean(0))
     featurizer = Featurizer(upstream(), upstream_device="cpu")
     features = featurizer(noise(32000, 400), upstream()(noise(32000, 400)))
     assert [len(feature) for feature in features] == [100, 1]
@@ -162,6 +190,53 @@ def test_s3prls_hub_knows_every_entry(name):
     assert name in s3prl.hub.options()
     model = getattr(s3prl.hub, name)(ckpt=f"{M2D_S},0,1", model_config=None, refresh=False)
     assert model(noise(16000))["hidden_states"][0].ndim == 3
+
+
+FOUR = ("", "_local", "_url", "_custom")
+
+
+@pytest.mark.parametrize("line", ["import m2d_bench.superb_upstream", "from s3prl.upstream.m2d.hubconf import *"])
+def test_a_line_in_s3prls_own_hub_brings_the_entries(line, tmp_path, monkeypatch):
+    package = tmp_path / "s3prl"
+    shutil.copytree(Path(hubconf.__file__).parent, package / "upstream" / "m2d")
+    (package / "hub.py").write_text(f"{line}\n")
+    for folder in (package, package / "upstream"):
+        (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with imported_anew("s3prl", "m2d_bench.superb_upstream"):
+        hub = importlib.import_module("s3prl.hub")
+        assert Path(hub.__file__) == package / "hub.py"
+        names = {f"{family}{kind}" for family in ("m2d", "m2d_s", "m2d_as", "msm_mae") for kind in FOUR}
+        assert {name for name in vars(hub) if callable(getattr(hub, name))} >= {*names, "m2d_calcnorm"}
+        assert hub.m2d_bench_custom(ckpt=f"{M2D_S},ks").name == M2D_S
+
+
+def test_s3prls_hub_with_the_entries_loads_without_m2d_bench(monkeypatch):
+    with imported_anew("m2d_bench.superb_upstream"):
+        monkeypatch.setitem(sys.modules, "m2d_bench", None)
+        entries = runpy.run_path(hubconf.__file__)
+        with pytest.raises(ModuleNotFoundError, match="m2d_bench"):
+            entries["m2d_s_local"](ckpt=M2D_S)
+        monkeypatch.undo()
+
+
+def test_weights_of_an_address_are_downloaded_once_or_anew(tmp_path):
+    name, storage = "m2d_s_vit_tiny-80x400p80x2", Storage(cache=tmp_path)
+    checkpoint.save(random_checkpoint(name), tmp_path / "made.pth")
+    with serving() as address:
+        Server.content = (tmp_path / "made.pth").read_bytes()
+        ckpt = f"{address}/{name}/checkpoint.pth,ks"
+        for _ in range(2):
+            found = ENTRIES["m2d_s_url"](ckpt=ckpt, storage=storage)
+        assert found.encoder.config.vit.patch_size == (80, 2)
+        assert found.encoder.config.norm_stats == (-11.50626, 4.31486)
+        assert len(Server.ranges) == 1
+        ENTRIES["m2d_s_custom"](ckpt=ckpt, storage=storage, refresh=True)
+        assert len(Server.ranges) == 2
+        with pytest.raises(UsageError, match=r"an address is one of released weights \(\.zip\) or of a file \.pth"):
+            ENTRIES["m2d_s_url"](ckpt=f"{address}/weights.tar")
+    released = next(iter(zoo.RELEASED.values()))
+    assert upstream_module._downloaded(released.url, storage, refresh=False) == released.name
 
 
 def test_gradients_reach_every_trainable_weight():

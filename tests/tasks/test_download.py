@@ -11,6 +11,7 @@ import struct
 import tarfile
 import zipfile
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,7 @@ SOUND = zip_of(GOOD)
         (zip_of({"other/te.json": b""}), "holds no datafiles/te.json"),
         (zip_of({**GOOD, "a": b"", "a/b": b""}), "cannot be unpacked"),
     ],
+    ids=count(),  # archives hold the time they were made
 )
 def test_what_a_zip_file_must_not_hold_is_said_and_nothing_of_it_stays(
     tmp_path, monkeypatch, address, command, content, words
@@ -262,6 +264,7 @@ def test_what_a_zip_file_must_not_hold_is_said_and_nothing_of_it_stays(
         (tar_of({"datafiles/te.json": os.urandom(9999)})[:-5000], "not a whole tar"),
         (b"<html>too many requests</html>", "not a whole tar"),
     ],
+    ids=count(),  # archives hold the time they were made
 )
 def test_what_a_tar_file_must_not_hold_is_said_and_nothing_of_it_stays(
     tmp_path, monkeypatch, address, command, content, words
@@ -328,6 +331,7 @@ def test_what_is_there_is_left_as_it_is_and_only_the_rest_is_downloaded(tmp_path
     usual = tmp_path / "data" / "fsdnoisy18k"
     shutil.copytree(tmp_path / "published" / "FSDnoisy18k", usual)
     shutil.rmtree(usual / "FSDnoisy18k.meta")
+    (usual / "FSDnoisy18k.meta").mkdir()
     archive = usual / "FSDnoisy18k.audio_train.zip"
     archive.write_bytes(b"kept by its owner")
     before = {path: path.stat().st_mtime_ns for path in usual.rglob("*.wav")}

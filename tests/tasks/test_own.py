@@ -93,7 +93,7 @@ def test_classes_may_be_called_as_splits_are(tmp_path, names):
         ([], "no sound file in a folder of its class. Allowed are FOLDER/CLASS"),
         (["a.wav", "b.wav"], "no sound file in a folder of its class"),
         (["train/a/x.wav", "test/a/y.wav", "noise/z.wav"], "holds train and test, which are splits, beside noise"),
-        (["train/a/x.wav", "train/b/y.wav", "valid/a/z.wav"], r"holds \['train', 'valid'\]; allowed are"),
+        (["train/a/x.wav", "train/b/y.wav", "valid/a/z.wav"], r"holds \['train', 'valid'\]; it takes train and test"),
         (["a/1.wav", "a/2.wav", "a/3.wav", "a/4.wav", "a/5.wav", "a/6.wav"], "with the classes a; it takes"),
         (["a/1.wav", "a/2.wav", "b/3.wav"], "3 clips in 3 groups are too few to draw 5 folds"),
     ],

@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from m2d_bench.errors import DataError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation.linear import linear
 from m2d_bench.settings import Storage
-from m2d_bench.tasks import dataset, index
+from m2d_bench.tasks import dataset, index, layouts
 from m2d_bench.tasks import task as task_module
 
 ROOT = Path(__file__).parent.parent.parent
@@ -90,7 +92,7 @@ def cremad(data):
         for speaker, split in SPEAKERS.items()
         for emotion in ("ANG", "HAP", "SAD")
     }
-    others = ("1017_IWW_FEA_XX.wav", "1040_ITH_SAD_X.wav")
+    others = ("1017_IWW_FEA_XX.wav", "1040_ITH_SAD_X.wav", "1040_ITH_SAD_XX.wav")
     write_clips(data / "CREMA-D" / "AudioWAV", [*clips, *others])
     return clips
 
@@ -289,6 +291,37 @@ def test_clips_labels_and_splits_are_those_published(tmp_path, monkeypatch, caps
     assert found.seconds.max() == pytest.approx(0.06 if task.fade_seconds else 0.1)
     assert main(["tasks", "check", name, "--data", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["all", str(len(clips))]
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_sprsound_is_found_where_the_repository_moved_it_and_a_second_copy_counts_once(tmp_path, moved):
+    clips = sprsound(tmp_path)
+    root = tmp_path / "SPRSound"
+    shutil.copytree(root / "BioCAS2022", root / "releases" / "BioCAS2022")
+    if moved:
+        shutil.rmtree(root / "BioCAS2022")
+    assert len(dataset.find(tasks.get("sprsound"), Storage(data=tmp_path)).files) == len(clips)
+
+
+@pytest.mark.parametrize("folder", ["Crema_D", "cremad", "CREMA D", "crema-d-master"])
+def test_a_folder_is_found_whatever_capitals_and_hyphens_its_name_has(tmp_path, folder):
+    cremad(tmp_path)
+    (tmp_path / "CREMA-D").rename(tmp_path / folder)
+    assert layouts.locate(tasks.get("cremad"), tmp_path)[0] == tmp_path / folder
+    (tmp_path / folder / "AudioWAV" / "1001_DFA_ANG_XX.wav").unlink()
+    assert layouts.home(tasks.get("cremad"), tmp_path) == tmp_path / folder
+
+
+@pytest.mark.parametrize("name", ["icbhi2017", "gtzan", "vc1", "surge", "voxforge"])
+def test_a_list_beside_the_folder_is_asked_for_inside(tmp_path, name):
+    LAYOUTS[name](tmp_path)
+    (folder,) = tmp_path.iterdir()
+    part = next(
+        part for part in tasks.get(name).parts if part.lies_in(folder) and part.holds[0][-4:] in (".txt", ".csv")
+    )
+    (folder / str(part)).rename(tmp_path / str(part))
+    with pytest.raises(DataError, match=re.escape(f"{folder} lacks {part}. Run m2d-bench tasks download {name}")):
+        layouts.locate(tasks.get(name), tmp_path)
 
 
 def test_the_counts_are_those_of_the_papers():

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,8 +202,7 @@ def _model(repository: _Repository, parts: Sequence[str] = ()) -> Any:
 
 def import_transformers() -> Any:
     """The library; its progress bars are silent where stderr is no terminal."""
-    if find_spec("torchaudio"):
-        compat.import_torchaudio()  # transformers would stop at one whose compiled part does not load
+    compat.import_torch_libraries()  # transformers would stop at one whose compiled part does not load
     try:
         transformers = resolve("transformers")
     except ImportError:

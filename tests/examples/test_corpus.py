@@ -1,0 +1,146 @@
+"""The corpus of the model that ships: what is left out, what is cut, and what a second call does."""
+
+import csv
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from m2d_bench.pretrain.data import shards
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "corpus" / "build.py"
+RATE = 16000
+
+
+def noise(seconds, seed):
+    return np.random.default_rng(seed).integers(-3000, 3000, round(seconds * RATE), np.int16)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """What was made of two packages, words and a track, that are unpacked already; and a clip of an evaluation."""
+    folder = tmp_path_factory.mktemp("corpus")
+    sounds = {
+        "packages/words/usr/share/a.wav": noise(0.7, 0),
+        "packages/words/usr/share/b.wav": noise(0.8, 1),
+        "packages/words/usr/share/copy of a.wav": noise(0.7, 0),
+        "packages/words/usr/share/same samples as a.flac": noise(0.7, 0),
+        "packages/words/usr/share/silent.wav": np.zeros(RATE, np.int16),
+        "packages/words/usr/share/click.wav": noise(0.05, 2),
+        "packages/words/usr/share/evaluated.flac": noise(0.6, 3),
+        "packages/track/music.flac": noise(10, 4),
+        "packages/track/word.wav": noise(0.8, 1),
+        "evaluation/clip.wav": noise(0.6, 3),
+    }
+    for name, waveform in sounds.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, waveform, RATE)
+    (folder / "packages/words/usr/share/broken.ogg").write_bytes(b"OggS nothing more")
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(built, tmp_path):
+    """A copy, to be changed."""
+    return shutil.copytree(built, tmp_path / "copy")
+
+
+def build(folder, packages=("words", "track"), more=()):
+    words = ["--not-in", str(folder / "evaluation"), "--tasks", "--cache", str(folder), "--minutes", "0.1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["build.py", str(folder), "--packages", *packages, *words, "--seconds", "1", *more])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def written(folder):
+    """Bytes and time of every clip."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "clips").rglob("*.flac")}
+
+
+def test_corpus_holds_each_sound_once_and_none_of_an_evaluation(built):
+    with (built / "sources.csv").open(newline="") as file:
+        words, track = csv.DictReader(file)
+    left_out = {"unreadable": "1", "short": "1", "copies": "2", "evaluated": "1", "silent": "1"}
+    assert words.items() >= {"package": "words", "files": "2", **left_out}.items()
+    assert track.items() >= {"package": "track", "files": "1", "copies": "1", "silent": "0"}.items()
+    one, two = (soundfile.read(path, dtype="int16")[0] for path in sorted((built / "clips/words").iterdir()))
+    assert (len(one), len(two)) == (RATE, RATE / 2)
+    assert np.array_equal(np.concatenate([one, two]), np.concatenate([noise(0.7, 0), noise(0.8, 1)]))  # without a gap
+    assert len([*(built / "clips/track").iterdir()]) == 6  # seconds, a tenth of a minute
+    assert shards.Index.read(built / "log_mels").n_clips == 8
+
+
+def test_corpus_killed_goes_on_where_it_was(folder, capsys):
+    table, before = (folder / "sources.csv").read_text(), written(folder)
+    (folder / "sources.csv").write_text("".join(table.splitlines(keepends=True)[:2]))  # killed in the second package
+    (folder / "clips/track/00009.flac").write_bytes(b"half a clip")
+    build(folder)
+    assert (folder / "sources.csv").read_text() == table
+    assert "8 clips" in capsys.readouterr().out
+    assert {path: content for path, (content, _) in written(folder).items()} == {
+        path: content for path, (content, _) in before.items()
+    }
+    assert {path for path, facts in written(folder).items() if facts == before[path]} == {
+        path for path in before if path.parent.name == "words"
+    }
+
+
+def test_packages_are_added_and_compared_with_those_before(folder):
+    (folder / "packages/more").mkdir()
+    for name, waveform in {"new.wav": noise(1, 5), "a.wav": noise(0.7, 0)}.items():
+        soundfile.write(folder / "packages/more" / name, waveform, RATE)
+    build(folder, ["more", "more"])
+    with (folder / "sources.csv").open(newline="") as file:
+        *_, row = rows = [*csv.DictReader(file)]
+    assert len(rows) == 3
+    assert row.items() >= {"package": "more", "files": "1", "copies": "1"}.items()
+    assert shards.Index.read(folder / "log_mels").n_clips == 9
+
+
+@pytest.mark.parametrize(
+    ("packages", "more", "says"),
+    [
+        (["{folder}/evaluation"], [], "is no name of a package"),
+        (["words"], ["--seconds", "0"], "--seconds: 0 is not a number from 0.1"),
+        (["words"], ["--seconds", "2"], "was begun with"),
+        (["words"], ["--not-in", "{folder}/nowhere"], "nowhere: no sound files there"),
+        (["words"], ["--not-in", "{folder}/packages/track"], "was begun with"),
+        (["words"], ["--tasks", "evnets"], "Did you mean events"),
+    ],
+)
+def test_misuse_is_said_and_changes_nothing(folder, packages, more, says, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
+    with pytest.raises(SystemExit) as raised:
+        build(folder, *([word.format(folder=folder) for word in words] for words in (packages, more)))
+    assert says in f"{raised.value} {capsys.readouterr().err}"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize(("done", "outcome"), [(2, "left out"), (3, "its clips stay")])
+def test_package_that_cannot_be_fetched_is_said(folder, monkeypatch, capsys, done, outcome):
+    fetcher = folder / "apt-get"
+    fetcher.write_text("#!/bin/sh\nexit 100\n")
+    fetcher.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    rows = (folder / "sources.csv").read_text().splitlines(keepends=True)
+    (folder / "sources.csv").write_text("".join(rows[:done]))
+    shutil.rmtree(folder / "packages" / "track")
+    build(folder)
+    assert f"track: cannot be fetched; {outcome}." in capsys.readouterr().err
+
+
+def test_corpus_of_nothing_and_a_system_without_apt_are_said(tmp_path, monkeypatch):
+    (tmp_path / "evaluation").mkdir()
+    soundfile.write(tmp_path / "evaluation/clip.wav", noise(0.6, 3), RATE)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="apt-get: No such file"):
+        build(tmp_path)
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 100\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    with pytest.raises(SystemExit, match="no package could be fetched"):
+        build(tmp_path)
