@@ -250,9 +250,8 @@ def _is_pointer(path: str | os.PathLike[str]) -> bool:
 
 def _blocks(file: _Stream, frames: float) -> Iterator[np.ndarray]:
     """Decodes up to so many frames in blocks, [n, channels] float32."""
-    size = _BLOCK // file.channels
-    if file.endless:  # a file that ends within a frame loses its last block
-        size = mp3.FRAME
+    # a file that ends within a frame loses its last block
+    size = mp3.FRAME if file.endless else _BLOCK // file.channels
     integers = file.subtype == "PCM_16" and file.format in _PLAIN
     while frames > 0:
         try:

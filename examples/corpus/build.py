@@ -38,7 +38,7 @@ from m2d_bench.parallel import map_ahead
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
 from m2d_bench.progress import track
-from m2d_bench.settings import Storage
+from m2d_bench.settings import Storage, replacing
 from m2d_bench.tasks import dataset
 from m2d_bench.tasks.contents import Content, Contents
 
@@ -90,11 +90,12 @@ def evaluated(names: Sequence[str], folders: Sequence[Path], storage: Storage) -
 
 def begin(folder: Path, settings: dict[str, object]) -> None:
     """Writes down what a corpus is made with; a UsageError where it was begun with something else."""
-    folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "settings.json", json.dumps(settings)
-    if path.exists() and (begun := path.read_text()) != text:
+    if not path.exists():
+        with replacing(path) as file:
+            file.write(text.encode())
+    elif (begun := path.read_text()) != text:
         raise UsageError(f"{folder}: was begun with {begun}, now {text}. Give the same options, or another folder.")
-    path.write_text(text)
 
 
 def reason_against(content: Content, before: set[str], evaluation: set[str]) -> str:
