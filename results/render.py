@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import wrap
 from typing import Any
 
 from tabulate import tabulate
@@ -89,6 +90,7 @@ class Sheet:
         title: Above the table; empty for none.
         legend: Lines below the table.
         right_aligned: Columns of numbers, for LaTeX.
+        heading_width: Characters of a heading's line in text.
     """
 
     header: list[str]
@@ -96,6 +98,7 @@ class Sheet:
     title: str = ""
     legend: Sequence[str] = ()
     right_aligned: range = range(0)
+    heading_width: int = 80
 
 
 def render(comparison: Comparison, style: str, *, by_task: bool = False) -> str:
@@ -197,6 +200,7 @@ class _Renderer:
             sections=[("", [[name, *line] for name, line in zip(names, cells, strict=True)])],
             legend=self._legend(),
             right_aligned=range(1, 1 + len(models)),
+            heading_width=13,
         )
 
     def _headings(self) -> list[list[str]]:
@@ -288,10 +292,17 @@ def _lines(sheet: Sheet) -> list[list[str]]:
     return [line for section, rows in sheet.sections for line in ([[section, *blank]] if section else []) + rows]
 
 
+def _wrapped(heading: str, width: int) -> Iterator[str]:
+    """Lines of a heading, which may end after a colon or a hyphen."""
+    for line in heading.splitlines():
+        yield from (part.replace(": ", ":") for part in wrap(line.replace(":", ": "), width))
+
+
 def _as_text(sheet: Sheet) -> str:
     if not sheet.sections and not sheet.title:
         return ""
-    body = tabulate(_lines(sheet), headers=sheet.header, tablefmt="simple", disable_numparse=True)
+    header = ["\n".join(_wrapped(heading, sheet.heading_width)) for heading in sheet.header]
+    body = tabulate(_lines(sheet), headers=header, tablefmt="simple", disable_numparse=True)
     return "\n".join(filter(None, [sheet.title, body, *sheet.legend]))
 
 
