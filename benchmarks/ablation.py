@@ -32,11 +32,10 @@ def train(folder: Path, recipe: recipes.Recipe, data: str) -> tuple[str, list[st
     settings = RunSettings(save_epochs=0, watch_epochs=1, workers=1, resume=any(folder.rglob("resume.pt")))
     path = pretrain(recipe, Inputs(data=data), folder, settings)
     records = map(json.loads, (path.parent / METRICS).read_text().splitlines())
-    watched = ["–", "–"]  # too few clips for any to be held out
-    for record in records:
-        if "held_out/loss" in record:
-            watched = [f"{record['held_out/effective_rank']:.1f}", f"{record['held_out/loss']:.4f}"]
-    return str(path), watched
+    held_out = [record for record in records if "held_out/loss" in record]
+    if not held_out:  # too few clips
+        return str(path), ["–", "–"]
+    return str(path), [f"{held_out[-1]['held_out/effective_rank']:.1f}", f"{held_out[-1]['held_out/loss']:.4f}"]
 
 
 def accuracies(model: str, arguments: argparse.Namespace) -> list[str]:

@@ -15,7 +15,7 @@ from m2d_bench import runs
 from m2d_bench.cli import VERBS, main
 from m2d_bench.errors import DataError
 from m2d_bench.runs import TasksFailed
-from tests.results.test_overview import built_in
+from tests.results.test_overview import built_in, headings
 
 ROOT = Path(__file__).parent.parent
 MODEL = "random:m2d_vit_tiny-80x208p16x16"
@@ -83,8 +83,7 @@ def test_the_built_in_tasks_are_shown_beside_references(capsys, monkeypatch, wor
     if models is None:
         assert "chance" not in out
         return
-    heading = [model.replace(":m2d", ": m2d").split() for model in models]  # a line each
-    assert out.splitlines()[1].split()[3:] == [*(first for first, *_ in heading), "chance"]
+    assert headings(out.splitlines())[1:] == [*models, "chance"]
     folder, named = ("else/where", "else/where ") if "--runs" in words else ("runs", "")
     line = f"Records: {folder}. Next: m2d-bench report {named}-o r.html; --model own.py:Own, --tasks DIR"
     assert out.endswith(f"\n{line}\n")

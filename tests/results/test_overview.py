@@ -23,6 +23,13 @@ def built_in(model: str, mean: float, **settings):
         yield replace(run, task={**run.task, **about}, scores=scores)
 
 
+def headings(lines):
+    """Of the columns, each put together from its lines."""
+    rule = next(number for number, line in enumerate(lines) if line.startswith("---"))
+    columns = [match.span() for match in re.finditer("-+", lines[rule])]
+    return ["".join(line[slice(*span)].strip() for line in lines[1:rule]) for span in columns]
+
+
 RUNS = [run for model, mean in zip(MODELS, (0.62, 0.60, 0.40), strict=True) for run in built_in(model, mean)]
 
 
@@ -30,8 +37,7 @@ def test_it_fits_into_80_columns_and_names_models_in_their_order_and_chance():
     lines = overview(RUNS).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "Built-in synthetic tasks, linear probe; mean ± 95% interval over n seeds"
-    assert lines[1].split() == ["accuracy", "↑", "%", "m2d_tiny", "random:", "logmel", "chance"]
-    assert lines[2].split() == ["m2d_tiny"]
+    assert headings(lines) == ["accuracy ↑ %", *MODELS, "chance"]
     cells = {name: values for name, *values in (re.split(" {2,}", line) for line in lines)}
     assert cells.keys() >= set(tasks.BUILT_IN)
     assert cells["events"] == cells["gm_family"] == ["62.0 ± 13.7 ¹", "60.0 ± 13.7 ²", "40.0 ± 13.7", "10.0"]
@@ -43,9 +49,7 @@ def test_long_names_of_models_take_several_lines():
     names = ("m2d_vit_base-80x608p16x16-221006-mr7", "hf:MIT/ast-finetuned-audioset-10-10-0.4593", "a_file_" * 6)
     lines = overview([run for name in names for run in built_in(name, 0.62)]).splitlines()
     assert max(map(len, lines)) <= 80
-    rule = next(number for number, line in enumerate(lines) if line.startswith("---"))
-    columns = [match.span() for match in re.finditer("-+", lines[rule])][1:4]
-    assert ["".join(line[slice(*span)].strip() for line in lines[1:rule]) for span in columns] == list(names)
+    assert headings(lines) == ["accuracy ↑ %", *names, "chance"]
 
 
 @pytest.mark.parametrize("style", ["csv", "json"])
@@ -59,5 +63,5 @@ def test_in_data_formats_every_number_is_said_to_be_of_synthetic_tasks(style):
 def test_a_task_that_failed_is_a_gap_and_settings_stand_behind_the_model():
     runs = [*RUNS[1:], *built_in("own.py:Own", 0.5, train_fraction=0.5)]
     text = overview(runs)
-    assert re.search(r"own\.py:Own \( +chance\n.* train_fractio\n.* n=0\.5\)", text)
+    assert "own.py:Own (train_fraction=0.5)" in headings(text.splitlines())
     assert "–" in next(line for line in text.splitlines() if line.startswith("events "))
