@@ -250,10 +250,10 @@ class _Renderer:
         text = escape(_shown(value, decimals))
         text = {1: self.markup.best, 2: self.markup.second}.get(mark.rank, "{}").format(text)
         if mark.ties:
-            text += escape(" ≈")
+            text += " " + escape("≈")
         if mark.difference:
             difference = interval(mark.difference.mean, mark.difference.half_width, decimals, "+")
-            text += escape(f" ({difference}{'*' if mark.significant else ''})")
+            text += " " + escape(f"({difference}{'*' if mark.significant else ''})")
         if value.printed is None and len(_counts(row)) > 1:
             text += escape(f", n = {value.estimate.n}")
         return text
