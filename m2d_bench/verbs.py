@@ -42,12 +42,11 @@ def linear(
 ) -> Output:
     """Evaluate an encoder on tasks: mean ± 95% CI over seeds.
 
-    Without --tasks, on the built-in ones, beside m2d_tiny (that one beside random weights), the log-mel and chance.
-
     Args:
         model: m2d_tiny, a released name, a path, your own FILE.py:NAME, …; see m2d-bench models.
         task_names: Names separated by commas or spaces, see m2d-bench tasks; your own data by its path, FOLDER of class
             folders or FILE.csv; hear:PATH, a HEAR task folder; evar:PATH, a metadata file of EVAR (no comma in a path).
+            Without it the built-in ones, and logmel and m2d_tiny beside the model (beside m2d_tiny random weights).
         baseline: Another model, evaluated on the same seeds; --seeds until=WIDTH ends them when the two are compared.
         style: text, md, csv, json, latex or html.
         settings: How to evaluate.
@@ -64,6 +63,8 @@ def linear(
         except TasksFailed as error:
             runs += error.runs
             failures |= dict.fromkeys(error.messages)
+        if not runs:  # references alone tell nothing of the model
+            break
     if by_layer:
         resolve("m2d_bench.results.plots.curves:draw_layers")(runs, settings.runs_root)
     text = render(runs, style) if runs else ""
@@ -80,8 +81,8 @@ def _with_references(model: str) -> list[str]:
 
 def _next_steps(folder: Path) -> str:
     """The line below the first table: where the records lie, and what to try next."""
-    words = ["m2d-bench", "report", *([] if folder == Path(Storage.runs) else [str(folder)]), "-o", "r.html"]
-    return f"Records: {folder}. Next: {shlex.join(words)}; --model own.py:Own, --tasks DIR"
+    words = ["m2d-bench", "report", *([] if folder == Path(Storage.runs) else [str(folder)])]
+    return f"Records: {folder}. Next: {shlex.join(words)}; linear --model own.py:Own, --tasks DIR"
 
 
 def embed(

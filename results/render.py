@@ -107,8 +107,7 @@ def render(comparison: Comparison, style: str, *, by_task: bool = False) -> str:
         return json.dumps({"title": comparison.title, "cells": list(cells(comparison))}, indent=1, ensure_ascii=False)
     if style == "csv":
         return as_csv(list(cells(comparison)))
-    renderer = _Renderer(comparison, _MARKUP[style])
-    return _FORMATS[style](renderer.sheet_by_task() if by_task else renderer.sheet())
+    return _FORMATS[style](_Renderer(comparison, _MARKUP[style], by_task).sheet())
 
 
 def render_rows(header: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:
@@ -163,8 +162,8 @@ def _rounded(value: float | None) -> float | None:
 class _Renderer:
     """Turns a comparison into a sheet in one format's markup."""
 
-    def __init__(self, comparison: Comparison, markup: _Markup) -> None:
-        self.comparison, self.markup = comparison, markup
+    def __init__(self, comparison: Comparison, markup: _Markup, by_task: bool) -> None:
+        self.comparison, self.markup, self.by_task = comparison, markup, by_task
         self.details = [
             (name, heading)
             for name, heading in (("params_millions", "params (M)"), ("pretrain_data", "pre-training data"))
@@ -175,6 +174,10 @@ class _Renderer:
         self.decimals = {column: self._decimals(column) for column in comparison.columns}
 
     def sheet(self) -> Sheet:
+        """A row a model, or a row a task."""
+        return self._sheet_by_task() if self.by_task else self._sheet_by_model()
+
+    def _sheet_by_model(self) -> Sheet:
         """A row a model and a column a task."""
         first = 1 + len(self.details)
         headings = [self.markup.line.join(map(self.markup.escape, lines)) for lines in self._headings()]
@@ -186,13 +189,13 @@ class _Renderer:
             right_aligned=range(first, first + len(self.comparison.columns)),
         )
 
-    def sheet_by_task(self) -> Sheet:
-        """A row a task and a column a model; what all tasks count stands in the corner."""
+    def _sheet_by_task(self) -> Sheet:
+        """A row a task and a column a model; the corner says what all tasks count, the last row how many runs."""
         headings = self._headings()
         shared = headings[0][1:] if len({tuple(counted) for _, *counted in headings}) == 1 else []
         labels = [self.markup.escape(", ".join(heading[:1] if shared else heading)) for heading in headings]
         models, *cells, _ = zip(*(row for _, rows in self._sections() for row in rows), strict=True)
-        cells.append(tuple(", ".join(map(str, sorted(_counts(row)))) for row in self.comparison.rows))
+        cells.append(tuple("–".join(map(str, _range(_counts(row)))) for row in self.comparison.rows))
         names = [*(name for _, name in self.details), *labels, "n"]
         return Sheet(
             title=self.comparison.title,
@@ -254,7 +257,7 @@ class _Renderer:
         if mark.difference:
             difference = interval(mark.difference.mean, mark.difference.half_width, decimals, "+")
             text += " " + escape(f"({difference}{'*' if mark.significant else ''})")
-        if value.printed is None and len(_counts(row)) > 1:
+        if value.printed is None and len(_counts(row)) > 1 and not self.by_task:
             text += escape(f", n = {value.estimate.n}")
         return text
 
@@ -276,6 +279,11 @@ def _source(row: Row) -> str:
     """The paper and table, or how many runs are behind each cell of the row."""
     counts = _counts(row)
     return f"{row.source}, n = {counts.pop()}" if len(counts) == 1 else row.source
+
+
+def _range(counts: set[int]) -> list[int]:
+    """The least and the most, once where they are the same."""
+    return sorted({min(counts), max(counts)} if counts else ())
 
 
 def _counts(row: Row) -> set[int]:

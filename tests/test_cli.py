@@ -13,7 +13,7 @@ import soundfile
 
 from m2d_bench import runs
 from m2d_bench.cli import VERBS, main
-from m2d_bench.errors import DataError
+from m2d_bench.errors import DataError, UsageError
 from m2d_bench.runs import TasksFailed
 from tests.results.test_overview import built_in, headings
 
@@ -84,11 +84,24 @@ def test_the_built_in_tasks_are_shown_beside_references(capsys, monkeypatch, wor
         assert "chance" not in out
         return
     assert headings(out.splitlines())[1:] == [*models, "chance"]
-    folder, named = ("else/where", "else/where ") if "--runs" in words else ("runs", "")
-    line = f"Records: {folder}. Next: m2d-bench report {named}-o r.html; --model own.py:Own, --tasks DIR"
+    folder, named = ("else/where", " else/where") if "--runs" in words else ("runs", "")
+    line = f"Records: {folder}. Next: m2d-bench report{named}; linear --model own.py:Own, --tasks DIR"
     assert out.endswith(f"\n{line}\n")
     assert len(line) <= 80 or named
     assert "Records" not in run(capsys, "linear", *words.split(), "--format", "md")[1]
+
+
+def test_a_model_that_no_task_can_be_done_with_is_not_replaced_by_references(capsys, monkeypatch):
+    asked = []
+
+    def linear(model, names, settings, baseline):
+        asked.append(model)
+        raise TasksFailed(dict.fromkeys(names, UsageError("no digest")), [])
+
+    monkeypatch.setattr("m2d_bench.evaluation.linear.linear", linear)
+    code, out, err = run(capsys, "linear", "--model", "own.py:Own")
+    assert (code, out, asked) == (1, "", ["own.py:Own"])
+    assert err.endswith("failed: no digest\n")
 
 
 @pytest.mark.parametrize("style", ["md", "csv", "json", "latex", "html"])

@@ -10,11 +10,13 @@ import pytest
 
 from m2d_bench import runs
 from m2d_bench.cli import build, main
+from m2d_bench.results.overview import overview
 from tests.results.result_records import record
 from tests.results.test_classes import run_of_classes
 from tests.results.test_folders import keep
 
 ROOT = Path(__file__).parent.parent
+CARD = "m2d_bench/encoders/m2d_tiny/MODEL_CARD.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -30,7 +32,9 @@ COMMANDS = [
     for line in (text[2:].split("  #")[0] for text in block.splitlines() if text.startswith("$ "))
     if re.search(r"(^|&& )m2d-bench ", line)
 ]
-NEEDS_DATA = r"--data (?!task:)|embed |predict |hear:|superb|xares|^results|evar|mteb|/mnt/|/path/"
+NEEDS_DATA = r"--data (?!task:)|embed |predict |hear:|superb|xares|^results|evar|mteb|/mnt/|/path/|docs/records"
+RECORDS = ROOT / "docs" / "records"
+OF_RECORDS = [p for p in COMMANDS if "docs/records" in p.values[0]]
 PYTHON = [(page, block, re.match(r"# (\w+\.py)\n", block)) for page, block in blocks("python")]
 SCRIPTS = [pytest.param(block, id=page) for page, block, file in PYTHON if not file]
 FILES = {file[1]: block for _, block, file in PYTHON if file}
@@ -58,6 +62,26 @@ def test_commands_that_need_no_data_set_run(words, tmp_path, monkeypatch, capsys
         write_runs(tmp_path / "runs", predictions="bootstrap" in words)
     assert main(words) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", OF_RECORDS)
+def test_what_is_printed_of_the_records_is_what_they_say(words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert any(printed in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+@pytest.mark.parametrize(
+    ("page", "protocol", "style"),
+    [("README.md", "linear", "text"), (CARD, "linear", "md"), (CARD, "logreg", "md")],
+)
+def test_the_first_table_is_that_of_the_records(page, protocol, style):
+    records = [run for run in runs.read(RECORDS)[0].values() if run.protocol == protocol and run.task["synthetic"]]
+    models = ("m2d_tiny", "random:m2d_tiny", "logmel")
+    shown = [run for model in models for run in records if run.encoder["name"] == model]
+    assert len(shown) == 3 * 6
+    assert overview(shown, style) in (ROOT / page).read_text(encoding="utf-8")
 
 
 def write_runs(folder, predictions):

@@ -32,7 +32,7 @@ def report(
     folders: tuple[Path, ...] = (Path(str(Storage.runs)),),
     /,
     *,
-    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    output: Annotated[Path, Parameter(name=("--output", "-o"))] = Path("report.html"),
     like: str | None = None,
 ) -> Output:
     """Write run records as one HTML file: sortable table, plots, every raw score.

@@ -6,14 +6,17 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from m2d_bench import linear, runs
 from m2d_bench.cli import main
 from m2d_bench.encoders import zoo
 from m2d_bench.settings import Compute
 
 FOLDER = Path(zoo.__file__).with_name("m2d_tiny")
+RECORDS = Path(__file__).parents[2] / "docs" / "records"
 WEIGHTS, CARD = FOLDER / "m2d_tiny.safetensors", FOLDER / "MODEL_CARD.md"
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
@@ -41,6 +44,14 @@ def test_it_loads_without_a_word_and_beside_random_weights_of_the_same_settings(
     assert replace(random.config, name="m2d_tiny") == encoder.config
     assert random.digest != encoder.digest
     assert not caplog.text
+
+
+@pytest.mark.slow
+def test_it_scores_what_the_records_say(tmp_path):
+    (run,) = linear("m2d_tiny", "events", seeds=1, runs=tmp_path, precision="fp32", device="cpu")
+    (recorded,) = RECORDS.glob(f"{run.encoder['digest']}/events/linear-*.json")
+    scores = [score.score for score in runs.load(recorded).scores if score.seed == run.scores[0].seed]
+    assert fmean(score.score for score in run.scores) == pytest.approx(fmean(scores), abs=0.02)
 
 
 if __name__ == "__main__":

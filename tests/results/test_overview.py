@@ -52,6 +52,13 @@ def test_long_names_of_models_take_several_lines():
     assert headings(lines) == ["accuracy ↑ %", *names, "chance"]
 
 
+def test_other_numbers_of_seeds_by_task_stand_in_one_row():
+    mixed = [replace(run, scores=run.scores[: 5 * (number % 3 + 4)]) for number, run in enumerate(RUNS)]
+    lines = overview(mixed).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert next(line for line in lines if line.startswith("n ")).split()[1:] == ["4–6"] * 3
+
+
 @pytest.mark.parametrize("style", ["csv", "json"])
 def test_in_data_formats_every_number_is_said_to_be_of_synthetic_tasks(style):
     found = overview(RUNS, style)
