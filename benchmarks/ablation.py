@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     epochs = {"epochs": arguments.epochs, "warmup_epochs": max(1, arguments.epochs // 10)}
-    recipe, *changed = (  # all are checked before the first is trained
+    plain, *changed = (  # all are checked before the first is trained
         recipes.load(arguments.recipe, changes={**epochs, **parse(variant.split())})
         for variant in ["", *arguments.variants]
     )
     print(f"| variant | rank | loss | mean | {' | '.join(arguments.tasks)} |")
     print(f"|---|{'---:|' * (3 + len(arguments.tasks))}")
-    random = f"random:{weights.name_of('m2d', recipe.vit, recipe.sample_rate, '')}"
+    random = f"random:{weights.name_of('m2d', plain.vit, plain.sample_rate, '')}"
     for model in ("logmel", random):
         print(f"| {model} | – | – | {' | '.join(accuracies(model, arguments))} |", flush=True)
     for variant, recipe in zip(arguments.variants, changed, strict=True):
