@@ -26,7 +26,7 @@ from m2d_bench.pretrain.data.listing import Files
 from m2d_bench.pretrain.data.shards import Histogram, ShardWriter, Sums
 from m2d_bench.pretrain.data.teachers import SpeechTeacher
 from m2d_bench.progress import bar
-from m2d_bench.settings import replacing
+from m2d_bench.settings import Precision, replacing
 from m2d_bench.values import Checked
 
 UNFINISHED = "unfinished"
@@ -50,6 +50,7 @@ class PrepareSettings(Checked):
         teacher: Model whose features are written beside the log-mels, such as hf:facebook/hubert-base-ls960.
         layer: Its layer, from 1; by default the last.
         device: Of the teacher: auto (a GPU if there is one), cpu, cuda, …
+        precision: Of the teacher: fp32, bf16, or auto: bf16 where the processor multiplies it natively, else fp32.
         trust_remote_code: Run the code that the repository of an hf: teacher holds. Read it first.
     """
 
@@ -61,6 +62,7 @@ class PrepareSettings(Checked):
     teacher: str | None = None
     layer: NonNegativeInt | None = None
     device: str = "auto"
+    precision: Precision = "auto"
     trust_remote_code: bool = False
 
 

@@ -71,7 +71,9 @@ def prepare(sources: Sequence[Path], out: Path, settings: PrepareSettings, stora
     files = _list_files(sources, storage)
     teacher = None
     if settings.teacher:
-        compute = Compute(device=settings.device, trust_remote_code=settings.trust_remote_code)
+        compute = Compute(
+            device=settings.device, precision=settings.precision, trust_remote_code=settings.trust_remote_code
+        )
         teacher = SpeechTeacher(settings.teacher, settings.layer, settings.sample_rate, compute)
     make_folder(out)
     with _locked(out):

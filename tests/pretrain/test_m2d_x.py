@@ -258,8 +258,8 @@ def test_a_clip_that_a_teacher_cannot_hear_to_its_end_is_skipped_as_others_are(s
 
 
 def test_features_that_were_prepared_are_those_computed_on_the_fly(sounds, tmp_path):
-    teacher = SpeechTeacher(TEACHER, 1, 16000, Compute(device="cpu"))
-    settings = PrepareSettings(teacher=TEACHER, layer=1, device="cpu", shard_mb=1)
+    teacher = SpeechTeacher(TEACHER, 1, 16000, CPU)
+    settings = PrepareSettings(teacher=TEACHER, layer=1, device="cpu", precision="fp32", shard_mb=1)
     index = prepare([sounds], tmp_path / "mels", settings).index
     assert index.teacher == teacher.facts
     stored, plain = open_source(tmp_path / "mels", 96), open_source(sounds, 96)
