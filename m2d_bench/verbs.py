@@ -82,7 +82,7 @@ def _with_references(model: str) -> list[str]:
 def _next_steps(folder: Path) -> str:
     """The line below the first table: where the records lie, and what to try next."""
     words = ["m2d-bench", "report", *([] if folder == Path(Storage.runs) else [str(folder)])]
-    return f"Records: {folder}. Next: {shlex.join(words)}; linear --model own.py:Own, --tasks DIR"
+    return f"Records: {folder}. Next: {shlex.join(words)}; linear --model own.py:Own --tasks DIR"
 
 
 def embed(

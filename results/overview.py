@@ -10,7 +10,7 @@ from m2d_bench.results.ranking import marks_of
 from m2d_bench.results.records import record_columns, record_rows
 from m2d_bench.results.render import render
 from m2d_bench.results.statistics import Estimate
-from m2d_bench.results.table import Column, Comparison, Row, Value
+from m2d_bench.results.table import Column, Comparison, Mark, Row, Value
 from m2d_bench.runs import Run
 
 
@@ -27,8 +27,9 @@ def overview(runs: Sequence[Run], style: str = "text") -> str:
     models = dict.fromkeys(run.encoder["name"] for run in runs)
     of_models = ([run for run in runs if run.encoder["name"] == model] for model in models)
     rows = [row for of_model in of_models for row in record_rows(of_model, columns, {}, like=False)]
+    marks = marks_of(rows, columns, None) | {(len(rows), column): Mark() for column in columns}  # chance is not ranked
     rows = [replace(row, section=title) for row in (*rows, _chance(runs, columns))]
-    table = Comparison(title=title, columns=columns, rows=rows, marks=marks_of(rows, columns, None))
+    table = Comparison(title=title, columns=columns, rows=rows, marks=marks)
     return render(table, style, by_task=True)
 
 

@@ -85,7 +85,7 @@ def test_the_built_in_tasks_are_shown_beside_references(capsys, monkeypatch, wor
         return
     assert headings(out.splitlines())[1:] == [*models, "chance"]
     folder, named = ("else/where", " else/where") if "--runs" in words else ("runs", "")
-    line = f"Records: {folder}. Next: m2d-bench report{named}; linear --model own.py:Own, --tasks DIR"
+    line = f"Records: {folder}. Next: m2d-bench report{named}; linear --model own.py:Own --tasks DIR"
     assert out.endswith(f"\n{line}\n")
     assert len(line) <= 80 or named
     assert "Records" not in run(capsys, "linear", *words.split(), "--format", "md")[1]
