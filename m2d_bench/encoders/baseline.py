@@ -1,4 +1,4 @@
-"""`logmel`: the floor that needs no network, mean and standard deviation of the log-mel spectrogram."""
+"""`logmel`: a baseline without a network, mean and standard deviation of the log-mel spectrogram."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ LoadedEncoder = M2DEncoder | HuggingFaceEncoder | Encoder
 FORMS = {
     "a path": "a .pth, .pt, .ckpt, .bin or .safetensors file",
     "random:NAME": "NAME's architecture with random weights",
-    "logmel": "mean and standard deviation of the log-mel spectrogram: the floor, without a network",
+    "logmel": "mean and standard deviation of the log-mel spectrogram, without a network",
     "FILE.py:NAME or MODULE:NAME": "your own encoder: a class, or a function that gives one",
     "hear:MODULE[@WEIGHTS]": "a model under the HEAR 2021 common API",
     "s3prl:NAME[@CKPT]": "an upstream of s3prl",
