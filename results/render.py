@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from textwrap import wrap
+from textwrap import TextWrapper
 from typing import Any
 
 from tabulate import tabulate
@@ -300,16 +300,17 @@ def _lines(sheet: Sheet) -> list[list[str]]:
     return [line for section, rows in sheet.sections for line in ([[section, *blank]] if section else []) + rows]
 
 
-def _wrapped(heading: str, width: int) -> Iterator[str]:
-    """Lines of a heading, which may end after a colon or a hyphen."""
-    for line in heading.splitlines():
-        yield from (part.replace(": ", ":") for part in wrap(line.replace(":", ": "), width))
+class _HeadingWrapper(TextWrapper):
+    """Lines may also end after a colon, a hyphen or an equals sign."""
+
+    wordsep_re = re.compile(r"(\s+|(?<=[:=-]))")
 
 
 def _as_text(sheet: Sheet) -> str:
     if not sheet.sections and not sheet.title:
         return ""
-    header = ["\n".join(_wrapped(heading, sheet.heading_width)) for heading in sheet.header]
+    wrap = _HeadingWrapper(width=sheet.heading_width).wrap
+    header = ["\n".join(part for line in heading.splitlines() for part in wrap(line)) for heading in sheet.header]
     body = tabulate(_lines(sheet), headers=header, tablefmt="simple", disable_numparse=True)
     return "\n".join(filter(None, [sheet.title, body, *sheet.legend]))
 
