@@ -146,7 +146,7 @@ def load(
     if not isinstance(encoder, Encoder):
         encoder.precision = compute.resolved_precision()
     elif compute.precision not in ("auto", encoder.precision):
-        logger.warning("%s computes in %s; the precision asked for changes nothing.", text, encoder.precision)
+        logger.warning("%s computes in %s, whatever precision is asked for.", text, encoder.precision)
     return encoder
 
 
