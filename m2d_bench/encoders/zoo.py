@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "m2d_tiny"
 RANDOM = "random:"
-_SHIPPED = Path(__file__).with_name(DEFAULT)
-"""Folder of its weights and model card."""
+_SHIPPED = Path(__file__).with_name(DEFAULT) / f"{DEFAULT}.safetensors"
 _RANDOM_SEED = 0
 REPOSITORY = "https://github.com/nttcslab/m2d"
 """Where the released weights and their licence are."""
@@ -193,7 +192,7 @@ def read(name: str | os.PathLike[str], *, storage: Storage = Storage(), **change
     if _other(name):
         raise _other_family(name)
     if name == DEFAULT:
-        return checkpoint.read(_SHIPPED, **{"name": DEFAULT, **changes})
+        return _shipped(**changes)
     if name.startswith(RANDOM):
         return _random(name, changes)
     if name in RELEASED:
@@ -228,10 +227,18 @@ def _other_family(name: str) -> UsageError:
     )
 
 
+def _shipped(**changes: Any) -> Checkpoint:
+    """The weights that come with this package, which is what to get anew where they are missing or damaged."""
+    try:
+        return checkpoint.read(_SHIPPED, **{"name": DEFAULT, **changes})
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).partition(' Get ')[0]} It comes with m2d-bench: reinstall that.") from error
+
+
 def _random(name: str, changes: dict[str, Any]) -> Checkpoint:
     """Fresh weights, the same for the same architecture on every machine."""
     architecture = name.removeprefix(RANDOM)
-    config = checkpoint.read(_SHIPPED).config if architecture == DEFAULT else checkpoint.parse_name(architecture)
+    config = _shipped().config if architecture == DEFAULT else checkpoint.parse_name(architecture)
     if config is None:
         raise UsageError(
             f"{name!r} names no architecture. After {RANDOM} comes {DEFAULT} or a name in the released form, such as "

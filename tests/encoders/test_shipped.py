@@ -13,6 +13,7 @@ import pytest
 from m2d_bench import linear, runs
 from m2d_bench.cli import main
 from m2d_bench.encoders import zoo
+from m2d_bench.errors import CheckpointError
 from m2d_bench.settings import Compute
 
 FOLDER = Path(zoo.__file__).with_name("m2d_tiny")
@@ -44,6 +45,33 @@ def test_it_loads_without_a_word_and_beside_random_weights_of_the_same_settings(
     assert replace(random.config, name="m2d_tiny") == encoder.config
     assert random.digest != encoder.digest
     assert not caplog.text
+
+
+def flipped(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+DAMAGE = {
+    "missing": lambda _: None,
+    "empty": lambda _: b"",
+    "truncated": lambda content: content[: len(content) // 2],
+    "zeroed": lambda content: bytes(len(content)),
+    "flipped": flipped,
+    "a pointer of Git LFS": lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10815720\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_weights_that_are_missing_or_damaged_are_had_anew_with_the_package(tmp_path, monkeypatch, damage):
+    path, content = tmp_path / WEIGHTS.name, DAMAGE[damage](WEIGHTS.read_bytes())
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(zoo, "_SHIPPED", path)
+    for name in ("m2d_tiny", "random:m2d_tiny"):
+        with pytest.raises(CheckpointError, match=r"\. It comes with m2d-bench: reinstall that\.$") as caught:
+            zoo.load(name)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "anew" not in str(caught.value)
 
 
 @pytest.mark.slow
