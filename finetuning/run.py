@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from m2d_bench import tasks
-from m2d_bench.errors import M2DBenchError
+from m2d_bench.errors import M2DBenchError, naming_option
 from m2d_bench.finetuning import recipe as own_recipes
 from m2d_bench.finetuning.images import data as images
 from m2d_bench.finetuning.images.job import ImageJob
@@ -21,7 +21,7 @@ from m2d_bench.finetuning.recipe import Recipe
 from m2d_bench.finetuning.settings import FinetuneSettings
 from m2d_bench.registry import unknown
 from m2d_bench.runs import Run, TasksFailed
-from m2d_bench.settings import command_line, make_folder
+from m2d_bench.settings import command_line, make_cache, make_folder
 from m2d_bench.tasks.task import Task
 from m2d_bench.training.launch import launch
 
@@ -64,8 +64,11 @@ def finetune(
         chosen = recipe or own_recipes.name_for(task.name, kind.recipe_type)
         jobs.append((kind, name, task, str(chosen), own_recipes.load(chosen, recipe_changes, kind.recipe_type)))
     pretrained = {kind: kind.read_model(model, settings) for kind, *_ in jobs}
-    for folder in (settings.runs_root, Path(settings.out).expanduser()):
-        make_folder(folder)
+    if any(task.generator for _, _, task, *_ in jobs):
+        make_cache(settings.cache_root)
+    for option, folder in {"--runs": settings.runs_root, "--out": Path(settings.out).expanduser()}.items():
+        with naming_option(option, folder):
+            make_folder(folder)
     fabric = launch(settings.device, settings.precision)
     done: list[Run] = []
     failures: dict[str, Exception] = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import platformdirs
 from pydantic import NonNegativeInt, PositiveInt
 
-from m2d_bench.errors import StorageError, UsageError
+from m2d_bench.errors import StorageError, UsageError, naming_option
 from m2d_bench.values import Checked
 
 if TYPE_CHECKING:
@@ -236,6 +236,17 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: cannot be made ({error.strerror}). Name another folder.") from error
     if not writable:
         raise UsageError(f"{folder}: cannot be written to. Name another folder.")
+
+
+def make_cache(root: Path) -> None:
+    """Makes the cache folder, before any work is done, where it is not there; one that is only read is left as it is.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    if not os.path.isdir(root):  # unlike Path.is_dir, where it may not be looked for
+        with naming_option("--cache", root):
+            make_folder(root)
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -13,12 +13,12 @@ import torch
 from m2d_bench import runs
 from m2d_bench.encoders.foreign import explained
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of
-from m2d_bench.errors import DataError, M2DBenchError
+from m2d_bench.errors import DataError, M2DBenchError, naming_option
 from m2d_bench.mteb_adapter import records, tasks
 from m2d_bench.mteb_adapter.encoder import import_mteb, load, model_meta
 from m2d_bench.mteb_adapter.tasks import Task
 from m2d_bench.runs import Run, TasksFailed
-from m2d_bench.settings import Compute, Storage, command_line, file_name, make_folder
+from m2d_bench.settings import Compute, Storage, command_line, file_name, make_cache, make_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,9 @@ def evaluate(
         TasksFailed: Some tasks failed, after the others were done; it carries their records.
     """
     chosen = tasks.get_all(task_names)
-    make_folder(settings.runs_root)
+    make_cache(settings.cache_root)
+    with naming_option("--runs", settings.runs_root):
+        make_folder(settings.runs_root)
     encoder = load(model, settings, settings)
     done: list[Run] = []
     failures: dict[str, Exception] = {}

@@ -24,7 +24,7 @@ import joblib
 from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.errors import UsageError
 from m2d_bench.runs import environment
-from m2d_bench.settings import Storage
+from m2d_bench.settings import Storage, make_cache
 from m2d_bench.superb_upstream import data, norm_stats
 from m2d_bench.superb_upstream.upstream import SAMPLE_RATE, Upstream
 
@@ -112,6 +112,7 @@ def prepare(downstream: str, config: dict[str, Any], storage: Storage, fingerpri
     if downstream in ("voxceleb1", "sv_voxceleb1"):
         identity = repr([config["downstream_expert"]["datarc"]["file_path"], fingerprint])
         cache = storage.cache_root / "superb" / f"{downstream}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        make_cache(storage.cache_root)
         cache.mkdir(parents=True, exist_ok=True)
         dataset: Any = import_module(f"s3prl.downstream.{downstream}.dataset")
         if downstream == "voxceleb1":

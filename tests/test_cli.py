@@ -121,6 +121,25 @@ def test_a_failed_task_is_named_last_with_exit_code_1(capsys, options):
         assert "ERROR: us8k failed: us8k: not found." in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("inside", ["", "folder"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["linear", "--model", MODEL],
+        ["finetune", "--model", MODEL, "--tasks", "events,gm_pitch", "--recipe", "esc50"],
+        ["embed", "clip.wav", "-o", "out.npz", "--model", "m2d_vit_base-80x608p16x16-221006-mr7"],
+        ["tasks", "check", "events"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_a_cache_that_cannot_be_made_is_said_once_before_any_work(capsys, tmp_path, monkeypatch, words, inside):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    cache, why = Path("file", inside), "Not a directory" if inside else "File exists"
+    refusal = (2, "", f"ERROR: --cache {cache}: cannot be made ({why}). Name another folder.\n")
+    assert run(capsys, *words, "--cache", cache) == refusal
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -24,7 +24,7 @@ from m2d_bench.encoders.protocol import Encoder
 from m2d_bench.encoders.vit import ViT, initialise
 from m2d_bench.errors import CheckpointError, UsageError
 from m2d_bench.registry import listing, unknown
-from m2d_bench.settings import Compute, Storage, make_folder
+from m2d_bench.settings import Compute, Storage, make_cache, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -255,6 +255,7 @@ def _released(release: Release, folder: Path) -> Path:
     if checkpoint.files_in(target):  # a cache that is only read needs no lock
         mark_used(Path(f"{target}.lock"))
         return target
+    make_cache(folder.parent)
     make_folder(folder)
     with FileLock(f"{target}.lock"):
         if not checkpoint.files_in(target):

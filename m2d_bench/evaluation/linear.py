@@ -29,7 +29,7 @@ from m2d_bench.progress import bar
 from m2d_bench.randomness import generator_of
 from m2d_bench.registry import check_names, resolve
 from m2d_bench.runs import Predictions, Run, Score, TasksFailed
-from m2d_bench.settings import command_line, make_folder
+from m2d_bench.settings import command_line, make_cache, make_folder
 from m2d_bench.tasks import dataset as datasets
 from m2d_bench.tasks.dataset import Dataset
 from m2d_bench.tasks.splits import VALIDATION_FRACTION, draw_validation, draws_validation, splits
@@ -73,6 +73,7 @@ def linear(
     if baseline is not None and (settings.layer == "all" or len(settings.pooling) > 1):
         raise UsageError("A baseline is compared in one embedding of each encoder. Name one layer and one pooling.")
     chosen = tasks.get_all(task_names, settings, clip_seconds=settings.clip_seconds)
+    make_cache(settings.cache_root)
     with naming_option("--runs", settings.runs_root):
         make_folder(settings.runs_root)
     models = {"--model": model} if baseline is None else {"--model": model, "--baseline": baseline}

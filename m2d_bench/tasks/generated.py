@@ -17,7 +17,7 @@ from m2d_bench.cache.entries import mark_used
 from m2d_bench.files import find, sha256
 from m2d_bench.progress import track
 from m2d_bench.registry import resolve
-from m2d_bench.settings import read_checked, write_checked, writing
+from m2d_bench.settings import make_cache, read_checked, write_checked, writing
 from m2d_bench.tasks.synthetic.scene import SAMPLE_RATE
 from m2d_bench.tasks.task import Layout, Task
 
@@ -35,6 +35,7 @@ def folder(task: Task, cache: Path) -> Path:
     if root.exists():
         what = f"{len(damaged)} files are missing or not as generated: {', '.join(damaged[:5])}"
         logger.warning("%s: %s. The task must be generated anew.", root, what)
+    make_cache(cache)
     with writing(cache, round(task.n_clips * task.clip_seconds * SAMPLE_RATE * 2), "--cache"):
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{root}.lock"):
