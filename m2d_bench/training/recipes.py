@@ -53,15 +53,15 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
     """`name=value` pairs as YAML reads them.
 
     Raises:
-        UsageError: Without an equals sign.
+        UsageError: Without an equals sign, or not YAML.
     """
     values = {}
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text}: it takes NAME=VALUE, such as epochs=100.")
+            raise UsageError(f"{text}: a change of a recipe is NAME=VALUE, such as epochs=100.")
         try:
             values[name.strip().replace("-", "_")] = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
-            raise UsageError(f"--set {text}: {value!r} is no value YAML knows.") from error
+            raise UsageError(f"{text}: {value!r} is no value YAML knows.") from error
     return values
