@@ -30,7 +30,7 @@ import soundfile
 import torch
 
 from m2d_bench.encoders.huggingface import import_transformers
-from m2d_bench.errors import M2DBenchError
+from m2d_bench.errors import M2DBenchError, describe
 from m2d_bench.pretrain import recipe as recipes
 from m2d_bench.pretrain.batch import Batch
 from m2d_bench.pretrain.data import Crop, Crops, Source
@@ -229,5 +229,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except M2DBenchError as error:
-        sys.exit(f"ERROR: {error}")
+    except (M2DBenchError, OSError) as error:
+        sys.exit(f"ERROR: {describe(error)}")
