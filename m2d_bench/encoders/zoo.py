@@ -232,7 +232,7 @@ def _shipped(**changes: Any) -> Checkpoint:
     try:
         return checkpoint.read(_SHIPPED, **{"name": DEFAULT, **changes})
     except CheckpointError as error:
-        raise CheckpointError(f"{str(error).partition(' Get ')[0]} It comes with m2d-bench: reinstall that.") from error
+        raise CheckpointError(f"{error} It comes with m2d-bench: reinstall that.") from error
 
 
 def _random(name: str, changes: dict[str, Any]) -> Checkpoint:
