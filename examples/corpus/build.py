@@ -3,8 +3,8 @@
     python examples/corpus/build.py FOLDER [--packages NAME …] [--not-in FOLDER …] [--minutes 3] [--seconds 10]
 
 Needs Debian or Ubuntu with apt-get and dpkg-deb; nothing is installed. Packages are named in packages.csv beside this
-file; one that cannot be fetched is left out, and said. Killed, it goes on where it was when called again; called again
-with more packages, it adds them.
+file; one that cannot be fetched or unpacked is left out, and said. Killed, it goes on where it was when called again;
+called again with more packages, it adds them.
 
 Left out are files that cannot be decoded, that are shorter than 0.1 s or silent, and that are the same, byte by byte or
 sample by sample, as one before or as a clip of an evaluation: of the built-in tasks or in a folder after --not-in. Of
@@ -23,7 +23,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ import numpy as np
 import soundfile
 from tabulate import tabulate
 
-from m2d_bench import audio, tasks
-from m2d_bench.errors import M2DBenchError, UsageError, describe
+from m2d_bench import archives, audio, tasks
+from m2d_bench.errors import ArchiveError, M2DBenchError, UsageError, describe
 from m2d_bench.parallel import map_ahead
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
@@ -51,24 +50,35 @@ PACKAGES = Path(__file__).with_name("packages.csv")
 COLUMNS = ["package", "kind", "licence", "files", "unreadable", "short", "copies", "evaluated", "silent", "hours"]
 
 
-def fetch(package: str, folder: Path) -> bool:
-    """Downloads and unpacks a package into folder/package, archives inside it too; False where apt-get refuses."""
+def fetch(package: str, folder: Path) -> None:
+    """Downloads and unpacks a package into folder/package, archives inside it too, whole or not at all.
+
+    Raises:
+        ArchiveError: apt-get does not download it, or an archive is broken.
+    """
     unpacked, partial = folder / package, folder / f"{package}.part"
     if unpacked.exists():
-        return True
-    shutil.rmtree(partial, ignore_errors=True)
+        return
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     partial.mkdir(parents=True)
-    if subprocess.run(["apt-get", "download", package], cwd=partial, stdout=2).returncode:  # stdout is for the table
-        shutil.rmtree(partial)
-        return False
-    (archive,) = partial.glob("*.deb")
-    subprocess.run(["dpkg-deb", "-x", archive, partial], check=True)
-    archive.unlink()
-    for archive in [*partial.rglob("*.pk3")]:
-        zipfile.ZipFile(archive).extractall(archive.with_suffix(""))
-        archive.unlink()
-    partial.rename(unpacked)
-    return True
+    try:
+        status = subprocess.run(["apt-get", "download", package], cwd=partial, stdout=2).returncode  # stdout: the table
+        downloaded = [*partial.glob("*.deb")]
+        if status or len(downloaded) != 1:
+            raise ArchiveError(
+                f"apt-get download ended with status {status} and {len(downloaded)} .deb files. A fresh system needs "
+                "apt-get update."
+            )
+        if subprocess.run(["dpkg-deb", "-x", *downloaded, partial]).returncode:
+            raise ArchiveError(f"{downloaded[0].name}: dpkg-deb cannot unpack it.")
+        downloaded[0].unlink()
+        for archive in [*partial.rglob("*.pk3")]:
+            with archives.open_zip(archive) as opened:
+                opened.extractall(archive.with_suffix(""))
+            archive.unlink()
+        partial.rename(unpacked)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def contents(folder: Path, cache: Path) -> dict[str, Content]:
@@ -171,9 +181,11 @@ def build(arguments: argparse.Namespace) -> None:
     begin(folder, {"minutes": arguments.minutes, "seconds": arguments.seconds, "evaluation clips": digest})
     before: set[str] = set()
     for package in dict.fromkeys([*done, *arguments.packages]):  # copies of what is there already are left out too
-        if not fetch(package, folder / "packages"):
+        try:
+            fetch(package, folder / "packages")
+        except ArchiveError as error:
             outcome = "its clips stay" if package in done else "left out"
-            print(f"{package}: cannot be fetched; {outcome}. A fresh system needs apt-get update.", file=sys.stderr)
+            print(f"{package}: cannot be fetched; {outcome}. {error}", file=sys.stderr)
             continue
         chosen, counts = [], Counter[str]()
         for file, content in contents(folder / "packages" / package, folder / "cache").items():
@@ -218,7 +230,7 @@ def main() -> None:
     build(arguments)
     rows = read_table(arguments.folder / "sources.csv")
     if not rows:
-        raise UsageError(f"{arguments.folder}: no package could be fetched; apt-get says why.")
+        raise UsageError(f"{arguments.folder}: no package could be fetched, for the reasons above.")
     prepared = prepare([arguments.folder / "clips"], arguments.folder / "log_mels", PrepareSettings())
     print(tabulate(rows, headers="keys", tablefmt="github"))
     print(f"{sum(float(row['hours']) for row in rows):.1f} hours, {prepared.index.n_clips} clips in {prepared.folder}")

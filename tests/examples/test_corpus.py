@@ -1,9 +1,12 @@
 """The corpus of the model that ships: what is left out, what is cut, and what a second call does."""
 
 import csv
+import os
+import re
 import runpy
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -57,14 +60,25 @@ def build(folder, packages=("words", "track"), more=()):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
+def program(folder, name, script):
+    """A program of that name, for a PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def sources(folder):
+    with (folder / "sources.csv").open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
 def written(folder):
     """Bytes and time of every clip."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "clips").rglob("*.flac")}
 
 
 def test_corpus_holds_each_sound_once_and_none_of_an_evaluation(built):
-    with (built / "sources.csv").open(newline="") as file:
-        words, track = csv.DictReader(file)
+    words, track = sources(built)
     left_out = {"unreadable": "1", "short": "1", "copies": "2", "evaluated": "1", "silent": "1"}
     assert words.items() >= {"package": "words", "files": "2", **left_out}.items()
     assert track.items() >= {"package": "track", "files": "1", "copies": "1", "silent": "0"}.items()
@@ -95,8 +109,7 @@ def test_packages_are_added_and_compared_with_those_before(folder):
     for name, waveform in {"new.wav": noise(1, 5), "a.wav": noise(0.7, 0)}.items():
         soundfile.write(folder / "packages/more" / name, waveform, RATE)
     build(folder, ["more", "more"])
-    with (folder / "sources.csv").open(newline="") as file:
-        *_, row = rows = [*csv.DictReader(file)]
+    *_, row = rows = sources(folder)
     assert len(rows) == 3
     assert row.items() >= {"package": "more", "files": "1", "copies": "1"}.items()
     assert shards.Index.read(folder / "log_mels").n_clips == 9
@@ -123,15 +136,43 @@ def test_misuse_is_said_and_changes_nothing(folder, packages, more, says, capsys
 
 @pytest.mark.parametrize(("done", "outcome"), [(2, "left out"), (3, "its clips stay")])
 def test_package_that_cannot_be_fetched_is_said(folder, monkeypatch, capsys, done, outcome):
-    fetcher = folder / "apt-get"
-    fetcher.write_text("#!/bin/sh\nexit 100\n")
-    fetcher.chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
+    program(folder / "bin", "apt-get", "exit 100")
+    monkeypatch.setenv("PATH", str(folder / "bin"))
     rows = (folder / "sources.csv").read_text().splitlines(keepends=True)
     (folder / "sources.csv").write_text("".join(rows[:done]))
     shutil.rmtree(folder / "packages" / "track")
     build(folder)
     assert f"track: cannot be fetched; {outcome}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("apt_get", "dpkg_deb", "says"),
+    [
+        ("exit 100", "", "apt-get download ended with status 100 and 0 .deb files"),
+        ("exit 0", "", "apt-get download ended with status 0 and 0 .deb files"),
+        ("touch bad_1.deb bad_2.deb", "", "apt-get download ended with status 0 and 2 .deb files"),
+        ("touch bad_1.deb", "exit 2", "bad_1.deb: dpkg-deb cannot unpack it."),
+        ("touch bad_1.deb", 'echo no zip > "$3/data.pk3"', "data.pk3: not a whole zip file"),
+        ("touch bad_1.deb", 'cp "$BROKEN" "$3/data.pk3"', "data.pk3: not a whole zip file"),
+        ("touch bad_1.deb", 'ln -s nowhere "$3/data.pk3"', "data.pk3: not a whole zip file"),
+    ],
+)
+def test_package_with_a_broken_archive_is_left_out_and_said(folder, monkeypatch, capsys, apt_get, dpkg_deb, says):
+    broken = folder / "broken.zip"
+    with zipfile.ZipFile(broken, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("new.txt", "sound " * 1000)
+    broken.write_bytes(broken.read_bytes()[:45] + b"\xff" * 8 + broken.read_bytes()[53:])  # in what is compressed
+    program(folder / "bin", "apt-get", apt_get)
+    program(folder / "bin", "dpkg-deb", dpkg_deb)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("BROKEN", str(broken))
+    table = sources(folder)
+    (folder / "sources.csv").unlink()
+    for _ in range(2):
+        build(folder, ["words", "bad", "track"])
+        assert re.search(rf"^bad: cannot be fetched; left out\. .*{says}", capsys.readouterr().err, re.MULTILINE)
+        assert {path.name for path in (folder / "packages").iterdir()} == {"words", "track"}
+        assert sources(folder) == table
 
 
 def test_corpus_of_nothing_and_a_system_without_apt_are_said(tmp_path, monkeypatch):
@@ -140,7 +181,6 @@ def test_corpus_of_nothing_and_a_system_without_apt_are_said(tmp_path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="apt-get: No such file"):
         build(tmp_path)
-    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 100\n")
-    (tmp_path / "apt-get").chmod(0o755)
+    program(tmp_path, "apt-get", "exit 100")
     with pytest.raises(SystemExit, match="no package could be fetched"):
         build(tmp_path)
