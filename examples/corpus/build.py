@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
 from m2d_bench.progress import track
 from m2d_bench.settings import Storage, replacing
-from m2d_bench.tasks import dataset
+from m2d_bench.tasks import dataset, folders
 from m2d_bench.tasks.contents import Content, Contents
 
 SAMPLE_RATE = 16000
@@ -81,20 +82,18 @@ def fetch(package: str, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def contents(folder: Path, cache: Path) -> dict[str, Content]:
-    """Sound files of a folder, and what is in each."""
-    files = audio.find_sounds(folder)[0]
-    return dict(zip(files, Contents(folder, cache).of(files, folder.name), strict=True))
-
-
-def evaluated(names: Sequence[str], folders: Sequence[Path], storage: Storage) -> set[str]:
+def evaluated(names: Sequence[str], evaluations: Sequence[Path], storage: Storage) -> set[str]:
     """Digests of bytes and samples of all clips of tasks and of the sound files of folders."""
     clips = [clip for name in names for clip in dataset.load(tasks.get(name, storage), storage).clip_contents]
-    for folder in folders:
-        inside = contents(folder, storage.cache_root)
-        if not inside:
+    for folder in evaluations:
+        if not folder.is_dir():
+            reason = "is a file" if folder.exists() else "does not exist"
+            raise UsageError(f"--not-in {folder}: {reason}. Name the folder of an evaluation's clips.")
+        sounds, others = folders.find_sounds(folder)
+        if not sounds:
             raise UsageError(f"--not-in {folder}: no sound files there. Name the folder of an evaluation's clips.")
-        clips += inside.values()
+        audio.warn_of_others(folder, others)
+        clips += Contents(folder, storage.cache_root).of(sounds, folder.name)
     return {digest for clip in clips for digest in (clip.digest, clip.sound)} - {""}
 
 
@@ -188,7 +187,9 @@ def build(arguments: argparse.Namespace) -> None:
             print(f"{package}: cannot be fetched; {outcome}. {error}", file=sys.stderr)
             continue
         chosen, counts = [], Counter[str]()
-        for file, content in contents(folder / "packages" / package, folder / "cache").items():
+        root = folder / "packages" / package
+        files = folders.find_sounds(root)[0]
+        for file, content in zip(files, Contents(root, folder / "cache").of(files, package), strict=True):
             reason = reason_against(content, before, evaluation)
             counts[reason] += 1
             before |= {content.digest, content.sound}
@@ -208,11 +209,12 @@ def package_name(text: str) -> str:
     return text
 
 
-def length(text: str) -> float:
-    """A word of --minutes or --seconds."""
-    if not SHORTEST <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from {SHORTEST}, such as 10")
-    return float(text)
+def length(text: str, unit: int = 1) -> float:
+    """A word of --seconds, or of another option whose unit is so many seconds."""
+    with suppress(ValueError):
+        if SHORTEST <= unit * float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 10, or is less than {SHORTEST} seconds")
 
 
 def main() -> None:
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("--packages", nargs="+", type=package_name, default=packages)
     parser.add_argument("--not-in", nargs="+", type=Path, default=[], help="folders of an evaluation's clips")
     parser.add_argument("--tasks", nargs="*", default=tasks.BUILT_IN, help="whose clips are left out too")
-    parser.add_argument("--minutes", type=length, default=3.0, help="taken of each file")
+    parser.add_argument("--minutes", type=lambda text: length(text, 60), default=3.0, help="taken of each file")
     parser.add_argument("--seconds", type=length, default=10.0, help="of a clip")
     parser.add_argument("--cache", type=Path, help="folder of the built-in tasks' clips")
     arguments = parser.parse_args()

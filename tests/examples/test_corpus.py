@@ -119,9 +119,16 @@ def test_packages_are_added_and_compared_with_those_before(folder):
     ("packages", "more", "says"),
     [
         (["{folder}/evaluation"], [], "is no name of a package"),
-        (["words"], ["--seconds", "0"], "--seconds: 0 is not a number from 0.1"),
+        (["words"], ["--seconds", "0"], "--seconds: '0' is not a number such as 10, or is less than 0.1 seconds"),
+        (["words"], ["--seconds", "ten"], "--seconds: 'ten' is not a number such as 10"),
+        (["words"], ["--minutes", "abc"], "--minutes: 'abc' is not a number such as 10"),
+        (["words"], ["--minutes", "0.001"], "--minutes: '0.001' is not a number such as 10, or is less than 0.1 sec"),
+        (["words"], ["--minutes", "inf"], "--minutes: 'inf' is not a number"),
+        (["words"], ["--minutes", "0.05"], "was begun with"),  # three seconds
         (["words"], ["--seconds", "2"], "was begun with"),
-        (["words"], ["--not-in", "{folder}/nowhere"], "nowhere: no sound files there"),
+        (["words"], ["--not-in", "{folder}/nowhere"], "nowhere: does not exist. Name the folder"),
+        (["words"], ["--not-in", "{folder}/evaluation/clip.wav"], "clip.wav: is a file. Name the folder"),
+        (["words"], ["--not-in", "{folder}/log_mels"], "log_mels: no sound files there. Name the folder"),
         (["words"], ["--not-in", "{folder}/packages/track"], "was begun with"),
         (["words"], ["--tasks", "evnets"], "Did you mean events"),
     ],
@@ -132,6 +139,20 @@ def test_misuse_is_said_and_changes_nothing(folder, packages, more, says, capsys
         build(folder, *([word.format(folder=folder) for word in words] for words in (packages, more)))
     assert says in f"{raised.value} {capsys.readouterr().err}"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("names", [["part"], ["evaluation"]])
+def test_evaluation_that_cannot_be_listed_is_refused(folder, unlistable, names):
+    (folder / "evaluation/part").mkdir()
+    unlistable(*names)
+    with pytest.raises(SystemExit, match=rf"{names[0]}\S*: cannot be listed \(Permission denied\)"):
+        build(folder)
+
+
+def test_files_of_an_evaluation_that_are_no_sound_by_their_suffix_are_said(folder, caplog):
+    (folder / "evaluation/clip.m4a").touch()
+    build(folder)
+    assert "evaluation: files left out, no sound by their suffix: 1 .m4a" in caplog.text
 
 
 @pytest.mark.parametrize(("done", "outcome"), [(2, "left out"), (3, "its clips stay")])
