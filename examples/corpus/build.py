@@ -4,7 +4,7 @@
 
 Needs Debian or Ubuntu with apt-get and dpkg-deb; nothing is installed. Packages are named in packages.csv beside this
 file; one that cannot be fetched or unpacked is left out, and said. Killed, it goes on where it was when called again;
-called again with more packages, it adds them.
+called again with more packages, it adds them; a package whose clips are not all there is cut again.
 
 Left out are files that cannot be decoded, that are shorter than 0.1 s or silent, and that are the same, byte by byte or
 sample by sample, as one before or as a clip of an evaluation: of the built-in tasks or in a folder after --not-in. Of
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import math
 import re
@@ -24,7 +25,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,10 +34,11 @@ import soundfile
 from tabulate import tabulate
 
 from m2d_bench import archives, audio, tasks
-from m2d_bench.errors import ArchiveError, M2DBenchError, UsageError, describe
+from m2d_bench.errors import ArchiveError, DataError, M2DBenchError, UsageError, describe
 from m2d_bench.parallel import map_ahead
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
+from m2d_bench.pretrain.data.shards import FAILURES
 from m2d_bench.progress import track
 from m2d_bench.settings import Storage, replacing
 from m2d_bench.tasks import dataset, folders
@@ -48,7 +50,10 @@ SHORTEST = 0.1
 SILENCE = 1e-3
 """Peak below which a file is silent, −60 dB of full scale."""
 PACKAGES = Path(__file__).with_name("packages.csv")
-COLUMNS = ["package", "kind", "licence", "files", "unreadable", "short", "copies", "evaluated", "silent", "hours"]
+PACKAGE = r"[a-z0-9][a-z0-9+.-]+"
+"""Names of packages, which name folders too."""
+COUNTS = ["files", "unreadable", "short", "copies", "evaluated", "silent", "clips"]
+COLUMNS = ["package", "kind", "licence", *COUNTS, "hours"]
 
 
 def fetch(package: str, folder: Path) -> None:
@@ -129,30 +134,43 @@ def cut(waveforms: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
         yield rest
 
 
-def write_clips(
-    folder: Path, package: str, files: Sequence[str], minutes: float, seconds: float, counts: Counter[str]
-) -> float:
-    """Writes the clips of a package anew, and counts its files; returns hours."""
-    root, out = folder / "packages" / package, folder / "clips" / package
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+def read_ahead(root: Path, files: Sequence[str], minutes: float) -> Iterator[np.ndarray]:
+    """The first minutes of files, whose paths are relative to a package's folder."""
 
     def read(file: str) -> np.ndarray:
         return audio.read(root / file, SAMPLE_RATE, seconds=60 * minutes)
 
+    return track(map_ahead(read, files, jobs=0, ahead=8), f"Cutting {root.name}", len(files), "files")
+
+
+def write_clips(waveforms: Iterator[np.ndarray], out: Path, seconds: float) -> Counter[str]:
+    """Cuts waveforms into clips of so many seconds, and writes all of them or none.
+
+    Returns:
+        Numbers of files that were cut, of silent ones, of clips and of the clips' samples.
+    """
+    counts, partial = Counter[str](), out.with_name(f".{out.name}")  # prepare passes over such names
+
     def heard() -> Iterator[np.ndarray]:
-        waveforms = map_ahead(read, files, 0, ahead=8)
-        for waveform in track(waveforms, f"Cutting {package}", len(files), "files"):
+        for waveform in waveforms:
             silent = np.abs(waveform).max() < SILENCE
             counts["silent" if silent else "files"] += 1
             if not silent:
                 yield waveform
 
-    samples = 0
-    for number, clip in enumerate(cut(heard(), round(seconds * SAMPLE_RATE))):
-        soundfile.write(out / f"{number:05d}.flac", clip, SAMPLE_RATE, subtype="PCM_16")
-        samples += len(clip)
-    return samples / SAMPLE_RATE / 3600
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    partial.mkdir(parents=True)
+    for clip in cut(heard(), round(seconds * SAMPLE_RATE)):
+        soundfile.write(partial / f"{counts['clips']:05d}.flac", clip, SAMPLE_RATE, subtype="PCM_16")
+        counts.update(clips=1, samples=len(clip))
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return counts
+
+
+def count_clips(folder: Path) -> Counter[str]:
+    """Numbers of clips in FOLDER/clips by their package."""
+    return Counter(path.parent.name for path in (folder / "clips").glob("[!.]*/*.flac"))
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -160,51 +178,111 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
-def add_row(path: Path, row: dict[str, object]) -> None:
-    """Adds a row to a CSV file, which begins with the columns' names."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+def read_sources(path: Path, written: Mapping[str, int]) -> dict[str, dict[str, str]]:
+    """Rows of sources.csv by their package; none where there is no file.
+
+    Args:
+        path: The file.
+        written: Numbers of clips by package, for a file that was written before it had the column clips.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    sources = {}
+    try:
+        for number, row in enumerate(read_table(path), start=1):
+            package, numbers = row.get("package", ""), ",".join(map(str, [*row.values()][3:]))
+            named = [*row] in (COLUMNS, [name for name in COLUMNS if name != "clips"])
+            if not (named and re.fullmatch(PACKAGE, package) and re.fullmatch(r"(\d+,)+\d+\.\d\d", numbers)):
+                raise ValueError(f"row {number}")
+            sources[package] = {name: row.get(name, str(written.get(package, 1))) for name in COLUMNS}
+    except (ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path}: is damaged ({error}). Delete it and start again with all packages; their clips are cut again "
+            f"from {path.with_name('packages')}."
+        ) from error
+    return sources
 
 
-def build(arguments: argparse.Namespace) -> None:
-    """Writes the clips of every package that has no row in FOLDER/sources.csv yet, and then its row."""
+def write_sources(path: Path, sources: Mapping[str, Mapping[str, str]]) -> None:
+    """Writes sources.csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(sources.values())
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def check_clips(folder: Path, sources: Mapping[str, Mapping[str, str]]) -> None:
+    """Raises a DataError where clips are not there, or are of a package without a row."""
+    listed = Counter({package: int(row["clips"]) for package, row in sources.items()})
+    written = count_clips(folder)
+    for package in listed | written:
+        if listed[package] != written[package]:
+            raise DataError(
+                f"{folder / 'clips' / package}: holds {written[package]} clips, sources.csv counts {listed[package]}. "
+                f"Add {package} to --packages to have it cut again, or delete that folder and its row."
+            )
+
+
+def build(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Cuts every package whose clips are not all there by FOLDER/sources.csv, and notes it there.
+
+    Returns:
+        Rows of sources.csv by their package.
+
+    Raises:
+        DataError: Clips are lost and their package cannot be fetched; or as of `read_sources` and `check_clips`.
+    """
     folder: Path = arguments.folder
     known = {row["package"]: row for row in read_table(PACKAGES)}
-    done = [row["package"] for row in read_table(folder / "sources.csv")]
+    written = count_clips(folder)
+    sources = read_sources(folder / "sources.csv", written)
     evaluation = evaluated(arguments.tasks, arguments.not_in, Storage(cache=arguments.cache))
     digest = hashlib.sha256("".join(sorted(evaluation)).encode()).hexdigest()[:16]
     begin(folder, {"minutes": arguments.minutes, "seconds": arguments.seconds, "evaluation clips": digest})
     before: set[str] = set()
-    for package in dict.fromkeys([*done, *arguments.packages]):  # copies of what is there already are left out too
+    for package in dict.fromkeys([*sources, *arguments.packages]):  # copies of what is there already are left out too
+        root, out = folder / "packages" / package, folder / "clips" / package
+        done = package in sources and int(sources[package]["clips"]) == written[package]
         try:
             fetch(package, folder / "packages")
         except ArchiveError as error:
-            outcome = "its clips stay" if package in done else "left out"
+            outcome = "its clips stay" if done else "left out"
             print(f"{package}: cannot be fetched; {outcome}. {error}", file=sys.stderr)
             continue
         chosen, counts = [], Counter[str]()
-        root = folder / "packages" / package
         files = folders.find_sounds(root)[0]
         for file, content in zip(files, Contents(root, folder / "cache").of(files, package), strict=True):
-            reason = reason_against(content, before, evaluation)
-            counts[reason] += 1
-            before |= {content.digest, content.sound}
-            if not reason:
+            if reason := reason_against(content, before, evaluation):
+                counts[reason] += 1
+            else:
                 chosen.append(file)
-        if package not in done:
+            before |= {content.digest, content.sound}
+        if not done:
             shutil.rmtree(folder / "log_mels", ignore_errors=True)  # of the packages so far
-            hours = write_clips(folder, package, chosen, arguments.minutes, arguments.seconds, counts)
-            facts = {"kind": "", "licence": "", **known.get(package, {}), **counts, "hours": f"{hours:.2f}"}
-            add_row(folder / "sources.csv", {"package": package, **{name: facts.get(name, 0) for name in COLUMNS[1:]}})
+            counts += write_clips(read_ahead(root, chosen, arguments.minutes), out, arguments.seconds)
+            facts = {"package": package, "kind": "", "licence": "", **known.get(package, {})}
+            hours = counts["samples"] / SAMPLE_RATE / 3600
+            sources[package] = {**facts, **{name: str(counts[name]) for name in COUNTS}, "hours": f"{hours:.2f}"}
+        write_sources(folder / "sources.csv", sources)  # done ones too: it may have lacked the column clips
+    check_clips(folder, sources)
+    return sources
+
+
+def render(rows: Sequence[Mapping[str, str]]) -> str:
+    """The table of the corpus's sources, with a last row of sums."""
+    sums = {name: str(sum(int(row[name]) for row in rows)) for name in COUNTS}
+    hours = f"{sum(float(row['hours']) for row in rows):.2f}"
+    cells = [*rows, {"package": "**all**", "kind": "", "licence": "", **sums, "hours": hours}]
+    align = ["left" if name in ("package", "kind", "licence") else "right" for name in COLUMNS]
+    return tabulate(cells, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def package_name(text: str) -> str:
-    """A word of --packages, which names folders too."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", text):
+    """A word of --packages."""
+    if not re.fullmatch(PACKAGE, text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a package, such as klettres-data")
     return text
 
@@ -229,13 +307,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=length, default=10.0, help="of a clip")
     parser.add_argument("--cache", type=Path, help="folder of the built-in tasks' clips")
     arguments = parser.parse_args()
-    build(arguments)
-    rows = read_table(arguments.folder / "sources.csv")
-    if not rows:
-        raise UsageError(f"{arguments.folder}: no package could be fetched, for the reasons above.")
-    prepared = prepare([arguments.folder / "clips"], arguments.folder / "log_mels", PrepareSettings())
-    print(tabulate(rows, headers="keys", tablefmt="github"))
-    print(f"{sum(float(row['hours']) for row in rows):.1f} hours, {prepared.index.n_clips} clips in {prepared.folder}")
+    folder: Path = arguments.folder
+    sources = build(arguments)
+    if not sources:
+        raise UsageError(f"{folder}: no package could be fetched, for the reasons above.")
+    prepared = prepare([folder / "clips"], folder / "log_mels", PrepareSettings())
+    if failures := prepared.index.failures:
+        named = "\n".join(f"{path}: {reason}" for path, reason in failures[:20])
+        raise DataError(
+            f"{prepared.folder}: without clips that cannot be read, {len(failures)} by {FAILURES} there:\n{named}\n"
+            f"Delete the folders of their packages in {folder / 'clips'} and start again; they are cut again."
+        )
+    print(render([*sources.values()]))
+    print(f"{prepared.index.n_clips} clips in {prepared.folder}")
 
 
 if __name__ == "__main__":

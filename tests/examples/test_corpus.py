@@ -15,7 +15,8 @@ import soundfile
 
 from m2d_bench.pretrain.data import shards
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "corpus" / "build.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "corpus" / "build.py"
 RATE = 16000
 
 
@@ -72,6 +73,11 @@ def sources(folder):
         return [*csv.DictReader(file)]
 
 
+def contents(folder):
+    """Bytes of every clip."""
+    return {path: content for path, (content, _) in written(folder).items()}
+
+
 def written(folder):
     """Bytes and time of every clip."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "clips").rglob("*.flac")}
@@ -96,9 +102,7 @@ def test_corpus_killed_goes_on_where_it_was(folder, capsys):
     build(folder)
     assert (folder / "sources.csv").read_text() == table
     assert "8 clips" in capsys.readouterr().out
-    assert {path: content for path, (content, _) in written(folder).items()} == {
-        path: content for path, (content, _) in before.items()
-    }
+    assert contents(folder) == {path: content for path, (content, _) in before.items()}
     assert {path for path, facts in written(folder).items() if facts == before[path]} == {
         path for path in before if path.parent.name == "words"
     }
@@ -155,6 +159,154 @@ def test_files_of_an_evaluation_that_are_no_sound_by_their_suffix_are_said(folde
     assert "evaluation: files left out, no sound by their suffix: 1 .m4a" in caplog.text
 
 
+@pytest.mark.parametrize("lost", ["clips/words", "clips/words/00000.flac", "clips/track/00005.flac", "clips"])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_package_that_lost_clips_is_cut_again(folder, lost, prepared):
+    before, table = contents(folder), sources(folder)
+    shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
+    if not prepared:
+        shutil.rmtree(folder / "log_mels")
+    build(folder)
+    assert (contents(folder), sources(folder)) == (before, table)
+    assert shards.Index.read(folder / "log_mels").n_clips == 8
+
+
+def test_clips_that_are_lost_for_good_are_said(folder, monkeypatch, capsys):
+    for name in ("packages/track", "clips/track", "log_mels"):
+        shutil.rmtree(folder / name)
+    program(folder / "bin", "apt-get", "exit 100")
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    with pytest.raises(SystemExit, match=r"clips/track: holds 0 clips, sources.csv counts 6\. Add track to --packages"):
+        build(folder)
+    assert "track: cannot be fetched; left out." in capsys.readouterr().err
+
+
+def test_clips_of_a_package_without_a_row_are_said(folder):
+    (folder / "sources.csv").write_text("".join((folder / "sources.csv").read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(SystemExit, match=r"clips/track: holds 6 clips, sources.csv counts 0\."):
+        build(folder, ["words"])
+
+
+@pytest.mark.parametrize(("damaged", "size"), [("words/00000.flac", 9000), ("track/00003.flac", 0)])
+def test_damaged_clips_are_named_until_they_are_cut_again(folder, damaged, size, capsys):
+    before = contents(folder)
+    os.truncate(folder / "clips" / damaged, size)
+    shutil.rmtree(folder / "log_mels")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as raised:
+            build(folder)
+        assert re.search(rf"1 by failures.csv there:\n{damaged}: .*\nDelete the folders", str(raised.value))
+    assert "all" not in capsys.readouterr().out
+    shutil.rmtree((folder / "clips" / damaged).parent)
+    build(folder)
+    assert contents(folder) == before
+    assert shards.Index.read(folder / "log_mels").n_clips == 8
+
+
+def test_clips_of_a_package_that_was_killed_are_not_taken_for_all_of_it(folder, monkeypatch):
+    (folder / "packages/more").mkdir()
+    soundfile.write(folder / "packages/more/new.wav", noise(3, 5), RATE)
+
+    def killed(path, *rest, **options):
+        write(path, *rest, **options)
+        if path.name == "00001.flac":
+            raise KeyboardInterrupt
+
+    write = soundfile.write
+    monkeypatch.setattr(soundfile, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, ["more"])
+    monkeypatch.undo()
+    build(folder)
+    assert shards.Index.read(folder / "log_mels").n_clips == 8
+    build(folder, ["more"])
+    assert shards.Index.read(folder / "log_mels").n_clips == 11
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "track,music",
+        "track,,,1,0,0,1,0,0,6",
+        "track,,,1,0,0,1,0,0,6,0.",
+        "track,,,1,0,0,1,0,0,6,0.0",
+        "track,,,1,0,0,1,0,0,six,0.00",
+        "track,,,1,0,0,1,0,0,6,0.00,words",
+        ",,,1,0,0,1,0,0,6,0.00",
+        "../evaluation,,,1,0,0,1,0,0,6,0.00",
+        "\0\0\0\0",
+    ],
+)
+def test_damaged_table_is_said_and_nothing_is_changed(folder, tail):
+    rows = (folder / "sources.csv").read_text().splitlines(keepends=True)
+    (folder / "sources.csv").write_text("".join([*rows[:2], tail]))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")}
+    with pytest.raises(SystemExit, match=r"sources.csv: is damaged \(.*\)\. Delete it and start again"):
+        build(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.*")} == before
+
+
+def test_damaged_table_can_be_deleted(folder):
+    before, table = contents(folder), sources(folder)
+    (folder / "sources.csv").unlink()
+    build(folder)
+    assert (contents(folder), sources(folder)) == (before, table)
+
+
+def test_table_is_written_whole_or_not_at_all(folder, monkeypatch):
+    table = (folder / "sources.csv").read_bytes()
+    (folder / "packages/more").mkdir()
+    soundfile.write(folder / "packages/more/new.wav", noise(1, 5), RATE)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit, match="No space left"):
+        build(folder, ["more"])
+    assert (folder / "sources.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("lost", ["", "clips/words", "clips/track"])
+def test_corpus_of_before_the_column_clips_goes_on(folder, lost):
+    before, table = written(folder), sources(folder)
+    with (folder / "sources.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in table[0] if name != "clips"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(table)
+    if lost:
+        shutil.rmtree(folder / lost)
+    build(folder)
+    assert sources(folder) == table
+    assert contents(folder) == {path: content for path, (content, _) in before.items()}
+    kept = {path for path, facts in written(folder).items() if facts == before[path]}
+    assert kept == {path for path in before if not lost or not path.is_relative_to(folder / lost)}
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+
+
+def test_table_that_is_printed_ends_with_sums(folder, capsys):
+    build(folder)
+    header, _, *rows, total = cells(capsys.readouterr().out)
+    assert [dict(zip(header, row, strict=True)) for row in rows] == sources(folder)
+    assert total == ["**all**", "", "", "3", "1", "1", "3", "1", "1", "8", "0.00"]
+
+
+def test_table_of_the_guide_is_the_one_that_is_printed():
+    page = (ROOT / "docs/pretrain.md").read_text().split("What it prints at the end")[1].split("Debian 12")[0]
+    header, _, *rows, total = cells(page)
+    script = runpy.run_path(str(SCRIPT))
+    assert header == script["COLUMNS"]
+    printed = cells(script["render"]([dict(zip(header, row, strict=True)) for row in rows]))
+    assert [printed[0], *printed[2:]] == [header, *rows, total]
+    kinds = {row["package"]: row for row in script["read_table"](script["PACKAGES"])}
+    assert {package: (kind, licence) for package, kind, licence, *_ in rows} == {
+        package: (row["kind"], row["licence"]) for package, row in kinds.items()
+    }
+
+
 @pytest.mark.parametrize(("done", "outcome"), [(2, "left out"), (3, "its clips stay")])
 def test_package_that_cannot_be_fetched_is_said(folder, monkeypatch, capsys, done, outcome):
     program(folder / "bin", "apt-get", "exit 100")
@@ -162,6 +314,9 @@ def test_package_that_cannot_be_fetched_is_said(folder, monkeypatch, capsys, don
     rows = (folder / "sources.csv").read_text().splitlines(keepends=True)
     (folder / "sources.csv").write_text("".join(rows[:done]))
     shutil.rmtree(folder / "packages" / "track")
+    if done == 2:
+        shutil.rmtree(folder / "clips" / "track")
+        shutil.rmtree(folder / "log_mels")
     build(folder)
     assert f"track: cannot be fetched; {outcome}." in capsys.readouterr().err
 
