@@ -3,7 +3,7 @@
     python examples/corpus/build.py FOLDER [--packages NAME …] [--not-in FOLDER …] [--minutes 3] [--seconds 10]
 
 Needs Debian or Ubuntu with apt-get and dpkg-deb; nothing is installed. Packages are named in packages.csv beside this
-file; one that cannot be fetched or unpacked is left out, and said. Killed, it goes on where it was when called again;
+file; one that cannot be fetched or unpacked is skipped with a message. Killed, it goes on where it was when called again;
 called again with more packages, it adds them; a package whose clips are not all there is cut again.
 
 Left out are files that cannot be decoded, that are shorter than 0.1 s or silent, and that are the same, byte by byte or
@@ -178,24 +178,15 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
-def read_sources(path: Path, written: Mapping[str, int]) -> dict[str, dict[str, str]]:
-    """Rows of sources.csv by their package; none where there is no file.
-
-    Args:
-        path: The file.
-        written: Numbers of clips by package, for a file that was written before it had the column clips.
-
-    Raises:
-        DataError: It is damaged.
-    """
+def read_sources(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of sources.csv by their package; none where there is no file, a DataError where it is damaged."""
     sources = {}
     try:
         for number, row in enumerate(read_table(path), start=1):
-            package, numbers = row.get("package", ""), ",".join(map(str, [*row.values()][3:]))
-            named = [*row] in (COLUMNS, [name for name in COLUMNS if name != "clips"])
-            if not (named and re.fullmatch(PACKAGE, package) and re.fullmatch(r"(\d+,)+\d+\.\d\d", numbers)):
+            values = ",".join(str(row.get(name)) for name in ("package", *COUNTS, "hours"))
+            if [*row] != COLUMNS or not re.fullmatch(rf"{PACKAGE},(\d+,)+\d+\.\d\d", values):
                 raise ValueError(f"row {number}")
-            sources[package] = {name: row.get(name, str(written.get(package, 1))) for name in COLUMNS}
+            sources[row["package"]] = row
     except (ValueError, csv.Error) as error:
         raise DataError(
             f"{path}: is damaged ({error}). Delete it and start again with all packages; their clips are cut again "
@@ -238,7 +229,7 @@ def build(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
     folder: Path = arguments.folder
     known = {row["package"]: row for row in read_table(PACKAGES)}
     written = count_clips(folder)
-    sources = read_sources(folder / "sources.csv", written)
+    sources = read_sources(folder / "sources.csv")
     evaluation = evaluated(arguments.tasks, arguments.not_in, Storage(cache=arguments.cache))
     digest = hashlib.sha256("".join(sorted(evaluation)).encode()).hexdigest()[:16]
     begin(folder, {"minutes": arguments.minutes, "seconds": arguments.seconds, "evaluation clips": digest})
@@ -266,7 +257,7 @@ def build(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
             facts = {"package": package, "kind": "", "licence": "", **known.get(package, {})}
             hours = counts["samples"] / SAMPLE_RATE / 3600
             sources[package] = {**facts, **{name: str(counts[name]) for name in COUNTS}, "hours": f"{hours:.2f}"}
-        write_sources(folder / "sources.csv", sources)  # done ones too: it may have lacked the column clips
+            write_sources(folder / "sources.csv", sources)
     check_clips(folder, sources)
     return sources
 

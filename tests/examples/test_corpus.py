@@ -267,20 +267,12 @@ def test_table_is_written_whole_or_not_at_all(folder, monkeypatch):
     assert (folder / "sources.csv").read_bytes() == table
 
 
-@pytest.mark.parametrize("lost", ["", "clips/words", "clips/track"])
-def test_corpus_of_before_the_column_clips_goes_on(folder, lost):
-    before, table = written(folder), sources(folder)
-    with (folder / "sources.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [name for name in table[0] if name != "clips"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(table)
-    if lost:
-        shutil.rmtree(folder / lost)
-    build(folder)
-    assert sources(folder) == table
-    assert contents(folder) == {path: content for path, (content, _) in before.items()}
-    kept = {path for path, facts in written(folder).items() if facts == before[path]}
-    assert kept == {path for path in before if not lost or not path.is_relative_to(folder / lost)}
+@pytest.mark.parametrize("column", ["clips", "package"])
+def test_table_without_a_column_is_damaged(folder, column):
+    table = folder / "sources.csv"
+    table.write_text(table.read_text().replace(column, "other", 1))
+    with pytest.raises(SystemExit, match=r"sources.csv: is damaged \(row 1\)"):
+        build(folder)
 
 
 def cells(table):
