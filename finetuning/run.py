@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from m2d_bench import tasks
-from m2d_bench.errors import M2DBenchError, naming_option
+from m2d_bench.errors import M2DBenchError
 from m2d_bench.finetuning import recipe as own_recipes
 from m2d_bench.finetuning.images import data as images
 from m2d_bench.finetuning.images.job import ImageJob
@@ -66,9 +66,8 @@ def finetune(
     pretrained = {kind: kind.read_model(model, settings) for kind, *_ in jobs}
     if any(task.generator for _, _, task, *_ in jobs):
         make_cache(settings.cache_root)
-    for option, folder in {"--runs": settings.runs_root, "--out": Path(settings.out).expanduser()}.items():
-        with naming_option(option, folder):
-            make_folder(folder)
+    make_folder(settings.runs_root, "--runs")
+    make_folder(Path(settings.out).expanduser(), "--out")
     fabric = launch(settings.device, settings.precision)
     done: list[Run] = []
     failures: dict[str, Exception] = {}

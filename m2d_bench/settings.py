@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import platformdirs
 from pydantic import NonNegativeInt, PositiveInt
 
-from m2d_bench.errors import StorageError, UsageError, naming_option
+from m2d_bench.errors import StorageError, UsageError
 from m2d_bench.values import Checked
 
 if TYPE_CHECKING:
@@ -227,15 +227,20 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a folder that is going to be written to, before any work is done; a UsageError says why it cannot be."""
+def make_folder(folder: Path, option: str = "") -> None:
+    """Makes a folder that is going to be written to, before any work is done.
+
+    Raises:
+        UsageError: Why it cannot be, and the option that names it, if there is one.
+    """
+    named = f"{option} {folder}".strip()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be made ({error.strerror}). Name another folder.") from error
+        raise UsageError(f"{named}: cannot be made ({error.strerror}). Name another folder.") from error
     if not writable:
-        raise UsageError(f"{folder}: cannot be written to. Name another folder.")
+        raise UsageError(f"{named}: cannot be written to. Name another folder.")
 
 
 def make_cache(root: Path) -> None:
@@ -244,9 +249,8 @@ def make_cache(root: Path) -> None:
     Raises:
         UsageError: It cannot be made.
     """
-    if not os.path.isdir(root):  # unlike Path.is_dir, where it may not be looked for
-        with naming_option("--cache", root):
-            make_folder(root)
+    if not os.path.isdir(root):  # Path.is_dir raises where a folder above may not be searched
+        make_folder(root, "--cache")
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -13,7 +13,7 @@ import torch
 from m2d_bench import runs
 from m2d_bench.encoders.foreign import explained
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of
-from m2d_bench.errors import DataError, M2DBenchError, naming_option
+from m2d_bench.errors import DataError, M2DBenchError
 from m2d_bench.mteb_adapter import records, tasks
 from m2d_bench.mteb_adapter.encoder import import_mteb, load, model_meta
 from m2d_bench.mteb_adapter.tasks import Task
@@ -47,8 +47,7 @@ def evaluate(
     """
     chosen = tasks.get_all(task_names)
     make_cache(settings.cache_root)
-    with naming_option("--runs", settings.runs_root):
-        make_folder(settings.runs_root)
+    make_folder(settings.runs_root, "--runs")
     encoder = load(model, settings, settings)
     done: list[Run] = []
     failures: dict[str, Exception] = {}

@@ -101,16 +101,6 @@ class Recipe(Checked):
         """The method's `Arguments`."""
         return method.arguments_of(self.method)(**self.arguments)
 
-    def steps_per_epoch(self, n_clips: int) -> int:
-        """Optimizer steps of an epoch of so many clips; a UsageError where they are too few for one."""
-        clips = self.epoch_clips or n_clips
-        if clips < self.effective_batch:
-            raise UsageError(
-                f"{clips} clips an epoch are fewer than effective_batch={self.effective_batch}. Choose a smaller one, "
-                "or repeat the clips with a larger epoch_clips, as the preset small does."
-            )
-        return clips // self.effective_batch
-
     def build(self) -> MaskedModel:
         """The method, its weights not yet drawn."""
         return method.build(self.method, self.vit, self.arguments)

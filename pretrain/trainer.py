@@ -72,7 +72,12 @@ class Trainer(TrainingLoop):
                 f"effective_batch={recipe.effective_batch} is no multiple of batch_size={batch_size} × "
                 f"{fabric.world_size} devices. Choose a batch size that divides it."
             )
-        steps_per_epoch = recipe.steps_per_epoch(source.n_clips)
+        steps_per_epoch = (recipe.epoch_clips or source.n_clips) // recipe.effective_batch
+        if not steps_per_epoch:
+            raise UsageError(
+                f"{recipe.epoch_clips or source.n_clips} clips an epoch are fewer than effective_batch="
+                f"{recipe.effective_batch}. Choose a smaller one, or repeat the clips with --preset small."
+            )
         self.method = recipe.build()
         self.method.initialise(generator_of(recipe.seed, "weights"))
         super().__init__(fabric, folder, self.method, steps_per_epoch, recipe.epochs)

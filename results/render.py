@@ -301,9 +301,9 @@ def _lines(sheet: Sheet) -> list[list[str]]:
 
 
 class _HeadingWrapper(TextWrapper):
-    """Lines may also end after a colon, a hyphen or an equals sign."""
+    """Lines may also end after a colon or a hyphen."""
 
-    wordsep_re = re.compile(r"(\s+|(?<=[:=-]))")
+    wordsep_re = re.compile(r"(\s+|(?<=[:-]))")
 
 
 def _as_text(sheet: Sheet) -> str:

@@ -3,8 +3,9 @@
     python examples/corpus/build.py FOLDER [--packages NAME …] [--not-in FOLDER …] [--minutes 3] [--seconds 10]
 
 Needs Debian or Ubuntu with apt-get and dpkg-deb; nothing is installed. Packages are named in packages.csv beside this
-file; one that cannot be fetched or unpacked is skipped with a message. Killed, it goes on where it was when called again;
-called again with more packages, it adds them; a package whose clips are not all there is cut again.
+file; one that cannot be fetched or unpacked is left out, and named last, with exit status 1.
+Killed, it goes on where it was when called again; called again with more packages, it adds them; a package whose clips
+are not all there is cut again.
 
 Left out are files that cannot be decoded, that are shorter than 0.1 s or silent, and that are the same, byte by byte or
 sample by sample, as one before or as a clip of an evaluation: of the built-in tasks or in a folder after --not-in. Of
@@ -180,12 +181,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def read_sources(path: Path) -> dict[str, dict[str, str]]:
     """Rows of sources.csv by their package; none where there is no file, a DataError where it is damaged."""
-    sources = {}
+    sources: dict[str, dict[str, str]] = {}
     try:
         for number, row in enumerate(read_table(path), start=1):
-            values = ",".join(str(row.get(name)) for name in ("package", *COUNTS, "hours"))
-            if [*row] != COLUMNS or not re.fullmatch(rf"{PACKAGE},(\d+,)+\d+\.\d\d", values):
+            if [*row] != COLUMNS or not re.fullmatch(PACKAGE, row["package"]) or row["package"] in sources:
                 raise ValueError(f"row {number}")
+            for name in (*COUNTS, "hours"):
+                float(row[name] or "")
             sources[row["package"]] = row
     except (ValueError, csv.Error) as error:
         raise DataError(
@@ -205,26 +207,15 @@ def write_sources(path: Path, sources: Mapping[str, Mapping[str, str]]) -> None:
         file.write(text.getvalue().encode())
 
 
-def check_clips(folder: Path, sources: Mapping[str, Mapping[str, str]]) -> None:
-    """Raises a DataError where clips are not there, or are of a package without a row."""
-    listed = Counter({package: int(row["clips"]) for package, row in sources.items()})
-    written = count_clips(folder)
-    for package in listed | written:
-        if listed[package] != written[package]:
-            raise DataError(
-                f"{folder / 'clips' / package}: holds {written[package]} clips, sources.csv counts {listed[package]}. "
-                f"Add {package} to --packages to have it cut again, or delete that folder and its row."
-            )
-
-
-def build(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
+def build(arguments: argparse.Namespace) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Cuts every package whose clips are not all there by FOLDER/sources.csv, and notes it there.
 
     Returns:
-        Rows of sources.csv by their package.
+        Rows of sources.csv by their package, and which others were left out, with the reasons.
 
     Raises:
-        DataError: Clips are lost and their package cannot be fetched; or as of `read_sources` and `check_clips`.
+        DataError: sources.csv is damaged, there are clips without a row in it, or clips are lost and their package
+            cannot be fetched.
     """
     folder: Path = arguments.folder
     known = {row["package"]: row for row in read_table(PACKAGES)}
@@ -234,14 +225,22 @@ def build(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
     digest = hashlib.sha256("".join(sorted(evaluation)).encode()).hexdigest()[:16]
     begin(folder, {"minutes": arguments.minutes, "seconds": arguments.seconds, "evaluation clips": digest})
     before: set[str] = set()
+    left_out = []
     for package in dict.fromkeys([*sources, *arguments.packages]):  # copies of what is there already are left out too
         root, out = folder / "packages" / package, folder / "clips" / package
         done = package in sources and int(sources[package]["clips"]) == written[package]
         try:
             fetch(package, folder / "packages")
         except ArchiveError as error:
-            outcome = "its clips stay" if done else "left out"
-            print(f"{package}: cannot be fetched; {outcome}. {error}", file=sys.stderr)
+            if package in sources and not done:
+                counted = sources[package]["clips"]
+                raise DataError(
+                    f"{out}: {written[package]} of {counted} clips are there; {package}: {error}"
+                ) from error
+            if done:
+                print(f"{package}: cannot be fetched; its clips stay. {error}", file=sys.stderr)
+            else:
+                left_out.append(f"{package}: left out. {error}")
             continue
         chosen, counts = [], Counter[str]()
         files = folders.find_sounds(root)[0]
@@ -258,8 +257,12 @@ def build(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
             hours = counts["samples"] / SAMPLE_RATE / 3600
             sources[package] = {**facts, **{name: str(counts[name]) for name in COUNTS}, "hours": f"{hours:.2f}"}
             write_sources(folder / "sources.csv", sources)
-    check_clips(folder, sources)
-    return sources
+    for package in count_clips(folder).keys() - sources.keys():
+        raise DataError(
+            f"{folder / 'clips' / package}: has no row in sources.csv. Add {package} to --packages, or delete that "
+            "folder and log_mels."
+        )
+    return sources, left_out
 
 
 def render(rows: Sequence[Mapping[str, str]]) -> str:
@@ -299,9 +302,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of the built-in tasks' clips")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    sources = build(arguments)
+    sources, left_out = build(arguments)
     if not sources:
-        raise UsageError(f"{folder}: no package could be fetched, for the reasons above.")
+        raise UsageError("\n".join([f"{folder}: there is no package to cut.", *left_out]))
     prepared = prepare([folder / "clips"], folder / "log_mels", PrepareSettings())
     if failures := prepared.index.failures:
         named = "\n".join(f"{path}: {reason}" for path, reason in failures[:20])
@@ -311,6 +314,8 @@ def main() -> None:
         )
     print(render([*sources.values()]))
     print(f"{prepared.index.n_clips} clips in {prepared.folder}")
+    if left_out:
+        raise DataError("\n".join(left_out))
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def _other_family(name: str) -> UsageError:
 
 
 def _shipped(**changes: Any) -> Checkpoint:
-    """The weights that come with this package, which is what to get anew where they are missing or damaged."""
+    """The weights that come with this package; where they are damaged, the error says to reinstall it."""
     try:
         return checkpoint.read(_SHIPPED, **{"name": DEFAULT, **changes})
     except CheckpointError as error:
@@ -256,7 +256,7 @@ def _released(release: Release, folder: Path) -> Path:
         mark_used(Path(f"{target}.lock"))
         return target
     make_cache(folder.parent)
-    make_folder(folder)
+    make_folder(folder, "--cache")
     with FileLock(f"{target}.lock"):
         if not checkpoint.files_in(target):
             archive = folder / f"{release.name}.zip"

@@ -17,7 +17,7 @@ import torch
 from m2d_bench import runs, tasks
 from m2d_bench.encoders import zoo
 from m2d_bench.encoders.protocol import Encoder, SceneEncoder, facts_of, wrap
-from m2d_bench.errors import M2DBenchError, UsageError, naming_option
+from m2d_bench.errors import M2DBenchError, UsageError
 from m2d_bench.evaluation import embeddings
 from m2d_bench.evaluation.embeddings import Embeddings
 from m2d_bench.evaluation.metrics import per_class
@@ -74,8 +74,7 @@ def linear(
         raise UsageError("A baseline is compared in one embedding of each encoder. Name one layer and one pooling.")
     chosen = tasks.get_all(task_names, settings, clip_seconds=settings.clip_seconds)
     make_cache(settings.cache_root)
-    with naming_option("--runs", settings.runs_root):
-        make_folder(settings.runs_root)
+    make_folder(settings.runs_root, "--runs")
     models = {"--model": model} if baseline is None else {"--model": model, "--baseline": baseline}
     encoders = [wrap(_load(each, settings)) for each in models.values()]
     wanted = [asked(settings, encoder) for encoder in encoders]

@@ -59,9 +59,9 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"{text}: a change of a recipe is NAME=VALUE, such as epochs=100.")
+            raise UsageError(f"--set {text}: it takes NAME=VALUE, such as epochs=100.")
         try:
             values[name.strip().replace("-", "_")] = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
-            raise UsageError(f"{text}: {value!r} is no value YAML knows.") from error
+            raise UsageError(f"--set {text}: {value!r} is no value YAML knows.") from error
     return values

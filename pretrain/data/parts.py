@@ -50,7 +50,7 @@ class PrepareSettings(Checked):
         teacher: Model whose features are written beside the log-mels, such as hf:facebook/hubert-base-ls960.
         layer: Its layer, from 1; by default the last.
         device: Of the teacher: auto (a GPU if there is one), cpu, cuda, …
-        precision: Of the teacher: fp32, bf16, or auto: bf16 where the processor multiplies it natively, else fp32.
+        precision: Of the teacher: fp32, bf16, or auto: bf16 where the device multiplies it natively, else fp32.
         trust_remote_code: Run the code that the repository of an hf: teacher holds. Read it first.
     """
 

@@ -61,6 +61,7 @@ class TeacherFacts:
         digest: Of its weights and the layer.
         size: Width of a frame.
         hop_ms: Milliseconds between frames.
+        precision: In which it computed them: fp32 or bf16.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TeacherFacts:
     digest: str
     size: int
     hop_ms: float
+    precision: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,6 +175,7 @@ class SpeechTeacher:
                 digest=f"{self._encoder.digest}:{layer or 'last'}",
                 size=self._encode(torch.zeros(1, sample_rate)).shape[-1],
                 hop_ms=self._encoder.hop_ms,
+                precision=self._encoder.precision,
             )
 
     def read(self, path: Path) -> np.ndarray:

@@ -664,7 +664,7 @@ def test_a_failing_task_stops_no_other_and_is_named_last(place, tmp_path, capsys
         (["--tasks", "ecs50"], "Unknown task 'ecs50'. Did you mean esc50"),
         (["--recipe", "esc5"], "Unknown recipe 'esc5'. Did you mean esc50"),
         (["--set", "lr=1"], "Unknown value of a recipe 'lr'"),
-        (["--set", "epochs"], "epochs: a change of a recipe is NAME=VALUE"),
+        (["--set", "epochs"], "--set epochs: it takes NAME=VALUE"),
         (["--seeds", "0"], 'Invalid value "0" for --seeds. It should be greater than 0.'),
         (["--precision", "fp16"], "fp16 is trained on GPUs alone"),
         (["--format", "xml"], "Unknown format 'xml'"),

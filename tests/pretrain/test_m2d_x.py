@@ -282,13 +282,14 @@ def test_prepared_features_are_checked_and_resumed_with_the_same_teacher_alone(s
     teachers = [tmp_path / f"m2d_vit_tiny-80x96p80x4-{copy}" / "checkpoint-1.pth" for copy in "ab"]
     for path in teachers:
         checkpoint.save(zoo.read(TEACHER), path)
-    settings = PrepareSettings(teacher=str(teachers[0]), layer=1, device="cpu")
+    settings = PrepareSettings(teacher=str(teachers[0]), layer=1, device="cpu", precision="fp32")
     prepare([sounds], tmp_path / "mels", settings)
     assert "GB an hour of sound" in caplog.text
     assert "there are some of 9 s: where memory runs out, --jobs 1" in caplog.text
     prepare([sounds], tmp_path / "mels", replace(settings, teacher=str(teachers[1])))
-    with pytest.raises(UsageError, match="was begun with teacher="):
-        prepare([sounds], tmp_path / "mels", replace(settings, layer=2))
+    for change in ({"layer": 2}, {"precision": "bf16"}):
+        with pytest.raises(UsageError, match="was begun with teacher="):
+            prepare([sounds], tmp_path / "mels", replace(settings, **change))
     rows = np.load(tmp_path / "mels" / shards.ROWS)
     path = tmp_path / "mels" / shards.shard_name(0)
     content = bytearray(path.read_bytes())
