@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,15 @@ def launch(device: str, precision: Precision) -> Fabric:
         fabric.launch()
     except (RuntimeError, ValueError) as error:  # of its reading of torchrun's or Slurm's variables
         raise UsageError(f"The devices cannot be set up as the environment says: {error}") from error
+    if fabric.world_size > 1:
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    """Ends gloo's threads before the interpreter does, which now and then aborts; Fabric does it for NCCL alone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager

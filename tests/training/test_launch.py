@@ -4,6 +4,10 @@ import pytest
 
 pytest.importorskip("lightning_fabric")
 
+import atexit
+import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -13,7 +17,7 @@ from m2d_bench.errors import DataError, OtherProcessError, UsageError
 from m2d_bench.training.launch import failing_together, from_first_process, launch
 from m2d_bench.training.log import StepReporter
 from m2d_bench.training.loop import Step, TrainingLoop
-from tests.processes import in_two
+from tests.processes import in_two, under_torchrun
 
 
 def fail(*_, **__):
@@ -89,3 +93,20 @@ def test_the_command_leaves_the_message_to_the_process_that_failed(error, said, 
     monkeypatch.setattr(cli, "_run", run)
     assert cli.main([]) != 0
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.slow
+def test_processes_have_left_their_group_when_the_interpreter_ends(tmp_path):
+    under_torchrun("tests.training.test_launch", tmp_path)
+    for rank in "01":
+        assert (tmp_path / rank).read_text() == "in a group: False"
+
+
+def note_group(path):
+    path.write_text(f"in a group: {torch.distributed.is_initialized()}")
+
+
+if __name__ == "__main__":
+    atexit.register(note_group, Path(sys.argv[1], os.environ["RANK"]))  # called last, for it is registered first
+    launch("cpu", "fp32")
+    assert torch.distributed.is_initialized()
