@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import io
 import json
 import math
 import re
@@ -36,6 +35,7 @@ from tabulate import tabulate
 
 from m2d_bench import archives, audio, tasks
 from m2d_bench.errors import ArchiveError, DataError, M2DBenchError, UsageError, describe
+from m2d_bench.output import csv_text
 from m2d_bench.parallel import map_ahead
 from m2d_bench.pretrain.data.parts import PrepareSettings
 from m2d_bench.pretrain.data.prepare import prepare
@@ -169,11 +169,6 @@ def write_clips(waveforms: Iterator[np.ndarray], out: Path, seconds: float) -> C
     return counts
 
 
-def count_clips(folder: Path) -> Counter[str]:
-    """Numbers of clips in FOLDER/clips by their package."""
-    return Counter(path.parent.name for path in (folder / "clips").glob("[!.]*/*.flac"))
-
-
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; none where there is no file."""
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
@@ -186,8 +181,9 @@ def read_sources(path: Path) -> dict[str, dict[str, str]]:
         for number, row in enumerate(read_table(path), start=1):
             if [*row] != COLUMNS or not re.fullmatch(PACKAGE, row["package"]) or row["package"] in sources:
                 raise ValueError(f"row {number}")
-            for name in (*COUNTS, "hours"):
-                float(row[name] or "")
+            for name in COUNTS:
+                int(row[name] or "")
+            float(row["hours"] or "")
             sources[row["package"]] = row
     except (ValueError, csv.Error) as error:
         raise DataError(
@@ -199,12 +195,9 @@ def read_sources(path: Path) -> dict[str, dict[str, str]]:
 
 def write_sources(path: Path, sources: Mapping[str, Mapping[str, str]]) -> None:
     """Writes sources.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(sources.values())
+    rows = ([row[name] for name in COLUMNS] for row in sources.values())
     with replacing(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(f"{csv_text(COLUMNS, rows)}\n".encode())
 
 
 def build(arguments: argparse.Namespace) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -219,7 +212,7 @@ def build(arguments: argparse.Namespace) -> tuple[dict[str, dict[str, str]], lis
     """
     folder: Path = arguments.folder
     known = {row["package"]: row for row in read_table(PACKAGES)}
-    written = count_clips(folder)
+    written = Counter(path.parent.name for path in (folder / "clips").glob("[!.]*/*.flac"))  # clips by their package
     sources = read_sources(folder / "sources.csv")
     evaluation = evaluated(arguments.tasks, arguments.not_in, Storage(cache=arguments.cache))
     digest = hashlib.sha256("".join(sorted(evaluation)).encode()).hexdigest()[:16]
@@ -257,7 +250,7 @@ def build(arguments: argparse.Namespace) -> tuple[dict[str, dict[str, str]], lis
             hours = counts["samples"] / SAMPLE_RATE / 3600
             sources[package] = {**facts, **{name: str(counts[name]) for name in COUNTS}, "hours": f"{hours:.2f}"}
             write_sources(folder / "sources.csv", sources)
-    for package in count_clips(folder).keys() - sources.keys():
+    for package in written.keys() - sources.keys():
         raise DataError(
             f"{folder / 'clips' / package}: has no row in sources.csv. Add {package} to --packages, or delete that "
             "folder and log_mels."
